@@ -1,0 +1,268 @@
+"""What crosses from one stage to the next: tensors, preprocessing steps, data sets, limits and their verdicts.
+
+Only frozen dataclasses of plain values and numpy arrays, so that every floor may use them and each of them
+can be written as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import RecipeError, nearest
+
+Task = Literal["classification", "multilabel", "regression", "embedding"]
+TASKS: tuple[Task, ...] = ("classification", "multilabel", "regression", "embedding")
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of a model's input or output; a string in the shape is a symbolic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def concrete(self, **axes: int) -> tuple[int, ...]:
+        """The shape with each symbolic axis replaced by its value in `axes` (1 where it is not named)."""
+        return tuple(axes.get(size, 1) if isinstance(size, str) else size for size in self.shape)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its confidence interval; `low` and `high` are NaN-free and `low <= value <= high`."""
+
+    value: float
+    low: float
+    high: float
+    n: int | None = None
+
+    def to_json(self) -> dict[str, float | int]:
+        """Plain values; `n` only where it is known."""
+        plain: dict[str, float | int] = {"value": self.value, "low": self.low, "high": self.high}
+        return plain if self.n is None else {**plain, "n": self.n}
+
+
+# Preprocessing steps. Each is one frozen dataclass with an `op` name; a recipe and a bundle write them as
+# {"op": "resize", "size": [28, 28]}. edgekd.device.preprocess says what each does to the numbers.
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Image file or bytes to uint8 (H, W, 3) or (H, W, 1); EXIF orientation applied, alpha composed over a colour."""
+
+    op: ClassVar[str] = "decode"
+    exif: bool = True
+    alpha: Literal["black", "white"] = "black"
+
+
+@dataclass(frozen=True)
+class ToRgb:
+    """One channel to three equal ones; three stay."""
+
+    op: ClassVar[str] = "to_rgb"
+
+
+@dataclass(frozen=True)
+class ToGrey:
+    """Three channels to one (ITU-R 601-2 luma, as Pillow's mode L); one stays."""
+
+    op: ClassVar[str] = "to_grey"
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To `size`: [height, width], or one number for the shorter side with the aspect ratio kept."""
+
+    op: ClassVar[str] = "resize"
+    size: tuple[int, int] | int = 0
+    filter: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
+    antialias: bool = True
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The middle [height, width] of the image."""
+
+    op: ClassVar[str] = "center_crop"
+    size: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Multiply by `factor` in float32 (1/255 turns bytes into 0..1)."""
+
+    op: ClassVar[str] = "scale"
+    factor: float = 1.0 / 255.0
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """(x - mean) / std over the last axis, in float32; the text "train" is replaced by figures of the train split."""
+
+    op: ClassVar[str] = "normalize"
+    mean: tuple[float, ...] | Literal["train"] = (0.0,)
+    std: tuple[float, ...] | Literal["train"] = (1.0,)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """`CHW` moves the channels of an image in front; `flat` makes one vector of a sample; `HWC` leaves it."""
+
+    op: ClassVar[str] = "layout"
+    to: Literal["CHW", "HWC", "flat"] = "CHW"
+
+
+Step = Decode | ToRgb | ToGrey | Resize | CenterCrop | Scale | Normalize | Layout
+STEPS: dict[str, type[Step]] = {
+    step.op: step for step in (Decode, ToRgb, ToGrey, Resize, CenterCrop, Scale, Normalize, Layout)
+}
+
+
+def parse_steps(steps: Iterable[Mapping[str, Any]], *, where: str = "preprocess.steps") -> tuple[Step, ...]:
+    """Typed steps from their JSON or TOML form. Raises `RecipeError` on an unknown op, key or value."""
+    parsed: list[Step] = []
+    for index, raw in enumerate(steps):
+        place = f"{where}[{index}]"
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+        op = options.pop("op", None)
+        if not isinstance(op, str) or op not in STEPS:
+            raise RecipeError(f"{place}: unknown op {op!r}. {nearest(str(op), STEPS)}")
+        known = {field.name for field in dataclasses.fields(STEPS[op])}
+        for key in options:
+            if key not in known:
+                raise RecipeError(f"{place} ({op}): unknown key '{key}'. {nearest(key, known)}")
+        build: Callable[..., Step] = STEPS[op]
+        step = build(**options)
+        _check_step(step, place)
+        parsed.append(step)
+    return tuple(parsed)
+
+
+def steps_to_json(steps: Iterable[Step]) -> list[dict[str, Any]]:
+    """The form that a bundle holds; `parse_steps` reads it back to equal values."""
+    plain = []
+    for step in steps:
+        values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(step).items()}
+        plain.append({"op": step.op, **values})
+    return plain
+
+
+def _check_step(step: Step, place: str) -> None:
+    def refuse(found: object, expected: str) -> None:
+        raise RecipeError(f"{place} ({step.op}): found {found!r}, expected {expected}")
+
+    def is_size(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 16384
+
+    def is_number(value: object) -> bool:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+    if isinstance(step, Decode):
+        if not isinstance(step.exif, bool):
+            refuse(step.exif, "exif = true or false")
+        if step.alpha not in ("black", "white"):
+            refuse(step.alpha, 'alpha = "black" or "white"')
+    if isinstance(step, Resize):
+        sides = step.size if isinstance(step.size, tuple) else (step.size, step.size)
+        if len(sides) != 2 or not all(is_size(side) for side in sides):
+            refuse(step.size, "size = [height, width] or one number, each from 1 to 16384")
+        if step.filter not in ("nearest", "bilinear", "bicubic"):
+            refuse(step.filter, 'filter = "nearest", "bilinear" or "bicubic"')
+        if not isinstance(step.antialias, bool):
+            refuse(step.antialias, "antialias = true or false")
+    if isinstance(step, CenterCrop) and not (
+        isinstance(step.size, tuple) and len(step.size) == 2 and all(is_size(side) for side in step.size)
+    ):
+        refuse(step.size, "size = [height, width], each from 1 to 16384")
+    if isinstance(step, Scale) and not is_number(step.factor):
+        refuse(step.factor, "a finite factor")
+    if isinstance(step, Normalize):
+        for value in (step.mean, step.std):
+            if value != "train" and not (isinstance(value, tuple) and value and all(is_number(v) for v in value)):
+                refuse(value, 'a list of finite numbers, or "train"')
+        if isinstance(step.std, tuple) and any(v == 0 for v in step.std):
+            refuse(step.std, "no std of 0")
+    if isinstance(step, Layout) and step.to not in ("CHW", "HWC", "flat"):
+        refuse(step.to, 'to = "CHW", "HWC" or "flat"')
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a data set, before the arithmetic steps (scale, normalize, layout).
+
+    x    (N, ...) uint8 or float32; images are (N, H, W, C)
+    y    (N,) int64 classes | (N, L) uint8 labels | (N, D) float32 targets
+    ids  (N,) int64, unique within the data set and stable from run to run
+    """
+
+    x: Array
+    y: Array
+    ids: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: NDArray[np.intp] | slice) -> Split:
+        """The samples at `indices`."""
+        return Split(self.x[indices], self.y[indices], self.ids[indices])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Train trains, validation chooses, test is read once. `labels` name the outputs, in order."""
+
+    name: str
+    task: Task
+    labels: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split
+    licence: str
+    sha256: str
+
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers the model's output has: classes, labels or targets."""
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The budget of the user; None means no limit. kB = 1000 bytes, MB = 1000 kB, drops in percentage points."""
+
+    latency_p90_ms: float | None = None
+    size_kb: float | None = None
+    peak_memory_mb: float | None = None
+    accuracy_drop_points: float | None = None
+    confidence: float = 0.95
+    unproven: Literal["warn", "fail"] = "warn"
+
+
+@dataclass(frozen=True)
+class LimitVerdict:
+    """How one limit ended. `needed_n` says how many samples a proof would take when it is unproven."""
+
+    name: str
+    limit: float
+    value: Interval
+    verdict: Literal["met", "missed", "unproven"]
+    needed_n: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of INTERFACES: name, limit, value, interval, verdict (and needed_n)."""
+        plain: dict[str, Any] = {
+            "name": self.name,
+            "limit": self.limit,
+            "value": self.value.value,
+            "interval": [self.value.low, self.value.high],
+            "verdict": self.verdict,
+        }
+        return plain if self.needed_n is None else {**plain, "needed_n": self.needed_n}
