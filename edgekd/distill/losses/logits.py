@@ -1,0 +1,199 @@
+"""Losses on logits. Shape suffixes: N batch, C classes; "..." may be (N,) or, for tokens, (N, L).
+
+Logits are scores before the softmax, never probabilities. Teacher tensors are constants. Softmax and logarithms are
+computed in float32 at least, under bfloat16 autocast too. Every function returns a scalar tensor, except `standardize`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from edgekd.distill.losses.shapes import (
+    check_labels,
+    check_rank,
+    check_same_shape,
+    check_temperature,
+    constant,
+    precise,
+)
+from edgekd.errors import UsageError
+
+
+def cross_entropy(student_NC: Tensor, labels_N: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with the true classes, batch mean.
+
+        -1/N sum_n sum_c q_nc log softmax(student)_nc,   q = (1 - eps) onehot(label) + eps / C
+
+    Smoothing: Szegedy et al., "Rethinking the Inception Architecture", 2015, arXiv:1512.00567.
+    """
+    check_rank(student_NC, "student logits", 2)
+    check_labels(student_NC, labels_N)
+    if not 0.0 <= label_smoothing < 1.0:
+        raise UsageError(f"found label_smoothing = {label_smoothing}, expected 0 <= label_smoothing < 1")
+    return F.cross_entropy(precise(student_NC), labels_N, label_smoothing=label_smoothing)
+
+
+def kd(student_NC: Tensor, teacher_NC: Tensor, *, temperature: float = 4.0, mask: Tensor | None = None) -> Tensor:
+    """Softened Kullback-Leibler divergence from the teacher to the student.
+
+        T^2 * mean_n sum_c p_c log(p_c / q_c),   p = softmax(teacher / T),   q = softmax(student / T)
+
+    T^2 keeps the size of the gradient when T changes. Zero when both give the same probabilities.
+    Tokens: (N, L, C) with a mask (N, L), true = counts, averaged over the tokens that count.
+
+    Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015, arXiv:1503.02531. (Batch mean, not
+    the mean over N*C elements that `F.kl_div` gives by default.)
+    """
+    check_rank(student_NC, "student logits", 2, 3)
+    check_same_shape(student_NC, teacher_NC)
+    check_temperature(temperature)
+    log_q = F.log_softmax(precise(student_NC) / temperature, dim=-1)
+    log_p = F.log_softmax(constant(teacher_NC) / temperature, dim=-1)
+    divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
+    return temperature**2 * _mean(divergence, mask)
+
+
+def soft_cross_entropy(student_NC: Tensor, teacher_NC: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Cross-entropy with the teacher's probabilities, batch mean; no T^2.
+
+        -1/N sum_n sum_c softmax(teacher / T)_nc log softmax(student / T)_nc
+
+    Its gradient is that of `kd` / T^2; its smallest value is the teacher's entropy, not 0.
+    """
+    check_rank(student_NC, "student logits", 2)
+    check_same_shape(student_NC, teacher_NC)
+    check_temperature(temperature)
+    log_q_NC = F.log_softmax(precise(student_NC) / temperature, dim=-1)
+    p_NC = F.softmax(constant(teacher_NC) / temperature, dim=-1)
+    return -(p_NC * log_q_NC).sum(dim=-1).mean()
+
+
+def logit_mse(student_NC: Tensor, teacher_NC: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Mean over all elements of (student / T - teacher / T)^2; no T^2.
+
+    Ba and Caruana, "Do Deep Nets Really Need to be Deep?", 2013, arXiv:1312.6184 (there with T = 1).
+    """
+    check_same_shape(student_NC, teacher_NC)
+    check_temperature(temperature)
+    return ((precise(student_NC) - constant(teacher_NC)) / temperature).square().mean()
+
+
+def dkd(
+    student_NC: Tensor,
+    teacher_NC: Tensor,
+    labels_N: Tensor,
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+) -> Tensor:
+    """Decoupled distillation: how sure the teacher is, and how it ranks the wrong classes, weighted apart.
+
+        alpha * T^2 KL([p_y, 1 - p_y] || [q_y, 1 - q_y])  +  beta * T^2 KL(p over c != y || q over c != y)
+
+    Both batch means; the second renormalizes the softmax over the classes that are not the label.
+    With beta = 1 - p_y per sample the sum is `kd`. Raises `UsageError` for a single class.
+
+    Zhao, Cui, Song, Qiu and Liang, "Decoupled Knowledge Distillation", 2022, arXiv:2203.08679. (The authors' code
+    masks the label with -1000 instead of leaving it out; here it is left out.)
+    """
+    check_rank(student_NC, "student logits", 2)
+    check_same_shape(student_NC, teacher_NC)
+    check_labels(student_NC, labels_N)
+    check_temperature(temperature)
+    if student_NC.shape[1] < 2:
+        raise UsageError("dkd needs at least 2 classes: with one there is nothing beside the target")
+    target_log_q, other_log_q = _decoupled(precise(student_NC) / temperature, labels_N)
+    target_log_p, other_log_p = _decoupled(constant(teacher_NC) / temperature, labels_N)
+    target = F.kl_div(target_log_q, target_log_p, reduction="batchmean", log_target=True)
+    other = F.kl_div(other_log_q, other_log_p, reduction="batchmean", log_target=True)
+    return temperature**2 * (alpha * target + beta * other)
+
+
+def standardize(logits_NC: Tensor) -> Tensor:
+    """Each row (x - mean) / (1e-7 + std), std unbiased. The same shape; gradients flow.
+
+    Sun, Ren, Li, Wang and Cao, "Logit Standardization in Knowledge Distillation", 2024, arXiv:2403.01427.
+    """
+    x = precise(logits_NC)
+    if x.shape[-1] < 2:
+        raise UsageError(f"logits are {list(x.shape)}: standardizing a row needs at least 2 classes")
+    return (x - x.mean(dim=-1, keepdim=True)) / (1e-7 + x.std(dim=-1, keepdim=True))
+
+
+def logit_standardized_kd(student_NC: Tensor, teacher_NC: Tensor, *, temperature: float = 2.0) -> Tensor:
+    """`kd` of both logits after `standardize`: the student need not match the teacher's scale, only its shape.
+
+    Sun et al., 2024, arXiv:2403.01427.
+    """
+    check_same_shape(student_NC, teacher_NC)
+    return kd(standardize(student_NC), standardize(constant(teacher_NC)), temperature=temperature)
+
+
+def multi_temperature_kd(
+    student_NC: Tensor, teacher_NC: Tensor, *, temperatures: Sequence[float] = (2.0, 3.0, 4.0, 5.0, 6.0)
+) -> Tensor:
+    """Sum of `kd` over the temperatures.
+
+    Jin, Wang and Lin, "Multi-level Logit Distillation", CVPR 2023 (its instance level).
+    """
+    if not temperatures:
+        raise UsageError("found no temperatures, expected a list such as [2, 3, 4, 5, 6]")
+    return torch.stack([kd(student_NC, teacher_NC, temperature=float(T)) for T in temperatures]).sum()
+
+
+def teacher_free(
+    student_NC: Tensor,
+    labels_N: Tensor,
+    *,
+    alpha: float = 0.1,
+    temperature: float = 20.0,
+    correct_probability: float = 0.99,
+) -> Tensor:
+    """Distillation from a virtual teacher that is right with probability `correct_probability`.
+
+        (1 - alpha) * CE  +  alpha * mean over all N*C elements of KL(softmax(u / T) || softmax(student))
+
+    u are the virtual teacher's probabilities (the rest even over the other classes); the softmax is taken over them
+    and the student has no temperature, as in the authors' code; no T^2.
+
+    Yuan, Tay, Li, Wang and Feng, "Revisiting Knowledge Distillation via Label Smoothing Regularization", 2019,
+    arXiv:1909.11723 (Tf-KD_reg).
+    """
+    check_rank(student_NC, "student logits", 2)
+    check_labels(student_NC, labels_N)
+    check_temperature(temperature)
+    num_classes = student_NC.shape[1]
+    if num_classes < 2:
+        raise UsageError("teacher_free needs at least 2 classes")
+    s_NC = precise(student_NC)
+    u_NC = torch.full_like(s_NC, (1.0 - correct_probability) / (num_classes - 1)).detach()
+    u_NC = u_NC.scatter(1, labels_N[:, None], correct_probability)
+    log_q_NC = F.log_softmax(s_NC, dim=-1)
+    log_p_NC = F.log_softmax(u_NC / temperature, dim=-1)
+    virtual = F.kl_div(log_q_NC, log_p_NC, reduction="none", log_target=True).mean()
+    return (1.0 - alpha) * F.cross_entropy(s_NC, labels_N) + alpha * virtual
+
+
+def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of the values where the mask is true; 0 when it is true nowhere."""
+    if mask is None:
+        return values.mean()
+    if mask.shape != values.shape:
+        raise UsageError(f"the mask is {list(mask.shape)}, expected {list(values.shape)}: one value per row of logits")
+    counts = mask.to(dtype=torch.bool, device=values.device)
+    # torch.where, not a product: a masked row may hold NaN and must not spread it.
+    return torch.where(counts, values, values.new_zeros(())).sum() / counts.sum().clamp(min=1)
+
+
+def _decoupled(logits_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Log probabilities (N, 2) of the label and of everything else, and (N, C - 1) among the others alone."""
+    is_label_NC = F.one_hot(labels_N, logits_NC.shape[1]).bool()
+    others_NC = logits_NC[~is_label_NC].reshape(logits_NC.shape[0], -1)
+    # From logits, not from 1 - p: exact even where p rounds to 1.
+    pair_N2 = torch.stack([logits_NC[is_label_NC], torch.logsumexp(others_NC, dim=-1)], dim=-1)
+    return F.log_softmax(pair_N2, dim=-1), F.log_softmax(others_NC, dim=-1)

@@ -1,0 +1,57 @@
+"""What all losses share: checks of shapes with the text a user needs, and enough precision."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from edgekd.errors import UsageError
+
+
+def check_same_shape(student: Tensor, teacher: Tensor) -> None:
+    """Raise `UsageError` unless both logits have the same shape."""
+    if student.shape != teacher.shape:
+        raise UsageError(
+            f"student logits are {list(student.shape)} but teacher logits are {list(teacher.shape)}; do both models "
+            "end in the same classes?"
+        )
+
+
+def check_rank(tensor: Tensor, what: str, *ranks: int) -> None:
+    """Raise `UsageError` unless `tensor` has one of the `ranks` dimensions."""
+    if tensor.dim() not in ranks:
+        expected = " or ".join({2: "(N, C)", 3: "(N, L, C)", 4: "(N, C, H, W)"}[rank] for rank in ranks)
+        raise UsageError(f"{what} have the shape {list(tensor.shape)}, expected {expected}")
+
+
+def check_labels(student_NC: Tensor, labels_N: Tensor) -> None:
+    """Raise `UsageError` unless there is one whole number per row of logits."""
+    if labels_N.shape != student_NC.shape[:1] or labels_N.is_floating_point():
+        raise UsageError(
+            f"labels are {list(labels_N.shape)} of {labels_N.dtype}, expected {list(student_NC.shape[:1])} whole "
+            "numbers, one class per row of logits"
+        )
+
+
+def check_targets(student: Tensor, targets: Tensor) -> None:
+    """Raise `UsageError` unless the targets have the shape of the outputs."""
+    if student.shape != targets.shape:
+        raise UsageError(
+            f"student outputs are {list(student.shape)} but targets are {list(targets.shape)}; expected one output "
+            "per target"
+        )
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise `UsageError` unless the temperature is above 0."""
+    if not temperature > 0:
+        raise UsageError(f"found temperature = {temperature}, expected a number above 0")
+
+
+def precise(tensor: Tensor) -> Tensor:
+    """float32 for anything narrower (bfloat16 autocast); float32 and float64 stay."""
+    return tensor if tensor.dtype.itemsize >= 4 and tensor.is_floating_point() else tensor.float()
+
+
+def constant(teacher: Tensor) -> Tensor:
+    """The teacher's tensor, precise and without gradient."""
+    return precise(teacher.detach())

@@ -1,0 +1,113 @@
+"""Students and teachers by name: the built-in models, torchvision's, and the user's own functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgekd.distill.models.references import accepted, call, import_reference, importing_from
+from edgekd.distill.models.vision import torchvision_model
+from edgekd.distill.models.weights import count, load_weights, save_weights
+from edgekd.errors import ModelError, nearest
+
+__all__ = ["MODELS", "build_model", "count", "load_weights", "logits_of", "save_weights"]
+
+# name -> module:function. Each takes num_outputs= and input_shape= (without the batch axis) and its own arguments.
+MODELS: dict[str, str] = {
+    "mlp": "edgekd.distill.models.mlp:mlp",
+    "mlp_s": "edgekd.distill.models.mlp:mlp_s",
+    "mlp_m": "edgekd.distill.models.mlp:mlp_m",
+    "mlp_l": "edgekd.distill.models.mlp:mlp_l",
+    "mlp_teacher": "edgekd.distill.models.mlp:mlp_teacher",
+    "cnn_s": "edgekd.distill.models.cnn:cnn_s",
+    "cnn_m": "edgekd.distill.models.cnn:cnn_m",
+    "cnn_l": "edgekd.distill.models.cnn:cnn_l",
+    "dscnn_s": "edgekd.distill.models.cnn:dscnn_s",
+    "dscnn_m": "edgekd.distill.models.cnn:dscnn_m",
+    "dscnn_l": "edgekd.distill.models.cnn:dscnn_l",
+    "resnet_teacher": "edgekd.distill.models.resnet:resnet_teacher",
+    "tcn_s": "edgekd.distill.models.tcn:tcn_s",
+    "tcn_m": "edgekd.distill.models.tcn:tcn_m",
+    "tcn_l": "edgekd.distill.models.tcn:tcn_l",
+    "tcn_teacher": "edgekd.distill.models.tcn:tcn_teacher",
+}
+
+
+def build_model(
+    reference: str,
+    *,
+    num_outputs: int,
+    input_shape: Sequence[int],
+    args: Mapping[str, Any] | None = None,
+    search_path: str | PathLike[str] | None = None,
+) -> nn.Module:
+    """The model that `reference` names, with fresh random weights drawn from torch's global generator.
+
+    reference    a name in `MODELS`; `torchvision:resnet18`; or the user's `package.module:function`, which gets
+                 `num_outputs` and `input_shape` only where its signature names them
+    input_shape  shape of one model-ready sample, without the batch axis: (1, 28, 28), (784,)
+    args         further keyword arguments of the model
+    search_path  folder in which the user's modules are found, usually that of the recipe
+
+    A forward pass on zeros of shape (2, *input_shape) must give (2, num_outputs). Raises `ModelError` otherwise,
+    and for an unknown name or argument.
+    """
+    own = dict(args or {})
+    if reference.startswith("torchvision:"):
+        model: object = torchvision_model(reference.partition(":")[2], num_outputs=num_outputs, args=own)
+    elif ":" not in reference and reference not in MODELS:
+        raise ModelError(
+            f"unknown model '{reference}'. {nearest(reference, MODELS)}. Others: torchvision:NAME, or your own "
+            "package.module:function"
+        )
+    else:
+        function = import_reference(MODELS.get(reference, reference), search_path=search_path)
+        offered = {"num_outputs": num_outputs, "input_shape": tuple(input_shape)}
+        # The user's function may import its neighbours only when it is called.
+        with importing_from(search_path):
+            model = call(function, reference, {**accepted(function, offered), **own})
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{reference} returned a {type(model).__name__}, expected a torch.nn.Module")
+    _check_forward(model, reference, num_outputs, tuple(input_shape))
+    return model
+
+
+def logits_of(output: object, what: str = "the model") -> torch.Tensor:
+    """The logits in what a model returned: the tensor itself, or the entry "logits" of a mapping.
+
+    Raises `ModelError` for anything else.
+    """
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    if not isinstance(output, torch.Tensor):
+        kind = f"a mapping with {sorted(output)}" if isinstance(output, Mapping) else f"a {type(output).__name__}"
+        raise ModelError(f"{what} gives {kind}, expected a tensor or a mapping that holds 'logits'")
+    return output
+
+
+def _check_forward(model: nn.Module, reference: str, num_outputs: int, input_shape: tuple[int, ...]) -> None:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()  # batch norm must not learn from zeros
+    zeros = torch.zeros(2, *input_shape)
+    try:
+        with torch.no_grad():
+            logits = logits_of(model(zeros), reference)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(
+            f"{reference} fails on an input of shape {list(zeros.shape)}: {error}. Does the model fit the "
+            "preprocessing steps (channels, size, layout)?"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if tuple(logits.shape) != (2, num_outputs):
+        raise ModelError(
+            f"{reference} turns an input of shape {list(zeros.shape)} into {list(logits.shape)}, expected "
+            f"{[2, num_outputs]}: one row per sample and one column per label of the data"
+        )
