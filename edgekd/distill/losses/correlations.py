@@ -82,5 +82,5 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
     """Pearson correlation of the rows of two matrices."""
     a = a - a.mean(dim=1, keepdim=True)
     b = b - b.mean(dim=1, keepdim=True)
-    norms = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
+    norms: Tensor = torch.linalg.vector_norm(a, dim=1) * torch.linalg.vector_norm(b, dim=1)
     return (a * b).sum(dim=1) / (norms + 1e-8)

@@ -34,9 +34,9 @@ def multilabel_kd(student_NL: Tensor, teacher_NL: Tensor, *, temperature: float 
 
         T^2 * mean(p log(p / q) + (1 - p) log((1 - p) / (1 - q)))
 
-    with p = sigmoid(teacher / T) and q = sigmoid(student / T).
+    with p = sigmoid(teacher / T) and q = sigmoid(student / T). Zero at equality. The mean is over elements so that it
+    stands beside `binary_cross_entropy` on the same scale.
 
-    The mean is over elements so that it stands beside `binary_cross_entropy` on the same scale. Zero at equality.
     Each label is a two-class case of `kd`: Hinton et al., 2015, arXiv:1503.02531.
     """
     check_same_shape(student_NL, teacher_NL)

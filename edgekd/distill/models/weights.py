@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -95,14 +96,15 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
             raise ModelError(f"{path} is not a whole safetensors file: {error}") from error
     if path.suffix not in _PICKLE_SUFFIXES:
         raise ModelError(f"{path.name}: found '{path.suffix}', expected .safetensors, {', '.join(_PICKLE_SUFFIXES)}")
+    content = io.BytesIO(path.read_bytes())  # from here on every OSError speaks of the content, not of the disk
     try:
-        loaded: object = torch.load(path, map_location="cpu", weights_only=True)
+        loaded: object = torch.load(content, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"{path} holds more than tensors, or is no torch file; edgekd never runs a pickle. Save the state dict "
             "alone: torch.save(model.state_dict(), ...), or better as safetensors"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ModelError(f"{path} is not a whole torch file: {error}") from error
     for key in _NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
