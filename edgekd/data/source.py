@@ -1,0 +1,62 @@
+"""What a reader of one kind of data gives, before it is split, checked and hashed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.spec import Array, Task
+
+Prepare = Callable[[Path | Array], Array]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `load_dataset` was asked for, as its readers see it."""
+
+    kind: str
+    root: Path | None
+    task: Task
+    labels: tuple[str, ...]
+    target: tuple[str, ...]
+    prepare: Prepare | None
+    search_path: Path | None
+    download: bool
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Samples that belong together, read only when they are needed.
+
+    y     (N,) int64 | (N, L) uint8 | (N, D) float32
+    ids   (N,) int64, unique and stable
+    read  the samples at some positions, already prepared: (n, ...) uint8 or float32
+    """
+
+    y: Array
+    ids: NDArray[np.int64]
+    read: Callable[[NDArray[np.intp]], Array]
+
+
+@dataclass(frozen=True)
+class Source:
+    """`pools` holds "train", and "val" and "test" where the data comes with a split of its own."""
+
+    name: str
+    labels: tuple[str, ...]
+    licence: str
+    pools: Mapping[str, Pool]
+
+
+def array_pool(x: Array, y: Array, *, first_id: int, prepare: Prepare | None) -> Pool:
+    """Samples that are in memory already; their ids are their positions, from `first_id` on."""
+
+    def read(positions: NDArray[np.intp]) -> Array:
+        chosen = x[positions]
+        return chosen if prepare is None or not len(chosen) else np.stack([prepare(sample) for sample in chosen])
+
+    return Pool(y, np.arange(first_id, first_id + len(y), dtype=np.int64), read)

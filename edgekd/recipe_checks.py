@@ -1,0 +1,152 @@
+"""What one table cannot say alone: contradictions between the keys of a recipe, and files that are not there."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.data.registry import KINDS
+from edgekd.errors import ModelError, RecipeError, nearest
+from edgekd.spec import parse_steps
+
+if TYPE_CHECKING:
+    from edgekd.recipe import Recipe
+
+VERSION = 1
+WEIGHTS = (".safetensors", ".pt", ".pth")
+# What a student learns from when the recipe names no terms.
+DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "classification": (
+        {"name": "kd", "loss": "kd", "weight": 0.9, "options": {"temperature": 4.0}},
+        {"name": "cross_entropy", "loss": "cross_entropy", "weight": 0.1},
+    ),
+    "multilabel": (
+        {"name": "multilabel_kd", "loss": "multilabel_kd", "weight": 0.5},
+        {"name": "binary_cross_entropy", "loss": "binary_cross_entropy", "weight": 0.5},
+    ),
+    "regression": (
+        {"name": "regression_kd", "loss": "regression_kd", "weight": 0.5},
+        {"name": "mean_squared_error", "loss": "mean_squared_error", "weight": 0.5},
+    ),
+}
+# Losses whose numbers mean something for one task only; every other loss is left to the user.
+TASK_OF_LOSS = {
+    "cross_entropy": "classification",
+    "kd": "classification",
+    "soft_cross_entropy": "classification",
+    "dkd": "classification",
+    "dist": "classification",
+    "class_correlation": "classification",
+    "logit_standardized_kd": "classification",
+    "multi_temperature_kd": "classification",
+    "teacher_free": "classification",
+    "multilabel_kd": "multilabel",
+    "binary_cross_entropy": "multilabel",
+    "regression_kd": "regression",
+    "mean_squared_error": "regression",
+}
+CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder")
+KINDS_WITH_ROOT = ("image_folder", "arrays")
+
+
+def check_recipe(recipe: Recipe, tables: Mapping[str, Any], *, source: str) -> None:
+    """Raise `RecipeError` (or `ModelError` for a missing file) on the first contradiction. `tables` is as written."""
+    try:
+        if recipe.version != VERSION:
+            raise RecipeError(
+                f"version = {recipe.version}, but this edgekd reads version {VERSION}; install a newer edgekd"
+            )
+        parse_steps(recipe.preprocess.steps)
+        _check_data(recipe)
+        _check_teacher(recipe, tables)
+        _check_terms(recipe)
+        _check_files(recipe)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    except ModelError as error:
+        raise ModelError(f"{source}: {error}") from None
+
+
+def _check_data(recipe: Recipe) -> None:
+    data = recipe.data
+    if data.kind not in KINDS and ":" not in data.kind:
+        raise RecipeError(
+            f"data.kind: found '{data.kind}'. {nearest(data.kind, KINDS)}, or your own 'package.module:function'"
+        )
+    if data.kind in CLASSIFICATION_KINDS and recipe.task != "classification":
+        raise RecipeError(
+            f"task = '{recipe.task}', but data.kind = '{data.kind}' has one class per sample; expected task = "
+            "'classification', or kind = 'arrays' or your own 'package.module:function'"
+        )
+    if data.kind in KINDS_WITH_ROOT and data.root is None:
+        what = "the folder of images" if data.kind == "image_folder" else "the .npz or .csv file"
+        raise RecipeError(f"data.root is missing: data.kind = '{data.kind}' needs {what}; add --set data.root=PATH")
+    if data.kind == "arrays" and str(data.root).endswith(".csv") and not data.target:
+        raise RecipeError(
+            "data.target is missing: a .csv file needs the name of its label column (or a list of them); "
+            "add --set data.target=COLUMN"
+        )
+    if data.val_fraction + data.test_fraction >= 1:
+        raise RecipeError(
+            f"data.val_fraction + data.test_fraction = {data.val_fraction + data.test_fraction:g}: nothing is left "
+            "to train on; expected a sum below 1"
+        )
+
+
+def _check_teacher(recipe: Recipe, tables: Mapping[str, Any]) -> None:
+    teacher = recipe.teacher
+    written = tables["teacher"]
+    if teacher.model is not None and teacher.onnx is not None:
+        raise RecipeError("teacher has both 'model' and 'onnx'; expected one of them")
+    if teacher.model is None and teacher.onnx is None:
+        raise RecipeError(
+            "teacher has neither 'model' nor 'onnx'; expected a built-in name, your own 'package.module:function', "
+            "or onnx = 'FILE'"
+        )
+    if teacher.onnx is not None:
+        useless = [key for key in ("args", "weights", "train") if key in written]
+        if useless:
+            raise RecipeError(f"teacher.onnx is a finished model; remove teacher.{useless[0]}")
+        if not (teacher.licence or "").strip():
+            raise RecipeError(
+                "teacher.licence is missing: teacher.onnx is a black box, and some licences forbid learning from a "
+                'model\'s outputs; look it up and state it, for example --set teacher.licence="Apache-2.0"'
+            )
+    if teacher.weights is not None and "train" in written:
+        raise RecipeError("teacher.weights loads a finished teacher and teacher.train trains one; expected one of them")
+    if teacher.train.label_smoothing and recipe.task != "classification":
+        raise RecipeError(f"teacher.train.label_smoothing works for classification only, but task = '{recipe.task}'")
+
+
+def _check_terms(recipe: Recipe) -> None:
+    terms = recipe.distill_terms
+    for index, term in enumerate(terms):
+        task = TASK_OF_LOSS.get(term.loss, recipe.task)
+        if task != recipe.task:
+            fitting = ", ".join(default["loss"] for default in DEFAULT_TERMS[recipe.task])
+            raise RecipeError(
+                f"distill.terms.{index}: the loss '{term.loss}' is for {task}, but task = '{recipe.task}'; "
+                f"expected for example {fitting}"
+            )
+    twice = [name for name, count in Counter(term.name for term in terms).items() if count > 1]
+    if twice:
+        raise RecipeError(f"distill.terms: two terms are called '{twice[0]}'; give each its own name")
+    if not any(term.weight for term in terms):
+        raise RecipeError("distill.terms: every weight is 0, so nothing would be learned; expected one above 0")
+
+
+def _check_files(recipe: Recipe) -> None:
+    for key, value in (("teacher.weights", recipe.teacher.weights), ("student.weights", recipe.student.weights)):
+        if value is not None:
+            if Path(value).suffix not in WEIGHTS:
+                raise ModelError(f"{key}: found {value}, expected a file that ends in {', '.join(WEIGHTS)}")
+            _check_file(key, value)
+    if recipe.teacher.onnx is not None:
+        _check_file("teacher.onnx", recipe.teacher.onnx)
+
+
+def _check_file(key: str, path: str) -> None:
+    if not Path(path).is_file():
+        raise ModelError(f"{key}: there is no file {path}; correct the path")
