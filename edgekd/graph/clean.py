@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.descriptor import FieldDescriptor  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto
 
 from edgekd.errors import ModelError
@@ -55,6 +56,8 @@ def load_model(source: str | os.PathLike[str] | bytes) -> ModelProto:
     if not model.HasField("graph") or not model.graph.output:
         raise ModelError(f"{name} holds no graph with outputs; expected an ONNX model: was it cut short?")
     _refuse_external_data(model, name)
+    if not _is_text(model):
+        raise ModelError(f"{name} holds names that are not UTF-8 text; expected a whole ONNX model: is it damaged?")
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
@@ -252,10 +255,16 @@ def _domain(domain: str) -> str:
 
 def _check_ir_version(model: ModelProto, ir_version: int) -> None:
     for tensor in _tensors(model):
-        needed = _IR_OF_TYPE.get(TensorProto.DataType.Name(tensor.data_type), 0)
+        if tensor.data_type not in TensorProto.DataType.values():
+            raise ModelError(
+                f"tensor '{tensor.name}' has the element type {tensor.data_type}, which onnx {onnx.__version__} does "
+                "not know; is the file damaged, or written for a newer onnx?"
+            )
+        name = TensorProto.DataType.Name(tensor.data_type)
+        needed = _IR_OF_TYPE.get(name, 0)
         if needed > ir_version:
             raise ModelError(
-                f"tensor '{tensor.name}' is {TensorProto.DataType.Name(tensor.data_type)}, which needs IR {needed}, "
+                f"tensor '{tensor.name}' is {name}, which needs IR {needed}, "
                 f"but IR {ir_version} was asked for; ask for IR {needed} (newer runtimes only) or another precision"
             )
     for function in model.functions:
@@ -273,6 +282,17 @@ def _refuse_external_data(model: ModelProto, name: str) -> None:
                 f"{name} keeps its weights in another file (tensor '{tensor.name}'); expected one file: load it with "
                 "onnx.load(path) and save it with onnx.save(model, path), which puts them inside"
             )
+
+
+def _is_text(message: Message) -> bool:
+    """Whether every string field holds text: protobuf hands out `bytes` where a string is not UTF-8."""
+    for descriptor, value in message.ListFields():
+        if descriptor.type not in (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_MESSAGE):
+            continue
+        for item in [value] if isinstance(value, (str, bytes, Message)) else value:
+            if isinstance(item, bytes) or (isinstance(item, Message) and not _is_text(item)):
+                return False
+    return True
 
 
 def _read(source: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
