@@ -1,0 +1,260 @@
+"""How each configuration is carried out by onnxruntime's tools, kept silent, in memory or a temporary folder.
+
+`edgekd.graph.quantization` is the public side; these functions take a cleaned model and give a model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+
+from edgekd.errors import MissingExtra, ModelError
+from edgekd.graph.clean import clean, subgraphs
+from edgekd.graph.sessions import RUNTIME_ERRORS, first_line
+from edgekd.spec import Array
+
+EightBits = Literal["int8", "uint8"]
+# Scales per channel need the axis of DequantizeLinear, which opset 13 brought.
+OLDEST_OPSET = 13
+_MATRIX_OPS = ("MatMul", "Gemm")
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Keep print, logging and warnings of the tools inside away from the user, and the root logger as it was.
+
+    onnxruntime's quantizers call `logging.warning` and `logging.basicConfig`, which give the root logger a handler
+    of their own for the rest of the process unless it has one.
+    """
+    root, disabled = logging.getLogger(), logging.root.manager.disable
+    placeholder = logging.NullHandler()
+    root.addHandler(placeholder)
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            # Third-party code that runs in here calls what onnx and numpy have deprecated: not the user's to mend.
+            for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
+            # float16 conversion warns of each weight below 6e-8 that it rounds; verification measures the effect.
+            warnings.filterwarnings("ignore", message="the float32 number .* will be truncated", category=UserWarning)
+            yield
+    finally:
+        logging.disable(disabled)
+        root.removeHandler(placeholder)
+
+
+def raise_opset(model: ModelProto) -> ModelProto:
+    """The model at opset 13 or above. Raises `ModelError` when onnx's converter cannot lift it."""
+    found = opset_of(model)
+    if found >= OLDEST_OPSET:
+        return model
+    try:
+        with silence():
+            return onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    except (RuntimeError, ValueError, onnx.version_converter.ConvertError) as error:
+        raise ModelError(
+            f"the model has opset {found}, quantization needs at least {OLDEST_OPSET}, and it cannot be converted: "
+            f"{first_line(error)}; export it again with opset 18"
+        ) from error
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of ONNX's own operators that the model asks for; 1 where it names none."""
+    return next((item.version for item in model.opset_import if item.domain in ("", "ai.onnx")), 1)
+
+
+def fold(model: ModelProto) -> ModelProto:
+    """The model after onnxruntime's basic, hardware-independent optimizations, with the shapes of inner tensors.
+
+    BatchNormalization goes into the convolution before it and constants are folded, so that weights are initializers
+    and every quantized layer is one node. Axes that are symbolic stay symbolic.
+    """
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
+        path = Path(folder) / "folded.onnx"
+        options.optimized_model_filepath = str(path)
+        try:
+            onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        except RUNTIME_ERRORS as error:
+            raise ModelError(
+                f"onnxruntime {onnxruntime.__version__} cannot load the model: {first_line(error)}; "
+                "export it for an older opset or install a newer onnxruntime"
+            ) from error
+        folded = onnx.load(path)
+    del folded.graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(folded)
+
+
+def static(
+    model: ModelProto,
+    batches: Iterable[Mapping[str, Array]],
+    *,
+    activation: EightBits,
+    weight: EightBits,
+    per_channel: bool,
+    reduce_range: bool,
+    calibration: Literal["minmax", "entropy", "percentile"],
+) -> ModelProto:
+    """QuantizeLinear/DequantizeLinear around every operator that has an int8 kernel, ranges from `batches`."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, quantize_static
+
+    types = _quant_types()
+    methods = {
+        "minmax": CalibrationMethod.MinMax,
+        "entropy": CalibrationMethod.Entropy,
+        "percentile": CalibrationMethod.Percentile,
+    }
+    ready = fold(model)
+    # The mark says that `fold` has run, which is what the tool's own pre-processing would do.
+    ready.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, silence():
+        path = Path(folder) / "quantized.onnx"
+        quantize_static(
+            ready,
+            path,
+            _Reader(batches),
+            quant_format=QuantFormat.QDQ,
+            per_channel=per_channel,
+            reduce_range=reduce_range,
+            activation_type=types[activation],
+            weight_type=types[weight],
+            calibrate_method=methods[calibration],
+            # Unsigned weights too: onnxruntime's kernels take one zero point for all channels (128).
+            extra_options={"WeightSymmetric": True},
+        )
+        return onnx.load(path)
+
+
+def dynamic(model: ModelProto, *, weight: EightBits, per_channel: bool) -> ModelProto:
+    """8-bit weights of matrix products; activations are quantized at run time, so that no calibration is needed.
+
+    Convolutions stay in float: their dynamic kernels take 2 to 10 times as long as float (measured).
+    """
+    from onnxruntime.quantization import quantize_dynamic
+
+    ready = fold(model)
+    # Shapes that the exporter or the folding left behind stop the tool's own shape inference.
+    del ready.graph.value_info[:]
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, silence():
+        path = Path(folder) / "quantized.onnx"
+        quantize_dynamic(
+            ready,
+            path,
+            op_types_to_quantize=list(_MATRIX_OPS),
+            per_channel=per_channel,
+            weight_type=_quant_types()[weight],
+            # Matrices of a folded graph may have no inferred type; in a float32 model it is this one.
+            extra_options={"DefaultTensorType": TensorProto.FLOAT},
+        )
+        return onnx.load(path)
+
+
+def half(model: ModelProto) -> ModelProto:
+    """Weights and arithmetic in float16; inputs and outputs stay float32."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    ready = ModelProto()
+    ready.CopyFrom(model)
+    del ready.graph.value_info[:]
+    with silence():
+        converted: ModelProto = convert_float_to_float16(ready, keep_io_types=True)
+    _sort_nodes(converted.graph)  # the tool appends its casts at the end
+    return converted
+
+
+def four_bits(model: ModelProto, *, block_size: int) -> ModelProto:
+    """Weights of matrix products in blocks of 4-bit numbers (onnxruntime's operator MatMulNBits); the rest in float."""
+    with silence():
+        try:
+            from onnxruntime.quantization.matmul_nbits_quantizer import (
+                DefaultWeightOnlyQuantConfig,
+                MatMulNBitsQuantizer,
+            )
+        except ImportError as error:
+            raise MissingExtra("onnx-ir", "train", purpose="4-bit quantization") from error
+        from onnxruntime.quantization.onnx_model import ONNXModel
+
+        ready = ONNXModel(clean(fold(model)))
+        ready.replace_gemm_with_matmul()  # the tool knows MatMul only
+        config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, accuracy_level=None)
+        quantizer = MatMulNBitsQuantizer(ready.model, algo_config=config)
+        quantizer.process()
+        result: ModelProto = quantizer.model.model
+    return result
+
+
+def count_quantized(model: ModelProto) -> int:
+    """How many Conv, MatMul and Gemm layers compute on quantized (or float16) numbers."""
+    graph = model.graph
+    dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
+    halves = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
+    count = 0
+    for node in graph.node:
+        if node.op_type in ("ConvInteger", "MatMulInteger", "MatMulNBits"):
+            count += 1
+        elif node.op_type in ("Conv", "MatMul", "Gemm"):
+            first, second = node.input[0], node.input[1]
+            count += (first in dequantized and second in dequantized) or first in halves or second in halves
+    return count
+
+
+def _sort_nodes(graph: GraphProto) -> None:
+    """Every node after those whose outputs it reads; otherwise in the order that it had."""
+    made_by = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    order: list[int] = []
+    done: set[int] = set()
+    for first in range(len(graph.node)):
+        stack = [first]
+        while stack:
+            index = stack[-1]
+            waits = [made_by[name] for name in _reads(graph.node[index]) if name in made_by]
+            missing = [] if index in done else [other for other in waits if other not in done and other != index]
+            if missing:
+                stack.extend(reversed(missing))
+                continue
+            stack.pop()
+            if index not in done:
+                done.add(index)
+                order.append(index)
+    nodes = [NodeProto.FromString(graph.node[index].SerializeToString(deterministic=True)) for index in order]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def _reads(node: NodeProto) -> list[str]:
+    """The names that `node` reads, those inside its branches and bodies too."""
+    names = list(node.input)
+    for inner in subgraphs(node):
+        for inner_node in inner.node:
+            names += _reads(inner_node)
+    return names
+
+
+class _Reader:
+    """Calibration batches in the form that onnxruntime asks for: `get_next` gives None at the end."""
+
+    def __init__(self, batches: Iterable[Mapping[str, Array]]) -> None:
+        self._batches = iter(batches)
+
+    def get_next(self) -> dict[str, Array] | None:
+        batch = next(self._batches, None)
+        return None if batch is None else {name: np.ascontiguousarray(array) for name, array in batch.items()}
+
+
+def _quant_types() -> dict[EightBits, object]:
+    from onnxruntime.quantization import QuantType
+
+    return {"int8": QuantType.QInt8, "uint8": QuantType.QUInt8}
