@@ -1,0 +1,83 @@
+"""How long and how often to measure: `benchmarks/suites/*.toml`, or a file of the user's own."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from edgekd import assets
+from edgekd.errors import InputRefused, UsageError, nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Fewer starts give no interval worth telling.
+LEAST_COLD_STARTS = 10
+
+
+@dataclass(frozen=True)
+class Suite:
+    """The effort of one benchmark.
+
+    min_calls    timed calls of each candidate, at least
+    max_seconds  limit on the timed part of all candidates together; it ends early when there is enough
+    block_ms     length of one block; a candidate runs that long before the next one has its turn
+    cold_starts  fresh processes for load and first call: 0 (not measured) or at least 10
+    memory       whether the peak memory of each phase is measured, in one more process
+    min_blocks   blocks of each candidate, at least: the speed-up's interval draws blocks
+    """
+
+    name: str
+    min_calls: int
+    max_seconds: float
+    block_ms: float
+    cold_starts: int
+    memory: bool
+    min_blocks: int = 24
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` for values that cannot be measured with."""
+        for key in ("min_calls", "max_seconds", "block_ms", "min_blocks"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+                raise UsageError(f"suite '{self.name}': found {key} = {value!r}, expected a number above 0")
+        starts = self.cold_starts
+        if isinstance(starts, bool) or not isinstance(starts, int) or 0 < starts < LEAST_COLD_STARTS or starts < 0:
+            raise UsageError(
+                f"suite '{self.name}': found cold_starts = {starts!r}, expected 0 (not measured) or at least "
+                f"{LEAST_COLD_STARTS}: fewer processes give no interval"
+            )
+        if not isinstance(self.memory, bool):
+            raise UsageError(f"suite '{self.name}': found memory = {self.memory!r}, expected true or false")
+
+
+def load_suite(name: str | Path) -> Suite:
+    """A shipped suite by its name ("quick", "full"), or the one in a .toml file.
+
+    Raises `UsageError` for an unknown name, key or value, `InputRefused` for a file that is missing or no TOML.
+    """
+    text = str(name)
+    path = Path(text) if text.endswith(".toml") else assets.find("benchmarks", "suites", text)
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputRefused(f"cannot read the suite {path}: {error.strerror}; expected a .toml file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputRefused(f"{path} is not TOML: {error}; see benchmarks/suites/quick.toml for an example") from error
+    return parse_suite(raw, name=path.stem, where=path.name)
+
+
+def parse_suite(raw: dict[str, Any], *, name: str, where: str) -> Suite:
+    """A suite from the keys of its file. Raises `UsageError` for unknown and missing keys."""
+    known = [field.name for field in fields(Suite) if field.name != "name"]
+    for key in raw:
+        if key not in known:
+            raise UsageError(f"{where}: unknown key '{key}'. {nearest(key, known)}")
+    missing = [key for key in known if key not in raw and key != "min_blocks"]
+    if missing:
+        raise UsageError(f"{where}: found no {', '.join(missing)}; expected the keys {', '.join(known)}")
+    return Suite(name=name, **raw)
