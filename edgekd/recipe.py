@@ -84,7 +84,7 @@ class TrainSection(Section):
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive = 1e-3
     weight_decay: NotNegative = 0.01
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
@@ -126,9 +126,9 @@ class DistillSection(Section):
     optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive = 1e-3
     weight_decay: NotNegative = 0.01
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    precision: str = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
     baseline: bool = True
     terms: Annotated[tuple[TermSection, ...], BeforeValidator(_tuple)] = ()
 
@@ -220,11 +220,13 @@ def load_recipe(
     *,
     overrides: Sequence[str] = (),
     environ: Mapping[str, str] | None = None,
+    check_files: bool = True,
 ) -> LoadedRecipe:
     """The recipe of that name (`edgekd recipes` lists them) or in that file, with `--set` values over it.
 
-    overrides  `a.b=value`: the value is read as TOML, else taken as text; items of a list by number (`a.0.b=...`)
-    environ    `os.environ` if None
+    overrides    `a.b=value`: the value is read as TOML, else taken as text; items of a list by number (`a.0.b=...`)
+    environ      `os.environ` if None
+    check_files  False leaves out what only a run needs: a place for the data, and files that are there
 
     Raises `RecipeError` with the file, the key, what was found and what was expected; `ModelError` when the
     weights or the ONNX file that the recipe names are not there.
@@ -252,7 +254,7 @@ def load_recipe(
         recipe = Recipe.model_validate(tables)
     except ValidationError as error:
         raise RecipeError(explain(error, source=source, origins=origins)) from None
-    check_recipe(recipe, tables, source=source)
+    check_recipe(recipe, source=source, check_files=check_files)
     return LoadedRecipe(_with_terms(recipe), folder, text, source)
 
 

@@ -51,8 +51,8 @@ CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder")
 KINDS_WITH_ROOT = ("image_folder", "arrays")
 
 
-def check_recipe(recipe: Recipe, tables: Mapping[str, Any], *, source: str) -> None:
-    """Raise `RecipeError` (or `ModelError` for a missing file) on the first contradiction. `tables` is as written."""
+def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
+    """Raise `RecipeError` (or `ModelError` for a missing file) on the first contradiction."""
     try:
         if recipe.version != VERSION:
             raise RecipeError(
@@ -60,9 +60,11 @@ def check_recipe(recipe: Recipe, tables: Mapping[str, Any], *, source: str) -> N
             )
         parse_steps(recipe.preprocess.steps)
         _check_data(recipe)
-        _check_teacher(recipe, tables)
+        _check_teacher(recipe)
         _check_terms(recipe)
-        _check_files(recipe)
+        if check_files:
+            _check_root(recipe)
+            _check_files(recipe)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
     except ModelError as error:
@@ -80,6 +82,15 @@ def _check_data(recipe: Recipe) -> None:
             f"task = '{recipe.task}', but data.kind = '{data.kind}' has one class per sample; expected task = "
             "'classification', or kind = 'arrays' or your own 'package.module:function'"
         )
+    if data.val_fraction + data.test_fraction >= 1:
+        raise RecipeError(
+            f"data.val_fraction + data.test_fraction = {data.val_fraction + data.test_fraction:g}: nothing is left "
+            "to train on; expected a sum below 1"
+        )
+
+
+def _check_root(recipe: Recipe) -> None:
+    data = recipe.data
     if data.kind in KINDS_WITH_ROOT and data.root is None:
         what = "the folder of images" if data.kind == "image_folder" else "the .npz or .csv file"
         raise RecipeError(f"data.root is missing: data.kind = '{data.kind}' needs {what}; add --set data.root=PATH")
@@ -88,16 +99,11 @@ def _check_data(recipe: Recipe) -> None:
             "data.target is missing: a .csv file needs the name of its label column (or a list of them); "
             "add --set data.target=COLUMN"
         )
-    if data.val_fraction + data.test_fraction >= 1:
-        raise RecipeError(
-            f"data.val_fraction + data.test_fraction = {data.val_fraction + data.test_fraction:g}: nothing is left "
-            "to train on; expected a sum below 1"
-        )
 
 
-def _check_teacher(recipe: Recipe, tables: Mapping[str, Any]) -> None:
+def _check_teacher(recipe: Recipe) -> None:
     teacher = recipe.teacher
-    written = tables["teacher"]
+    defaults = type(teacher)()
     if teacher.model is not None and teacher.onnx is not None:
         raise RecipeError("teacher has both 'model' and 'onnx'; expected one of them")
     if teacher.model is None and teacher.onnx is None:
@@ -105,16 +111,19 @@ def _check_teacher(recipe: Recipe, tables: Mapping[str, Any]) -> None:
             "teacher has neither 'model' nor 'onnx'; expected a built-in name, your own 'package.module:function', "
             "or onnx = 'FILE'"
         )
+    # A resolved recipe states the defaults too: only a value that differs from them was meant.
+    trains = teacher.train != defaults.train
     if teacher.onnx is not None:
-        useless = [key for key in ("args", "weights", "train") if key in written]
-        if useless:
-            raise RecipeError(f"teacher.onnx is a finished model; remove teacher.{useless[0]}")
+        useless = {"args": bool(teacher.args), "weights": teacher.weights is not None, "train": trains}
+        for key, is_there in useless.items():
+            if is_there:
+                raise RecipeError(f"teacher.onnx is a finished model; remove teacher.{key}")
         if not (teacher.licence or "").strip():
             raise RecipeError(
                 "teacher.licence is missing: teacher.onnx is a black box, and some licences forbid learning from a "
                 'model\'s outputs; look it up and state it, for example --set teacher.licence="Apache-2.0"'
             )
-    if teacher.weights is not None and "train" in written:
+    if teacher.weights is not None and trains:
         raise RecipeError("teacher.weights loads a finished teacher and teacher.train trains one; expected one of them")
     if teacher.train.label_smoothing and recipe.task != "classification":
         raise RecipeError(f"teacher.train.label_smoothing works for classification only, but task = '{recipe.task}'")
