@@ -1,0 +1,126 @@
+"""Inference runtimes: one adapter per file, one row per adapter in `RUNTIMES`.
+
+An adapter is a function `open_model(model, *, threads, options) -> Session`. A user's own runtime is named
+"package.module:function".
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from edgekd.device.bundle import Bundle, looks_like_bundle
+from edgekd.device.machine import resolve_threads
+from edgekd.errors import ModelError, UsageError, nearest
+from edgekd.spec import Array, TensorSpec
+
+RUNTIMES: dict[str, str] = {
+    "onnxruntime": "edgekd.device.runtimes.onnxruntime:open_model",
+    "torch": "edgekd.distill.torch_runtime:open_model",
+    "fake": "edgekd.device.runtimes.fake:open_model",
+}
+
+
+class Session(Protocol):
+    """A loaded model. `run` may be called from several threads at once."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` reads; a string in a shape is a symbolic axis."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What `run` gives."""
+        ...
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """Named outputs of named inputs. Raises `UsageError` for feeds that do not fit, `ModelError` in the model."""
+        ...
+
+    def close(self) -> None:
+        """Free the model. A second call does nothing; `run` afterwards raises `UsageError`."""
+        ...
+
+
+def open_session(
+    source: Bundle | str | Path | bytes,
+    *,
+    variant: str | None = None,
+    runtime: str = "onnxruntime",
+    threads: int | None = None,
+    options: Mapping[str, object] | None = None,
+) -> Session:
+    """Load a bundle (opened, or the path of its folder or zip) or a bare model file (path or bytes) for inference.
+
+    `variant` picks a bundle's variant (default: the bundle's own choice for this CPU), `threads` defaults to 1,
+    `options` go to the adapter. Raises `UsageError` for an unknown runtime or a variant of a bare model,
+    `BundleError` or `ModelError` for what cannot be loaded, `MissingExtra` when the runtime is not installed.
+    """
+    opener = find_runtime(runtime)
+    count = resolve_threads(threads)
+    bundle = source if isinstance(source, Bundle) else None
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if not path.exists():
+            raise ModelError(f"no model and no bundle at {path}; check the path")
+        if looks_like_bundle(path):
+            bundle = Bundle.open(path)
+    if bundle is not None:
+        return opener(bundle.graph(variant=variant), threads=count, options=options or {})
+    if variant is not None:
+        raise UsageError(f"variant '{variant}' was asked of a bare model file, which has none; pass a bundle")
+    model = source if isinstance(source, bytes) else Path(str(source))
+    return opener(model, threads=count, options=options or {})
+
+
+def find_runtime(runtime: str) -> Callable[..., Session]:
+    """The `open_model` of a runtime's adapter. Raises `UsageError` for an unknown name."""
+    reference = runtime if ":" in runtime else RUNTIMES.get(runtime)
+    if reference is None:
+        raise UsageError(
+            f"unknown runtime '{runtime}'. {nearest(runtime, RUNTIMES)} (or your own: package.module:function)"
+        )
+    module, _, function = reference.partition(":")
+    try:
+        opener: Callable[..., Session] = getattr(importlib.import_module(module), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        if runtime in RUNTIMES:
+            raise
+        raise UsageError(f"runtime '{runtime}' cannot be found ({error}); expected package.module:function") from error
+    return opener
+
+
+def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:
+    """Compare feeds with a model's inputs: names, dtype, rank, fixed axes. Raises `UsageError` with both sides."""
+    expected = {spec.name: spec for spec in inputs}
+    if feeds.keys() != expected.keys():
+        raise UsageError(
+            f"found inputs {_listing(feeds)}, expected {_listing(expected)}; name each input of the model once"
+        )
+    axes: dict[str, int] = {}
+    for name, spec in expected.items():
+        array = feeds[name]
+        if not isinstance(array, np.ndarray):
+            raise UsageError(f"input '{name}' is a {type(array).__name__}, expected a numpy array of {spec.dtype}")
+        if array.dtype.name != spec.dtype:
+            raise UsageError(
+                f"input '{name}' is {array.dtype.name}, expected {spec.dtype}; use .astype('{spec.dtype}')"
+            )
+        fits = array.ndim == len(spec.shape) and all(
+            (axes.setdefault(wanted, size) if isinstance(wanted, str) else wanted) == size
+            for size, wanted in zip(array.shape, spec.shape)
+        )
+        if not fits:
+            wanted_shape = "(" + ", ".join(map(str, spec.shape)) + ")"
+            raise UsageError(
+                f"input '{name}' has the shape {array.shape}, expected {wanted_shape}; check the preprocessing"
+            )
+
+
+def _listing(names: Mapping[str, object]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

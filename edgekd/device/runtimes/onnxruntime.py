@@ -1,0 +1,117 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.device.runtimes import Session, check_feeds
+from edgekd.errors import MissingExtra, MissingHere, ModelError, UsageError, nearest
+from edgekd.spec import Array, TensorSpec
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+OPTIONS = ("session_config",)
+DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(double)": "float64",
+    "tensor(bool)": "bool",
+    **{f"tensor({sign}int{bits})": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
+}
+
+
+def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, object]) -> Session:
+    """Load an ONNX (or .ort) model, as a path or as bytes, for `threads` threads.
+
+    `options` may hold {"session_config": {KEY: TEXT}}, entries of ONNX Runtime's own session configuration.
+    Raises `MissingExtra` without onnxruntime, `ModelError` when the model cannot be loaded, `UsageError` for an
+    unknown option.
+    """
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ImportError as error:
+        raise MissingExtra("onnxruntime", "cpu", purpose="the runtime 'onnxruntime'") from error
+    # onnxruntime's errors have no base class of their own; the list of them changes from version to version.
+    refusals: tuple[type[Exception], ...] = (
+        RuntimeError,
+        ValueError,
+        *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+    )
+    settings = _settings(onnxruntime, threads, options)
+    name = "the model" if isinstance(model, bytes) else str(model)
+    try:
+        loaded = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), settings, providers=["CPUExecutionProvider"]
+        )
+    except refusals as error:
+        raise ModelError(
+            f"onnxruntime {onnxruntime.__version__} cannot load {name}: {_first_line(error)}. "
+            "Expected an ONNX model of an opset that this version reads: 'edgekd inspect' shows it"
+        ) from error
+    # A provider that is not built in falls back with only a warning, so the answer is checked.
+    if (providers := loaded.get_providers()) != ["CPUExecutionProvider"]:
+        raise MissingHere(f"onnxruntime chose {providers}, expected ['CPUExecutionProvider']; reinstall onnxruntime")
+    return _OnnxSession(loaded, refusals)
+
+
+class _OnnxSession:
+    def __init__(self, loaded: onnxruntime.InferenceSession, refusals: tuple[type[Exception], ...]) -> None:
+        self.inputs = tuple(_spec(value) for value in loaded.get_inputs())
+        self.outputs = tuple(_spec(value) for value in loaded.get_outputs())
+        self._names = [spec.name for spec in self.outputs]
+        self._loaded: onnxruntime.InferenceSession | None = loaded
+        self._refusals = refusals
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        loaded = self._loaded
+        if loaded is None:
+            raise UsageError("this session is closed; open another one")
+        try:
+            return dict(zip(self._names, loaded.run(self._names, feeds)))
+        except self._refusals as error:
+            # onnxruntime checks every feed itself; ours comes after a refusal, to say it in words, because a small
+            # model runs in microseconds.
+            check_feeds(self.inputs, feeds)
+            raise ModelError(
+                f"the model failed while running: {_first_line(error)}; does it fit this input?"
+            ) from error
+
+    def close(self) -> None:
+        self._loaded = None
+
+
+def _settings(onnxruntime: Any, threads: int, options: Mapping[str, object]) -> Any:
+    for key in options:
+        if key not in OPTIONS:
+            raise UsageError(f"runtime 'onnxruntime': unknown option '{key}'. {nearest(key, OPTIONS)}")
+    entries = options.get("session_config", {})
+    if not isinstance(entries, Mapping):
+        raise UsageError(f"runtime 'onnxruntime': session_config is {entries!r}, expected a table of names and texts")
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = threads
+    settings.inter_op_num_threads = 1
+    settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    settings.log_severity_level = 4  # what fails comes as an exception, with its text
+    if threads > 1:
+        # Spinning threads of several sessions, or beside other work, slow each other down many times over.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in entries.items():
+        settings.add_session_config_entry(str(key), str(value))
+    return settings
+
+
+def _spec(value: Any) -> TensorSpec:
+    if value.type not in DTYPES:
+        raise ModelError(f"'{value.name}' is {value.type}, expected a tensor of numbers; edgekd cannot run this model")
+    shape = tuple(
+        size if isinstance(size, int) else (size or f"{value.name}_{axis}") for axis, size in enumerate(value.shape)
+    )
+    return TensorSpec(value.name, DTYPES[value.type], shape)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
