@@ -6,6 +6,7 @@ first; whether it is still right is for `edgekd.graph.verification` and for the 
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +35,8 @@ class Int8Static:
     activation, weight  uint8 activations with int8 weights suit CPUs with VNNI and ARM; on x86 without VNNI their
                         products saturate: use uint8 for both, or reduce_range.
     per_channel         one scale per output channel of a weight instead of one per tensor
-    calibration         range of an activation: all that was seen, least entropy lost, or the middle 99.999 %
+    calibration         range of an activation: all that was seen, least entropy lost, or the middle 99.999 %; the
+                        last two keep every activation of all samples in memory
     reduce_range        7-bit weights
     """
 
@@ -102,8 +104,8 @@ def quantize(
 ) -> QuantizeResult:
     """Write a quantized copy of `model` to `out`: one clean file, IR 8, the same names and symbolic axes.
 
-    calibration  for `Int8Static`: input name -> (N, ...) model-ready arrays, fed 32 rows at a time, or ready batches
-                 of that form. Other configurations do not look at it.
+    calibration  for `Int8Static`: input name -> (N, ...) model-ready arrays, fed up to 32 rows at a time, or ready
+                 batches of that form. Other configurations do not look at it.
     target       refuse what that target cannot load (its opset and IR limits).
 
     Equal arguments give equal bytes. Raises `ModelError` for a model that cannot be read or converted, `UsageError`
@@ -155,7 +157,7 @@ def _convert(
             "Int8Static needs calibration samples: give calibration={input name: array (N, ...)} from the train "
             "split, or use Int8Dynamic, which needs none"
         )
-    batches = _batches(open_graph(model, name="the model"), calibration)
+    batches = _batches(open_graph(model, name="the model"), calibration, config.calibration)
     try:
         return quantizers.static(
             model,
@@ -176,20 +178,27 @@ def _convert(
 
 
 def _batches(
-    session: GraphSession, calibration: Mapping[str, Array] | Iterable[Mapping[str, Array]]
+    session: GraphSession, calibration: Mapping[str, Array] | Iterable[Mapping[str, Array]], method: str
 ) -> Iterator[Mapping[str, Array]]:
-    """Checked batches; a model whose batch axis is fixed gets full batches of that size."""
+    """Checked batches of one size, because the histogram methods take no other: the last one begins again with the
+    first rows. A model whose batch axis is fixed gets that size."""
     fixed = next((spec.shape[0] for spec in session.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
-    found = False
+    size = 0
     for samples in [calibration] if isinstance(calibration, Mapping) else calibration:
         count = session.check_samples(samples)
         _check_finite(samples)
-        step = fixed or _ROWS_PER_BATCH
-        for start in range(0, count, step):
-            rows = np.arange(start, start + step if fixed else min(start + step, count)) % count
+        num_batches = math.ceil(count / (fixed or _ROWS_PER_BATCH))
+        step = fixed or math.ceil(count / num_batches)
+        if method != "minmax" and size not in (0, step):
+            raise UsageError(
+                f"calibration '{method}' needs batches of one size, found {size} and {step} rows; "
+                "give one array per input, or batches of equal size"
+            )
+        size = step
+        for start in range(0, num_batches * step, step):
+            rows = np.arange(start, start + step) % count
             yield {name: array[rows] for name, array in samples.items()}
-            found = True
-    if not found:
+    if not size:
         raise UsageError("the calibration holds no batch; expected samples of the train split, some hundreds")
 
 

@@ -21,7 +21,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from edgekd.errors import MissingExtra, ModelError
 from edgekd.graph.clean import clean, subgraphs
-from edgekd.graph.sessions import RUNTIME_ERRORS, first_line
+from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, session_options
 from edgekd.spec import Array
 
 EightBits = Literal["int8", "uint8"]
@@ -80,8 +80,7 @@ def fold(model: ModelProto) -> ModelProto:
     BatchNormalization goes into the convolution before it and constants are folded, so that weights are initializers
     and every quantized layer is one node. Axes that are symbolic stay symbolic.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
+    options = session_options()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         path = Path(folder) / "folded.onnx"

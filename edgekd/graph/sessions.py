@@ -96,8 +96,7 @@ def open_graph(
     else:
         model = load_model(source)
         title = name or ("the given model" if isinstance(source, bytes) else str(source))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = _FATAL_ONLY
+    options = session_options()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     try:
@@ -110,6 +109,15 @@ def open_graph(
             "export it for an older opset or install a newer onnxruntime"
         ) from error
     return GraphSession(title, _specs(session.get_inputs(), title), _specs(session.get_outputs(), title), session)
+
+
+def session_options() -> Any:
+    """Options that log nothing but fatal errors. onnxruntime's own usage reports are switched off for this process:
+    its wheels carry a reporting client (seen in 1.31), and nobody agreed to that by distilling a model."""
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
 
 
 def first_line(error: Exception) -> str:
