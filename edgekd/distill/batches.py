@@ -1,0 +1,141 @@
+"""Batches of a split: shuffled and augmented for training, in order for evaluation.
+
+    samples in memory -> order(seed, epoch) -> augment(seed, epoch, id) -> arithmetic steps -> named tensors
+
+A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64}; y is (N,) int64 classes, (N, L) float32 labels or
+(N, D) float32 targets. Everything is a function of seed, epoch and ids, so an epoch can be repeated at will.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekd.device.preprocess import apply_arithmetic
+from edgekd.distill.augmentation import Augment, augment_batch, check_augment
+from edgekd.distill.randomness import permutation
+from edgekd.errors import DataError, UsageError
+from edgekd.spec import Layout, Split, Step, Task
+
+# Samples that never change are made model-ready once, up to this much memory; beyond it batch by batch.
+READY_BYTES = 512 << 20
+_CHUNK = 4096
+
+
+class Batches:
+    """The batches of one split.
+
+    The last batch holds what remains, with one exception: a single remaining sample joins the batch before it,
+    because batch norm cannot learn from one. `drop_last=True` leaves the remainder of each epoch out instead (but
+    never the only batch).
+
+    Raises `UsageError` for a batch size below 1, `RecipeError` for an augmentation that does not fit and `DataError`
+    for an empty split.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        steps: tuple[Step, ...] = (),
+        *,
+        batch_size: int,
+        seed: int = 0,
+        augment: Augment | None = None,
+        task: Task = "classification",
+        drop_last: bool = False,
+    ) -> None:
+        if batch_size < 1:
+            raise UsageError(f"found batch_size = {batch_size}, expected a whole number from 1")
+        if len(split) == 0:
+            raise DataError("found a split with 0 samples, expected at least 1; check the fractions of the splits")
+        split = _with_channels(split, steps)
+        self._split = split
+        self._steps = steps
+        self._batch_size = batch_size
+        self._seed = seed
+        self._augment = check_augment(augment or {}, split.x[:1])
+        self._targets = _targets(split, task)
+        self._ids = torch.from_numpy(np.ascontiguousarray(split.ids, dtype=np.int64))
+        self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
+        self._ready = None if self._augment else _ready(split, steps)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self._bounds)
+
+    @property
+    def num_samples(self) -> int:
+        """Samples per epoch."""
+        return self._bounds[-1][1]
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one model-ready sample."""
+        return tuple(apply_arithmetic(self._steps, self._split.x[:1]).shape[1:])
+
+    @property
+    def smallest(self) -> int:
+        """Samples in the smallest batch of an epoch."""
+        return min(end - start for start, end in self._bounds)
+
+    def epoch(self, number: int) -> Iterator[dict[str, Tensor]]:
+        """The batches of epoch `number` (from 0), shuffled and augmented."""
+        order = permutation(self._seed, number, self._split.ids)
+        for start, end in self._bounds:
+            yield self._batch(order[start:end], epoch=number)
+
+    def full(self) -> Iterator[dict[str, Tensor]]:
+        """All samples once, in their order and without augmentation."""
+        for start in range(0, len(self._split), self._batch_size):
+            indices = np.arange(start, min(start + self._batch_size, len(self._split)))
+            yield self._batch(indices, epoch=None)
+
+    def _batch(self, indices: np.ndarray[tuple[int], np.dtype[np.intp]], *, epoch: int | None) -> dict[str, Tensor]:
+        chosen = torch.from_numpy(indices)
+        if self._ready is not None:
+            x = self._ready.index_select(0, chosen)
+        else:
+            raw = self._split.x[indices]
+            if epoch is not None:
+                raw = augment_batch(raw, self._split.ids[indices], self._augment, seed=self._seed, epoch=epoch)
+            x = torch.from_numpy(apply_arithmetic(self._steps, raw))
+        return {"x": x, "y": self._targets.index_select(0, chosen), "id": self._ids.index_select(0, chosen)}
+
+
+def _bounds(count: int, batch_size: int, *, drop_last: bool) -> list[tuple[int, int]]:
+    whole, rest = divmod(count, batch_size)
+    bounds = [(index * batch_size, (index + 1) * batch_size) for index in range(whole)]
+    if rest and not bounds:
+        return [(0, rest)]
+    if rest == 1 and not drop_last and batch_size > 1:
+        bounds[-1] = (bounds[-1][0], count)
+    elif rest and not drop_last:
+        bounds.append((whole * batch_size, count))
+    return bounds
+
+
+def _with_channels(split: Split, steps: tuple[Step, ...]) -> Split:
+    """Grey images (N, H, W) get the channel axis that their layout step means, so that augmentation sees images."""
+    if split.x.ndim == 3 and any(isinstance(step, Layout) and step.to != "flat" for step in steps):
+        return Split(split.x[..., np.newaxis], split.y, split.ids)
+    return split
+
+
+def _targets(split: Split, task: Task) -> Tensor:
+    dtype = np.int64 if task == "classification" else np.float32
+    return torch.from_numpy(np.ascontiguousarray(split.y, dtype=dtype))
+
+
+def _ready(split: Split, steps: tuple[Step, ...]) -> Tensor | None:
+    """All samples after the arithmetic steps (which treat each sample alone), or None if they are too many."""
+    first = apply_arithmetic(steps, split.x[:1])
+    if len(split) * math.prod(first.shape[1:]) * 4 > READY_BYTES:
+        return None
+    ready = np.empty((len(split), *first.shape[1:]), dtype=np.float32)
+    for start in range(0, len(split), _CHUNK):
+        ready[start : start + _CHUNK] = apply_arithmetic(steps, split.x[start : start + _CHUNK])
+    return torch.from_numpy(ready)
