@@ -1,0 +1,290 @@
+"""Whether a measurement may be believed: readings of the machine before and after, and what they forbid.
+
+A number that cannot be trusted is worse than none, so every result is VALID, or INVALID with reasons and advice.
+What a system does not tell is None and is not judged.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.device.machine import ROOT, cgroup_folders
+from edgekd.device.statistics import early_stopping_minimum, effective_n
+
+STEAL = 0.02  # of the time of all cores
+PRESSURE = 0.20  # of the time somebody waited for a core
+WAITED = 0.05  # of the timed time our own threads waited for a core
+COMPETING = 0.25  # cores by which others and we together exceed the machine
+PARENT = 0.02  # of one core
+CLOCK = 0.15  # fall of the clock frequency
+DRIFT = 0.10  # between the first and the last third of the blocks
+DRIFT_SIGMAS = 4.0
+
+
+@dataclass(frozen=True)
+class Readings:
+    """Counters of the system at one time; None where it has none."""
+
+    clock_s: float
+    parent_cpu_s: float
+    steal_ticks: int | None
+    busy_ticks: int | None
+    total_ticks: int | None
+    pressure_us: int | None
+    throttled_periods: int | None
+    thermal_events: int | None
+    frequency_mhz: float | None
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What happened on the machine between two readings; shares are of the time between them."""
+
+    seconds: float
+    cores: int
+    threads: int
+    steal_share: float | None
+    pressure_share: float | None
+    competing_cores: float | None
+    waited_share: float | None
+    parent_share: float
+    throttled_periods: int | None
+    thermal_events: int | None
+    clock_fall: float | None
+
+
+@dataclass(frozen=True)
+class Series:
+    """The timed calls of one candidate, in order, with the number of the block of each."""
+
+    latency_ns: NDArray[np.int64]
+    block: NDArray[np.int64]
+    min_calls: int
+
+
+def read(*, root: Path = ROOT) -> Readings:
+    """The counters now."""
+    ticks = _cpu_ticks(root)
+    return Readings(
+        clock_s=time.monotonic(),
+        parent_cpu_s=time.process_time(),
+        steal_ticks=None if ticks is None else ticks[7],
+        busy_ticks=None if ticks is None else ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6],
+        total_ticks=None if ticks is None else sum(ticks[:8]),
+        pressure_us=_pressure_us(root),
+        throttled_periods=_throttled_periods(root),
+        thermal_events=_sum_of(root, "thermal_throttle/core_throttle_count"),
+        frequency_mhz=_mean_frequency_mhz(root),
+    )
+
+
+def between(
+    before: Readings,
+    after: Readings,
+    *,
+    threads: int,
+    own_cpu_s: float,
+    waited_s: float | None,
+    timed_s: float,
+    cores: int | None = None,
+) -> Conditions:
+    """What happened between two readings, while our children used `own_cpu_s` and timed for `timed_s` seconds."""
+    seconds = max(1e-9, after.clock_s - before.clock_s)
+    count = cores or os.cpu_count() or 1
+    total = _difference(before.total_ticks, after.total_ticks)
+    steal = _difference(before.steal_ticks, after.steal_ticks)
+    busy = _difference(before.busy_ticks, after.busy_ticks)
+    pressure = _difference(before.pressure_us, after.pressure_us)
+    parent = after.parent_cpu_s - before.parent_cpu_s
+    competing = None
+    if busy is not None and total:
+        competing = max(0.0, busy / total * count - (own_cpu_s + parent) / seconds)
+    clocks = before.frequency_mhz, after.frequency_mhz
+    return Conditions(
+        seconds=seconds,
+        cores=count,
+        threads=threads,
+        steal_share=None if steal is None or not total else steal / total,
+        pressure_share=None if pressure is None else pressure / 1e6 / seconds,
+        competing_cores=competing,
+        waited_share=None if waited_s is None or timed_s <= 0 else waited_s / timed_s,
+        parent_share=parent / seconds,
+        throttled_periods=_difference(before.throttled_periods, after.throttled_periods),
+        thermal_events=_difference(before.thermal_events, after.thermal_events),
+        clock_fall=None if clocks[0] is None or clocks[1] is None else max(0.0, 1 - clocks[1] / clocks[0]),
+    )
+
+
+def judge(conditions: Conditions, series: Mapping[str, Series]) -> dict[str, Any]:
+    """`{"value": "VALID" or "INVALID", "reasons": [...], "advice": [...]}`; advice once per kind of reason."""
+    found = [*_about_machine(conditions), *_about_series(series)]
+    reasons = [reason for reason, _ in found]
+    advice = list(dict.fromkeys(text for _, text in found))
+    return {"value": "INVALID" if reasons else "VALID", "reasons": reasons, "advice": advice}
+
+
+def drift(latency_ns: NDArray[np.int64], block: NDArray[np.int64]) -> float:
+    """By what share the last third of the blocks is slower (or, negative, faster) than the first; 0 if within noise.
+
+    Compares medians of blocks; a difference counts when it exceeds 4 standard errors of these medians.
+    """
+    numbers = np.unique(block)
+    third = len(numbers) // 3
+    if third < 3:
+        return 0.0
+    ends = np.flatnonzero(np.diff(block)) + 1
+    medians = np.array([np.median(part) for part in np.split(latency_ns, ends)])
+    first, last = medians[:third], medians[-third:]
+    shift = float(np.median(last) / np.median(first) - 1)
+    # 1.4826 * MAD estimates sigma, 1.2533 * sigma / sqrt(n) is the standard error of a median.
+    errors = [1.4826 * float(np.median(np.abs(part - np.median(part)))) for part in (first, last)]
+    noise = 1.2533 * math.hypot(*errors) / math.sqrt(third) / float(np.median(first))
+    return shift if abs(shift) > DRIFT_SIGMAS * noise else 0.0
+
+
+def _about_machine(c: Conditions) -> list[tuple[str, str]]:
+    found: list[tuple[str, str]] = []
+    close = "close other programs, or measure when the machine is idle"
+    if c.steal_share is not None and c.steal_share > STEAL:
+        found.append(
+            (
+                f"steal: the host took {c.steal_share:.1%} of the CPU time away (limit {STEAL:.0%})",
+                "measure on a machine of your own, or a virtual one with dedicated cores",
+            )
+        )
+    if c.pressure_share is not None and c.pressure_share > PRESSURE:
+        found.append(
+            (
+                f"CPU pressure: programs waited for a core {c.pressure_share:.0%} of the time (limit {PRESSURE:.0%})",
+                close,
+            )
+        )
+    if c.waited_share is not None and c.waited_share > WAITED:
+        found.append(
+            (
+                f"competing load: the timed process waited for its core {c.waited_share:.1%} of the time "
+                f"(limit {WAITED:.0%})",
+                close,
+            )
+        )
+    if c.competing_cores is not None and c.competing_cores + c.threads > c.cores + COMPETING:
+        found.append(
+            (
+                f"competing load: other programs kept {c.competing_cores:.1f} of {c.cores} cores busy, and "
+                f"{c.threads} {'is' if c.threads == 1 else 'are'} needed",
+                close,
+            )
+        )
+    if c.parent_share > PARENT:
+        found.append(
+            (
+                f"parent: the measuring program itself used {c.parent_share:.1%} of a core (limit {PARENT:.0%})",
+                "show progress less often, or measure with --quiet",
+            )
+        )
+    if c.throttled_periods:
+        found.append(
+            (
+                f"quota: the container was throttled in {c.throttled_periods} periods",
+                "raise the container's CPU quota, or take fewer threads",
+            )
+        )
+    if c.thermal_events:
+        found.append(
+            (
+                f"thermal throttling: the CPU slowed itself down {c.thermal_events} times",
+                "let the device cool down, and improve its cooling",
+            )
+        )
+    if c.clock_fall is not None and c.clock_fall > CLOCK:
+        found.append(
+            (
+                f"clock: the CPU frequency fell by {c.clock_fall:.0%} (limit {CLOCK:.0%})",
+                "set the governor to performance, plug the device in, or let it cool down",
+            )
+        )
+    return found
+
+
+def _about_series(series: Mapping[str, Series]) -> list[tuple[str, str]]:
+    longer = "measure for longer: take the suite full, or one with more max_seconds"
+    if not series:
+        return [("no candidate could be measured", "see the error of each candidate")]
+    found: list[tuple[str, str]] = []
+    for name, item in series.items():
+        if len(item.latency_ns) < item.min_calls:
+            found.append((f"too few samples: {name} has {len(item.latency_ns)} of {item.min_calls} calls", longer))
+        elif effective_n(item.latency_ns, 0.5) < early_stopping_minimum(0.5):
+            found.append((f"too few samples: the calls of {name} are too much alike in time to tell p50", longer))
+        shift = drift(item.latency_ns, item.block)
+        if abs(shift) > DRIFT:
+            found.append(
+                (
+                    f"drift: {name} ended {abs(shift):.0%} {'slower' if shift > 0 else 'faster'} than it began",
+                    "let the machine settle and measure again",
+                )
+            )
+    return found
+
+
+def _difference(before: int | None, after: int | None) -> int | None:
+    return None if before is None or after is None else after - before
+
+
+def _cpu_ticks(root: Path) -> list[int] | None:
+    """user nice system idle iowait irq softirq steal of all cores together, from /proc/stat."""
+    try:
+        fields = (root / "proc/stat").read_text().splitlines()[0].split()
+    except (OSError, IndexError):
+        return None
+    return [int(value) for value in fields[1:9]] if fields[0] == "cpu" and len(fields) >= 9 else None
+
+
+def _pressure_us(root: Path) -> int | None:
+    """Microseconds in which some task waited for a CPU (PSI); the file exists on kernels without it, unreadable."""
+    try:
+        lines = (root / "proc/pressure/cpu").read_text().splitlines()
+    except OSError:
+        return None
+    totals = [line.rpartition("total=")[2] for line in lines if line.startswith("some")]
+    return int(totals[0]) if totals else None
+
+
+def _throttled_periods(root: Path) -> int | None:
+    counts: list[int] = []
+    for folder in cgroup_folders("cpu", root=root):
+        try:
+            lines = (folder / "cpu.stat").read_text().splitlines()
+        except OSError:
+            continue
+        counts += [int(line.split()[1]) for line in lines if line.startswith("nr_throttled ")]
+    return sum(counts) if counts else None
+
+
+def _core_values(root: Path, name: str) -> list[int]:
+    values = []
+    for path in sorted((root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/{name}")):
+        try:
+            values.append(int(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    return values
+
+
+def _sum_of(root: Path, name: str) -> int | None:
+    values = _core_values(root, name)
+    return sum(values) if values else None
+
+
+def _mean_frequency_mhz(root: Path) -> float | None:
+    values: Sequence[int] = _core_values(root, "cpufreq/scaling_cur_freq")
+    return sum(values) / len(values) / 1000 if values else None
