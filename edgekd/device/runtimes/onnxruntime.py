@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,13 @@ class _OnnxSession:
             raise ModelError(
                 f"the model failed while running: {_first_line(error)}; does it fit this input?"
             ) from error
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """Check the feeds now and give the bare call, for timing: around 10 microseconds every check would show."""
+        if self._loaded is None:
+            raise UsageError("this session is closed; open another one")
+        check_feeds(self.inputs, feeds)
+        return functools.partial(self._loaded.run, self._names, dict(feeds))
 
     def close(self) -> None:
         self._loaded = None

@@ -1,0 +1,150 @@
+"""What is benchmarked, and everything about a candidate that can be told before it runs."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.device.bundle import Bundle
+from edgekd.device.machine import resolve_threads
+from edgekd.device.postprocess import PostStep, parse_post_steps
+from edgekd.device.preprocess import split_steps
+from edgekd.errors import EdgekdError, ModelError, UsageError, nearest
+from edgekd.spec import Array, Step, Task, parse_steps, steps_to_json
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One model as it is to run: a bundle (folder or zip) and its variant, or a model file.
+
+    preprocess   the arithmetic steps; empty means the bundle's own (none for a model file)
+    postprocess  the steps from outputs to what `Samples.y` holds; empty means the bundle's own. Only a regression
+                 needs them (its targets come back standardized): labels do not change with a softmax
+    options      for the runtime's adapter
+    """
+
+    id: str
+    model: str | Path
+    variant: str | None = None
+    runtime: str = "onnxruntime"
+    threads: int = 1
+    batch: int = 1
+    preprocess: tuple[Step, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    postprocess: tuple[PostStep, ...] = ()
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Labelled samples that training never saw: x (N, ...) before the arithmetic steps, y as in `spec.Split`."""
+
+    x: Array
+    y: Array
+    task: Task
+
+
+@dataclass
+class Plan:
+    """A candidate with what was found out about it. `error` set means: it failed, and that is why."""
+
+    candidate: Candidate
+    variant: str | None = None
+    steps: tuple[Step, ...] = ()
+    postprocess: tuple[PostStep, ...] = ()
+    size_bytes: int | None = None
+    golden: Path | None = None
+    tolerance: Mapping[str, Any] | None = None
+    error: str | None = None
+
+    def load_command(self, *, samples: Path | None, golden: Path | None, seed: int, memory: bool) -> dict[str, Any]:
+        """The command that makes a child process open this candidate."""
+        candidate = self.candidate
+        return {
+            "do": "load",
+            "model": str(candidate.model),
+            "variant": self.variant,
+            "runtime": candidate.runtime,
+            "threads": candidate.threads,
+            "options": dict(candidate.options),
+            "batch": candidate.batch,
+            "preprocess": steps_to_json(self.steps),
+            "samples": None if samples is None else str(samples),
+            "golden": None if golden is None else str(golden),
+            "seed": seed,
+            "memory": memory,
+        }
+
+
+def check_request(candidates: Sequence[Candidate], against: str | None) -> None:
+    """Raise `UsageError` for what cannot be measured: no candidate, equal ids, unknown reference, too many threads."""
+    ids = [candidate.id for candidate in candidates]
+    if not ids:
+        raise UsageError("found no candidate, expected at least one bundle or model file")
+    twice = sorted({name for name in ids if ids.count(name) > 1})
+    if twice:
+        raise UsageError(f"found the candidate id '{twice[0]}' twice; give each candidate an id of its own")
+    if against is not None and against not in ids:
+        raise UsageError(f"'{against}', the reference, is not among the candidates. {nearest(against, ids)}")
+    for candidate in candidates:
+        resolve_threads(candidate.threads)
+        if candidate.batch < 1:
+            raise UsageError(f"candidate '{candidate.id}': found batch={candidate.batch}, expected at least 1")
+
+
+def make_plan(candidate: Candidate, folder: Path) -> Plan:
+    """Look at the candidate's files; its bundle's golden arrays are laid into `folder` for the children."""
+    plan = Plan(candidate, variant=candidate.variant, steps=candidate.preprocess, postprocess=candidate.postprocess)
+    path = Path(candidate.model)
+    try:
+        if not path.exists():
+            raise ModelError(f"{path} does not exist; expected a bundle (folder or zip) or a model file")
+        if path.is_dir() or zipfile.is_zipfile(path):
+            _look_into_bundle(plan, Bundle.open(path), folder)
+        else:
+            plan.size_bytes = _file_size(path)
+    except EdgekdError as error:
+        plan.error = str(error)
+    return plan
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
+    """Arrays by name as an .npz file. (`np.savez` would take a name for one of its own arguments.)"""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
+    return path
+
+
+def _look_into_bundle(plan: Plan, bundle: Bundle, folder: Path) -> None:
+    variant = plan.candidate.variant or bundle.default_variant()
+    if variant not in bundle.manifest["variants"]:
+        raise UsageError(f"{bundle.path} has no variant '{variant}'. {nearest(variant, bundle.manifest['variants'])}")
+    entry = bundle.manifest["variants"][variant]
+    plan.variant = variant
+    plan.steps = plan.steps or split_steps(parse_steps(bundle.manifest["preprocess"]))[1]
+    plan.postprocess = plan.postprocess or parse_post_steps(bundle.manifest.get("postprocess", ()))
+    plan.size_bytes = int(entry["size_bytes"])
+    plan.tolerance = entry.get("tolerance")
+    golden = bundle.golden()
+    if any(key.startswith(f"output.{variant}.") for key in golden):
+        plan.golden = write_arrays(folder / "golden.npz", golden)
+
+
+def _file_size(path: Path) -> int:
+    """Bytes of a model file; a description in JSON counts together with the weights that it names."""
+    size = path.stat().st_size
+    if path.suffix != ".json":
+        return size
+    try:
+        weights = json.loads(path.read_text(encoding="utf-8")).get("weights")
+    except (ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is no description of a model: {error}; expected a JSON object") from error
+    beside = path.parent / weights if isinstance(weights, str) else None
+    return size + beside.stat().st_size if beside is not None and beside.is_file() else size

@@ -1,0 +1,240 @@
+"""What the process of one candidate does: load, check, evaluate, warm up, time a block, tell its memory.
+
+Each command is a function `(state, command) -> answer` of plain JSON values; arrays go through .npy and .npz files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from edgekd.device import memory
+from edgekd.device.preprocess import apply_arithmetic
+from edgekd.device.runtimes import Session, open_session
+from edgekd.device.timing import time_calls, warm_up
+from edgekd.errors import UsageError
+from edgekd.spec import Array, Step, TensorSpec, parse_steps
+
+EVALUATION_BATCH = 64
+# "Steady" memory is the peak over this many further calls: enough for an arena to stop growing.
+STEADY_CALLS = 20
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """A session that can bind feeds once, so that a timed call holds nothing but the runtime's own call."""
+
+    def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
+        """Check the feeds now; give the bare call."""
+        ...
+
+
+@dataclass
+class State:
+    """What the process holds between commands."""
+
+    session: Session | None = None
+    feeds: dict[str, Array] = field(default_factory=dict)
+    steps: tuple[Step, ...] = ()
+    call: Callable[[], object] = lambda: None
+    latency_ns: list[int] = field(default_factory=list)
+    block: list[int] = field(default_factory=list)
+
+
+def bare_call(session: Session, feeds: Mapping[str, Array]) -> Callable[[], object]:
+    """The call that is timed: the runtime's own with prepared feeds, or `session.run` where it offers none."""
+    if isinstance(session, Prepares):
+        return session.prepare(feeds)
+    return lambda: session.run(feeds)
+
+
+def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Open the model and run it once, each on the clock; with `memory`, the peak resident set of each phase too."""
+    measures = bool(command["memory"]) and memory.can_measure()
+    peaks = {"start": memory.resident_mb()} if measures else {}
+    begin = time.perf_counter_ns()
+    session = open_session(
+        command["model"],
+        variant=command["variant"],
+        runtime=command["runtime"],
+        threads=command["threads"],
+        options=command["options"],
+    )
+    loaded = time.perf_counter_ns()
+    if measures:
+        peaks["load"] = memory.peak_resident_mb()
+    state.session = session
+    state.steps = parse_steps(command["preprocess"])
+    state.feeds = make_feeds(session.inputs, command, state.steps)
+    if measures:
+        memory.reset_peak()
+    before = time.perf_counter_ns()
+    state.call = bare_call(session, state.feeds)
+    state.call()
+    first = time.perf_counter_ns()
+    if measures:
+        peaks["first"] = memory.peak_resident_mb()
+        memory.reset_peak()
+        for _ in range(STEADY_CALLS):
+            state.call()
+        peaks["steady"] = memory.peak_resident_mb()
+    return {"load_ms": (loaded - begin) / 1e6, "first_ms": (first - before) / 1e6, "memory_mb": peaks or None}
+
+
+def make_feeds(inputs: tuple[TensorSpec, ...], command: Mapping[str, Any], steps: tuple[Step, ...]) -> dict[str, Array]:
+    """One batch for timing: real samples, else golden inputs, else random numbers by `TensorSpec` and seed."""
+    batch = int(command["batch"])
+    if command["samples"] is not None:
+        samples = np.load(command["samples"], mmap_mode="r")
+        return {_single_input(inputs).name: apply_arithmetic(steps, samples[np.arange(batch) % len(samples)])}
+    if command["golden"] is not None:
+        with np.load(command["golden"]) as golden:
+            known = {name: golden[f"input.{name}"] for name in (spec.name for spec in inputs)}
+        return {name: np.ascontiguousarray(value[np.arange(batch) % len(value)]) for name, value in known.items()}
+    random = np.random.default_rng(int(command["seed"]))
+    return {spec.name: _random_input(spec, batch, random) for spec in inputs}
+
+
+def check_golden(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Whether the golden inputs still give the golden outputs of this variant, within its tolerance.
+
+    Passes when every number is within `abs + rel * |golden|`, or when the best of each row agrees as often as
+    `label_agreement` asks: int8 kernels differ between kinds of CPU.
+    """
+    tolerance, variant = command["tolerance"], command["variant"]
+    assert state.session is not None
+    with np.load(command["golden"]) as golden:
+        feeds = {spec.name: golden[f"input.{spec.name}"] for spec in state.session.inputs}
+        expected = {spec.name: golden[f"output.{variant}.{spec.name}"] for spec in state.session.outputs}
+    found = run_in_batches(state.session, feeds)
+    return {"ok": all(_is_close(found[name], value, tolerance) for name, value in expected.items())}
+
+
+def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """The first output for every sample, through the same steps and session as the timing, into a .npy file."""
+    assert state.session is not None
+    samples = np.load(command["samples"], mmap_mode="r")
+    name = _single_input(state.session.inputs).name
+    parts = []
+    for start in range(0, len(samples), EVALUATION_BATCH):
+        feed = apply_arithmetic(state.steps, np.asarray(samples[start : start + EVALUATION_BATCH]))
+        parts.append(run_in_batches(state.session, {name: feed})[state.session.outputs[0].name])
+    np.save(command["out"], np.concatenate(parts))
+    return {}
+
+
+def run_in_batches(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """All rows of the feeds; a model with a fixed batch axis gets its own size, the last batch filled up."""
+    size = next((spec.shape[0] for spec in session.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
+    count = len(next(iter(feeds.values())))
+    if size is None:
+        return session.run(feeds)
+    parts: dict[str, list[Array]] = {spec.name: [] for spec in session.outputs}
+    for start in range(0, count, size):
+        rows = np.arange(start, start + size)
+        given = session.run({name: np.ascontiguousarray(value[rows % count]) for name, value in feeds.items()})
+        for name, value in given.items():
+            parts[name].append(value[: count - start])
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Pin to `cores`, then warm up until the latencies are steady."""
+    pinned = pin(command["cores"])
+    warmed = warm_up(state.call, max_seconds=float(command["max_seconds"]))
+    return {"calls": warmed.calls, "steady": warmed.steady, "pinned": pinned}
+
+
+def block(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Time calls for `seconds`; the latencies stay here until `samples`, so that the parent has nothing to do."""
+    cpu, waited = time.process_time(), runqueue_wait_s()
+    timing = time_calls(state.call, warmup=0, min_runs=1, min_seconds=float(command["seconds"]))
+    cpu_s, waited_after = time.process_time() - cpu, runqueue_wait_s()
+    state.latency_ns.extend(timing.latency_ns)
+    state.block.extend([int(command["block"])] * len(timing.latency_ns))
+    return {
+        "n": len(timing.latency_ns),
+        "seconds": timing.seconds,
+        "cpu_s": cpu_s,
+        "waited_s": None if waited is None or waited_after is None else waited_after - waited,
+    }
+
+
+def samples(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Every latency with the number of its block, in the order of the calls, into a .npy file (2, n)."""
+    np.save(command["out"], np.array([state.latency_ns, state.block], dtype=np.int64))
+    return {"n": len(state.latency_ns)}
+
+
+def pin(cores: list[int]) -> bool:
+    """Keep every thread of this process on `cores`; False where the system offers no affinity.
+
+    Each thread by its number, because the runtime's own were started before and affinity is not handed on.
+    """
+    if sys.platform != "linux":
+        return False
+    for thread in Path("/proc/self/task").iterdir():
+        try:
+            os.sched_setaffinity(int(thread.name), cores)
+        except OSError:
+            return False
+    return True
+
+
+def runqueue_wait_s(*, root: Path = memory.ROOT) -> float | None:
+    """Seconds that threads of this process were ready to run but had no core; None where Linux does not tell."""
+    waited = 0
+    try:
+        for thread in (root / "proc/self/task").iterdir():
+            waited += int((thread / "schedstat").read_text().split()[1])
+    except (OSError, IndexError):
+        return None
+    return waited / 1e9
+
+
+COMMANDS: dict[str, Callable[[State, Mapping[str, Any]], dict[str, Any]]] = {
+    "load": load,
+    "check_golden": check_golden,
+    "evaluate": evaluate,
+    "steady": steady,
+    "block": block,
+    "samples": samples,
+}
+
+
+def _single_input(inputs: tuple[TensorSpec, ...]) -> TensorSpec:
+    if len(inputs) != 1:
+        names = ", ".join(f"'{spec.name}'" for spec in inputs)
+        raise UsageError(f"samples hold one array, but the model has the inputs {names}; benchmark it without samples")
+    return inputs[0]
+
+
+def _random_input(spec: TensorSpec, batch: int, random: np.random.Generator) -> Array:
+    shape = spec.concrete()
+    if spec.shape and isinstance(spec.shape[0], str):
+        shape = (batch, *shape[1:])
+    dtype = np.dtype(spec.dtype)
+    # Whole numbers stay below 2: they may be indices into a table of unknown size.
+    return (
+        random.standard_normal(shape).astype(dtype) if dtype.kind == "f" else random.integers(0, 2, shape).astype(dtype)
+    )
+
+
+def _is_close(found: Array, golden: Array, tolerance: Mapping[str, Any]) -> bool:
+    if found.shape != golden.shape or not np.isfinite(found).all():
+        return False
+    difference = np.abs(found.astype(np.float64) - golden.astype(np.float64))
+    allowed = float(tolerance["abs"]) + float(tolerance["rel"]) * np.abs(golden.astype(np.float64))
+    if bool((difference <= allowed).all()):
+        return True
+    agreement = tolerance.get("label_agreement")
+    if agreement is None or golden.ndim < 2:
+        return False
+    return bool(np.mean(found.argmax(axis=-1) == golden.argmax(axis=-1)) >= float(agreement))
