@@ -146,6 +146,15 @@ def test_one_augmentation_more_leaves_the_draws_of_the_others() -> None:
         assert (one == other).all() or (one == other[:, ::-1]).all()
 
 
+def test_augmentations_draw_independently() -> None:
+    split = images(400)
+    flipped = augment_batch(split.x, split.ids, {"flip": 1.0}, seed=0, epoch=0)
+    is_flipped = (flipped != split.x).any(axis=(1, 2, 3))
+    bright = Split(np.full((400, 1), 100.0, np.float32), split.y, split.ids)
+    is_brighter = augment_batch(bright.x, bright.ids, {"scale": 0.5}, seed=0, epoch=0)[:, 0] > 100
+    assert abs(np.corrcoef(is_flipped, is_brighter)[0, 1]) < 0.2
+
+
 def test_shift_moves_and_fills_with_zeros() -> None:
     x = np.full((500, 6, 5, 2), 7, np.uint8)
     out = augmentation.shift(x, 2, words(key(0), np.arange(500)))
