@@ -8,7 +8,7 @@ numbers that the graph computes stay the same, bit for bit.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -18,6 +18,7 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from edgekd.errors import ModelError
 from edgekd.files import write_bytes
+from edgekd.graph.traversal import all_nodes, function_nodes, graphs, graphs_of_main, sort_nodes, subgraphs, tensors
 from edgekd.version import __version__
 
 MAX_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
@@ -85,7 +86,8 @@ def clean(model: ModelProto, *, ir_version: int = 8, metadata: Mapping[str, str]
 
     Removed: documentation texts, metadata of nodes and tensors, shapes of inner tensors (runtimes infer them, and
     stale ones are wrong), inputs that only repeat an initializer, unused initializers, functions and opset
-    declarations. Initializers are sorted by name: quantizers emit them in the order of a set.
+    declarations. Initializers are sorted by name, because quantizers emit them in the order of a set, and a node
+    stands after those whose outputs it reads.
     `metadata` replaces the model's own key-value pairs; None keeps them, less the marks of tools.
 
     Raises `ModelError` when the graph holds what `ir_version` cannot (4-bit tensors need IR 10), or external data.
@@ -102,8 +104,9 @@ def clean(model: ModelProto, *, ir_version: int = 8, metadata: Mapping[str, str]
     result.producer_name, result.producer_version = "edgekd", __version__
     result.ClearField("doc_string")
     result.ClearField("training_info")
-    for graph in _graphs(result):
+    for graph in graphs(result):
         _clean_graph(graph)
+        sort_nodes(graph)
     result.graph.name = "main"
     _drop_unused_functions(result)
     for function in result.functions:
@@ -113,50 +116,6 @@ def clean(model: ModelProto, *, ir_version: int = 8, metadata: Mapping[str, str]
             _clean_node(node)
     _drop_unused_opsets(result)
     return result
-
-
-def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs inside the attributes of `node` (If, Loop, Scan)."""
-    for attribute in node.attribute:
-        if attribute.type == AttributeProto.GRAPH:
-            yield attribute.g
-        elif attribute.type == AttributeProto.GRAPHS:
-            yield from attribute.graphs
-
-
-def all_nodes(model: ModelProto) -> Iterator[NodeProto]:
-    """Every node of the graph, of its inner graphs and of its functions."""
-    for graph in _graphs(model):
-        yield from graph.node
-    for function in model.functions:
-        yield from function.node
-
-
-def _graphs(model: ModelProto) -> Iterator[GraphProto]:
-    """The main graph, then every inner one, those of functions too."""
-    yield model.graph
-    pending: list[NodeProto] = [*model.graph.node]
-    for function in model.functions:
-        pending.extend(function.node)
-    while pending:
-        for inner in subgraphs(pending.pop()):
-            yield inner
-            pending.extend(inner.node)
-
-
-def _tensors(model: ModelProto) -> Iterator[TensorProto]:
-    nodes: list[NodeProto] = list(all_nodes(model))
-    for graph in _graphs(model):
-        yield from graph.initializer
-        for sparse in graph.sparse_initializer:
-            yield sparse.values
-            yield sparse.indices
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.type == AttributeProto.TENSOR:
-                yield attribute.t
-            elif attribute.type == AttributeProto.TENSORS:
-                yield from attribute.tensors
 
 
 def _clear(message: FunctionProto | GraphProto | NodeProto | TensorProto | onnx.ValueInfoProto, field: str) -> None:
@@ -213,32 +172,16 @@ def _used_names(graph: GraphProto) -> set[str]:
 def _drop_unused_functions(model: ModelProto) -> None:
     by_key = {(function.domain, function.name): function for function in model.functions}
     reached: set[tuple[str, str]] = set()
-    pending = [(node.domain, node.op_type) for graph in _graphs_of_main(model) for node in graph.node]
+    pending = [(node.domain, node.op_type) for graph in graphs_of_main(model) for node in graph.node]
     while pending:
         key = pending.pop()
         if key in by_key and key not in reached:
             reached.add(key)
-            pending.extend((node.domain, node.op_type) for node in _function_nodes(by_key[key]))
+            pending.extend((node.domain, node.op_type) for node in function_nodes(by_key[key]))
     kept = [function for function in model.functions if (function.domain, function.name) in reached]
     copies = [FunctionProto.FromString(function.SerializeToString(deterministic=True)) for function in kept]
     del model.functions[:]
     model.functions.extend(copies)
-
-
-def _graphs_of_main(model: ModelProto) -> Iterator[GraphProto]:
-    pending = [model.graph]
-    while pending:
-        graph = pending.pop()
-        yield graph
-        pending.extend(inner for node in graph.node for inner in subgraphs(node))
-
-
-def _function_nodes(function: FunctionProto) -> Iterator[NodeProto]:
-    pending: list[NodeProto] = list(function.node)
-    while pending:
-        node = pending.pop()
-        yield node
-        pending.extend(inner_node for inner in subgraphs(node) for inner_node in inner.node)
 
 
 def _drop_unused_opsets(model: ModelProto) -> None:
@@ -254,7 +197,7 @@ def _domain(domain: str) -> str:
 
 
 def _check_ir_version(model: ModelProto, ir_version: int) -> None:
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.data_type not in TensorProto.DataType.values():
             raise ModelError(
                 f"tensor '{tensor.name}' has the element type {tensor.data_type}, which onnx {onnx.__version__} does "
@@ -276,7 +219,7 @@ def _check_ir_version(model: ModelProto, ir_version: int) -> None:
 
 
 def _refuse_external_data(model: ModelProto, name: str) -> None:
-    for tensor in _tensors(model):
+    for tensor in tensors(model):
         if tensor.data_location == TensorProto.EXTERNAL:
             raise ModelError(
                 f"{name} keeps its weights in another file (tensor '{tensor.name}'); expected one file: load it with "

@@ -17,16 +17,17 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import ModelProto, TensorProto
 
 from edgekd.errors import MissingExtra, ModelError
-from edgekd.graph.clean import clean, subgraphs
+from edgekd.graph.clean import clean
 from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, session_options
 from edgekd.spec import Array
 
 EightBits = Literal["int8", "uint8"]
 # Scales per channel need the axis of DequantizeLinear, which opset 13 brought.
 OLDEST_OPSET = 13
+_ENTROPY_BINS = 1024
 _MATRIX_OPS = ("MatMul", "Gemm")
 
 
@@ -108,33 +109,48 @@ def static(
     calibration: Literal["minmax", "entropy", "percentile"],
 ) -> ModelProto:
     """QuantizeLinear/DequantizeLinear around every operator that has an int8 kernel, ranges from `batches`."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, quantize_static
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, create_calibrator
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
 
-    types = _quant_types()
     methods = {
-        "minmax": CalibrationMethod.MinMax,
-        "entropy": CalibrationMethod.Entropy,
-        "percentile": CalibrationMethod.Percentile,
+        "minmax": (CalibrationMethod.MinMax, {}),
+        # The tool's default of 128 bins for 128 levels leaves it no range to cut: it was min-max by another name.
+        "entropy": (CalibrationMethod.Entropy, {"num_bins": _ENTROPY_BINS}),
+        "percentile": (CalibrationMethod.Percentile, {}),
     }
+    method, method_options = methods[calibration]
+    op_types = sorted({*QLinearOpsRegistry, *QDQRegistry})
+    types = _quant_types()
     ready = fold(model)
-    # The mark says that `fold` has run, which is what the tool's own pre-processing would do.
-    ready.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, silence():
-        path = Path(folder) / "quantized.onnx"
-        quantize_static(
-            ready,
+        path = Path(folder) / "folded.onnx"
+        onnx.save(ready, path)
+        calibrator = create_calibrator(
             path,
-            _Reader(batches),
-            quant_format=QuantFormat.QDQ,
-            per_channel=per_channel,
-            reduce_range=reduce_range,
-            activation_type=types[activation],
-            weight_type=types[weight],
-            calibrate_method=methods[calibration],
-            # Unsigned weights too: onnxruntime's kernels take one zero point for all channels (128).
-            extra_options={"WeightSymmetric": True},
+            op_types,
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=method,
+            extra_options=method_options,
         )
-        return onnx.load(path)
+        calibrator.collect_data(_Reader(batches))
+        ranges = calibrator.compute_data()
+        del calibrator  # its session holds the file open
+        # Unsigned weights symmetric too: onnxruntime's kernels take one zero point for all channels (128).
+        quantizer = QDQQuantizer(
+            ready,
+            per_channel,
+            reduce_range,
+            types[weight],
+            types[activation],
+            ranges,
+            [],
+            [],
+            op_types,
+            {"WeightSymmetric": True},
+        )
+        quantizer.quantize_model()
+    result: ModelProto = quantizer.model.model
+    return result
 
 
 def dynamic(model: ModelProto, *, weight: EightBits, per_channel: bool) -> ModelProto:
@@ -170,7 +186,6 @@ def half(model: ModelProto) -> ModelProto:
     del ready.graph.value_info[:]
     with silence():
         converted: ModelProto = convert_float_to_float16(ready, keep_io_types=True)
-    _sort_nodes(converted.graph)  # the tool appends its casts at the end
     return converted
 
 
@@ -208,38 +223,6 @@ def count_quantized(model: ModelProto) -> int:
             first, second = node.input[0], node.input[1]
             count += (first in dequantized and second in dequantized) or first in halves or second in halves
     return count
-
-
-def _sort_nodes(graph: GraphProto) -> None:
-    """Every node after those whose outputs it reads; otherwise in the order that it had."""
-    made_by = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    order: list[int] = []
-    done: set[int] = set()
-    for first in range(len(graph.node)):
-        stack = [first]
-        while stack:
-            index = stack[-1]
-            waits = [made_by[name] for name in _reads(graph.node[index]) if name in made_by]
-            missing = [] if index in done else [other for other in waits if other not in done and other != index]
-            if missing:
-                stack.extend(reversed(missing))
-                continue
-            stack.pop()
-            if index not in done:
-                done.add(index)
-                order.append(index)
-    nodes = [NodeProto.FromString(graph.node[index].SerializeToString(deterministic=True)) for index in order]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
-def _reads(node: NodeProto) -> list[str]:
-    """The names that `node` reads, those inside its branches and bodies too."""
-    names = list(node.input)
-    for inner in subgraphs(node):
-        for inner_node in inner.node:
-            names += _reads(inner_node)
-    return names
 
 
 class _Reader:

@@ -215,3 +215,30 @@ def test_numbers_survive_every_encoding_of_a_tensor():
     tensor.CopyFrom(helper.make_tensor("b2", TensorProto.FLOAT, [5], values.tolist()))
     feeds = samples(mlp(), 3)
     assert np.array_equal(run(clean(model), feeds)["logits"], run(mlp(), feeds)["logits"])
+
+
+def test_nodes_are_put_in_order_and_a_sorted_graph_keeps_its_order():
+    for seed in range(20):
+        shuffled = transformer_block()
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in shuffled.graph.node]
+        random.Random(seed).shuffle(nodes)
+        del shuffled.graph.node[:]
+        shuffled.graph.node.extend(nodes)
+        cleaned = clean(shuffled)
+        onnx.checker.check_model(cleaned)
+        feeds = samples(shuffled, 2)
+        assert np.array_equal(run(cleaned, feeds)["logits"], run(transformer_block(), feeds)["logits"])
+    assert [node.name for node in clean(cnn()).graph.node] == [node.name for node in cnn().graph.node]
+
+
+def test_a_circle_of_nodes_is_refused():
+    nodes = [
+        helper.make_node("Add", ["x", "c"], ["a"], name="first"),
+        helper.make_node("Relu", ["a"], ["b"], name="second"),
+        helper.make_node("Neg", ["b"], ["c"], name="third"),
+    ]
+    model = build(nodes, {}, inputs={"x": ["N", 4]}, outputs={"c": ["N", 4]})
+    with pytest.raises(ModelError, match=r"node '\w+' waits for its own result"):
+        clean(model)
+    with pytest.raises(ModelError, match="is not a valid ONNX model"):
+        load_model(model.SerializeToString())
