@@ -78,7 +78,7 @@ def from_arrays(
 
 def _read_npz(path: Path) -> dict[str, Array]:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {key: file[key] for key in file.files}
     except ValueError as error:
         raise DataError(
@@ -96,10 +96,11 @@ def _read_csv(path: Path, target: Sequence[str], task: Task) -> tuple[dict[str, 
         raise DataError(f"{path}: data.target is missing; name the column (or the list of columns) to predict")
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file, strict=True))
+            reader = csv.reader(file, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path} cannot be read as CSV in UTF-8 ({error})") from error
-    header = [name.strip() for name in rows[0]] if rows else []
     if len(set(header)) != len(header):
         raise DataError(f"{path}: two columns have the same name; expected a header with a name for each column")
     for name in target:
@@ -114,9 +115,7 @@ def _read_csv(path: Path, target: Sequence[str], task: Task) -> tuple[dict[str, 
     problems: list[str] = []
     x: list[list[float]] = []
     y: list[list[str]] = []
-    for line, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
+    for line, row in rows:
         if len(row) != len(header):
             problems.append(f"line {line} has {len(row)} cells, expected {len(header)}")
             continue
@@ -125,17 +124,18 @@ def _read_csv(path: Path, target: Sequence[str], task: Task) -> tuple[dict[str, 
         if "" in y[-1]:
             problems.append(f"line {line}, column '{target[y[-1].index('')]}' is empty")
     numbers = [[_number(cell, "", []) for cell in row] for row in y]
-    if task != "classification":
-        for line, (texts, values) in enumerate(zip(y, numbers), start=2):
+    if task != "classification" and not problems:
+        for (line, _), texts, values in zip(rows, y, numbers):
             problems += [
                 f"line {line}, column '{name}': '{text}' is not a finite number"
                 for name, text, value in zip(target, texts, values)
-                if text and not math.isfinite(value)
+                if not math.isfinite(value)
             ]
     _refuse(path, problems)
     is_number = task != "classification" or all(math.isfinite(value) for row in numbers for value in row)
     y_array = np.array(numbers, np.float64) if is_number else np.array(y, dtype=np.str_)
-    return {"x": np.array(x, np.float32).reshape(len(x), -1), "y": y_array.reshape(len(y), -1)}, tuple(target)
+    x_array = np.array(x, np.float32).reshape(len(x), len(columns))
+    return {"x": x_array, "y": y_array.reshape(len(y), len(targets))}, tuple(target)
 
 
 def _number(cell: str, place: str, problems: list[str]) -> float:

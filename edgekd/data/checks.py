@@ -11,7 +11,7 @@ from edgekd.spec import Array, Split, Task
 
 
 def as_samples(x: Array, *, where: str) -> Array:
-    """uint8 stays, other numbers become float32. Raises `DataError` for what is not a number."""
+    """uint8 stays, other numbers become float32. Raises `DataError` for what is not a finite number."""
     if x.ndim < 2:
         raise DataError(f"{where}: x has the shape {list(x.shape)}, expected (samples, features...)")
     if x.dtype == np.uint8:
@@ -19,7 +19,11 @@ def as_samples(x: Array, *, where: str) -> Array:
     if x.dtype.kind not in "fiub":
         raise DataError(f"{where}: x holds {x.dtype}, expected numbers (uint8 or float32)")
     with np.errstate(over="ignore"):
-        return x.astype(np.float32)
+        numbers: Array = x.astype(np.float32)
+    wrong = np.flatnonzero(~np.isfinite(numbers.reshape(len(x), -1)).all(axis=1))
+    if len(wrong):
+        raise DataError(f"{where}: x is NaN or infinite {_samples(wrong)}; remove or repair them")
+    return numbers
 
 
 def as_targets(y: Array, task: Task, labels: Sequence[str], *, where: str) -> Array:
@@ -69,15 +73,6 @@ def check_lengths(x: Array, y: Array, *, where: str) -> None:
         raise DataError(f"{where}: x has {len(x)} samples, but y has {len(y)}; expected one y for each x")
     if not len(x):
         raise DataError(f"{where}: there are no samples")
-
-
-def check_split(split: Split, task: Task, *, where: str) -> None:
-    """Finite inputs; raises `DataError` that names the samples by their ids."""
-    if split.x.dtype.kind == "f":
-        finite = np.isfinite(split.x.reshape(len(split), -1)).all(axis=1)
-        if not finite.all():
-            bad = np.sort(split.ids[~finite])
-            raise DataError(f"{where}: x is NaN or infinite {_samples(bad)}; remove or repair them")
 
 
 def check_splits(splits: Mapping[str, Split], task: Task, *, labels: Sequence[str], name: str) -> None:

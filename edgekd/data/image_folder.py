@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.data.source import Pool, Prepare, Request, Source
+from edgekd.data.source import Pool, Prepare, Request, Source, UnusableSamples
 from edgekd.errors import DataError, UsageError
 from edgekd.spec import Array
 
@@ -96,8 +96,7 @@ def _decode(paths: Sequence[Path], prepare: Prepare) -> Array:
             continue
         images.append(image)
     if problems:
-        count = "1 image cannot" if len(problems) == 1 else f"{len(problems)} images cannot"
-        raise DataError("\n  ".join([f"{count} be used; repair or remove:", *problems]))
+        raise UnusableSamples(problems)
     return np.stack(images)
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import importlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 
-from edgekd.data.checks import check_split, check_splits
-from edgekd.data.source import Pool, Prepare, Request, Source
+from edgekd.data.checks import check_splits
+from edgekd.data.source import Pool, Prepare, Request, Source, UnusableSamples
 from edgekd.data.splits import Positions, shuffled, split_positions
 from edgekd.errors import DataError, nearest
 from edgekd.files import sha256_file
@@ -79,7 +79,7 @@ def load_dataset(
     source = cast(Source, getattr(importlib.import_module(module), function)(request))
     fractions = {"val": val_fraction, "test": test_fraction}
     splits = _split(source, task, fractions={k: v for k, v in fractions.items() if k not in source.pools}, seed=seed)
-    read = {name: _read(pool, positions[:limit], name, task) for name, (pool, positions) in splits.items()}
+    read = _read({name: (pool, positions[:limit]) for name, (pool, positions) in splits.items()})
     check_splits(read, task, labels=source.labels, name=source.name)
     return Dataset(
         name=source.name,
@@ -130,15 +130,25 @@ def _split(source: Source, task: Task, *, fractions: dict[str, float], seed: int
     return splits
 
 
-def _read(pool: Pool, positions: Positions, name: str, task: Task) -> Split:
-    if not len(positions):
-        raise DataError(
-            f"the split '{name}' is empty: {len(pool.y)} samples are too few to share out; expected at least 3 "
-            "of every class, or a larger data.val_fraction or data.test_fraction"
-        )
-    split = Split(np.ascontiguousarray(pool.read(positions)), pool.y[positions], pool.ids[positions])
-    check_split(split, task, where=f"the split '{name}'")
-    return split
+def _read(splits: Mapping[str, tuple[Pool, Positions]]) -> dict[str, Split]:
+    """The samples of all splits; what is wrong with some of them is told for all splits at once."""
+    read: dict[str, Split] = {}
+    problems: list[str] = []
+    for name, (pool, positions) in splits.items():
+        if not len(positions):
+            raise DataError(
+                f"the split '{name}' is empty: {len(pool.y)} samples are too few to share out; expected at least 3 "
+                "of every class, or a larger data.val_fraction or data.test_fraction"
+            )
+        try:
+            x = np.ascontiguousarray(pool.read(positions))
+        except UnusableSamples as error:
+            problems += error.problems
+            continue
+        read[name] = Split(x, pool.y[positions], pool.ids[positions])
+    if problems:
+        raise UnusableSamples(problems)
+    return read
 
 
 def _hash(labels: Sequence[str], splits: dict[str, Split]) -> str:

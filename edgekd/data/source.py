@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgekd.errors import DataError
 from edgekd.spec import Array, Task
 
 Prepare = Callable[[Path | Array], Array]
+
+
+class UnusableSamples(DataError):
+    """Some samples cannot be read. `problems` has a line for each, so that all of them are told at once."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = "1 sample cannot" if len(problems) == 1 else f"{len(problems)} samples cannot"
+        super().__init__("\n  ".join([f"{count} be used; repair or remove:", *problems]))
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,7 @@ class Pool:
 
     y     (N,) int64 | (N, L) uint8 | (N, D) float32
     ids   (N,) int64, unique and stable
-    read  the samples at some positions, already prepared: (n, ...) uint8 or float32
+    read  the samples at some positions, already prepared: (n, ...) uint8 or float32; raises `UnusableSamples`
     """
 
     y: Array
