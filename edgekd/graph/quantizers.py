@@ -10,6 +10,7 @@ import io
 import logging
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -17,11 +18,12 @@ from typing import Literal
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, TensorProto
+from onnx import GraphProto, ModelProto, TensorProto
 
 from edgekd.errors import MissingExtra, ModelError
 from edgekd.graph.clean import clean
 from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, session_options
+from edgekd.graph.traversal import reads
 from edgekd.spec import Array
 
 EightBits = Literal["int8", "uint8"]
@@ -150,7 +152,31 @@ def static(
         )
         quantizer.quantize_model()
     result: ModelProto = quantizer.model.model
+    _keep_outputs_float(result.graph)
     return result
+
+
+def _keep_outputs_float(graph: GraphProto) -> None:
+    """Let a last Gemm or MatMul give float instead of one of 256 numbers.
+
+    Rounded scores tie, and a regression would have 256 answers. onnxruntime has fused kernels with float outputs
+    for these two operators only; a last convolution would fall back to float, so it keeps its rounding.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    readers = Counter(name for node in graph.node for name in reads(node))
+    for value in graph.output:
+        dequantize = made_by.get(value.name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or readers[value.name]:
+            continue
+        quantize = made_by.get(dequantize.input[0])
+        if quantize is None or quantize.op_type != "QuantizeLinear" or readers[quantize.output[0]] != 1:
+            continue
+        layer = made_by.get(quantize.input[0])
+        if layer is None or layer.op_type not in _MATRIX_OPS or readers[layer.output[0]] != 1:
+            continue
+        layer.output[0] = value.name
+        graph.node.remove(dequantize)
+        graph.node.remove(quantize)
 
 
 def dynamic(model: ModelProto, *, weight: EightBits, per_channel: bool) -> ModelProto:
@@ -181,8 +207,7 @@ def half(model: ModelProto) -> ModelProto:
     """Weights and arithmetic in float16; inputs and outputs stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    ready = ModelProto()
-    ready.CopyFrom(model)
+    ready = fold(model)
     del ready.graph.value_info[:]
     with silence():
         converted: ModelProto = convert_float_to_float16(ready, keep_io_types=True)

@@ -84,7 +84,7 @@ def sort_nodes(graph: GraphProto) -> None:
         stack = [first]
         while stack:
             index = stack[-1]
-            waits = [made_by[name] for name in _reads(graph.node[index]) if name in made_by]
+            waits = [made_by[name] for name in reads(graph.node[index]) if name in made_by]
             missing = [] if index in done else [other for other in waits if other not in done and other != index]
             if opened.intersection(missing):
                 name = graph.node[index].name or graph.node[index].op_type
@@ -104,11 +104,11 @@ def sort_nodes(graph: GraphProto) -> None:
     graph.node.extend(nodes)
 
 
-def _reads(node: NodeProto) -> list[str]:
+def reads(node: NodeProto) -> list[str]:
     """The names that `node` reads, those inside its branches and bodies too."""
     names = list(node.input)
     for inner in subgraphs(node):
         for inner_node in inner.node:
-            names += _reads(inner_node)
+            names += reads(inner_node)
         names += [value.name for value in inner.output]
     return names

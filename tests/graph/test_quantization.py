@@ -341,3 +341,37 @@ def test_garbage_is_refused_and_an_older_result_stays(tmp_path):
         quantize(b"garbage", out, Fp16())
     assert hashlib.sha256(out.read_bytes()).hexdigest() == before
     assert run(load_model(out), samples(mlp(), 2))["logits"].dtype == np.float32
+
+
+def _fused_ops(path: Path) -> list[str]:
+    """The operators that onnxruntime really runs."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(path) + ".fused"
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return op_types(load(options.optimized_model_filepath))
+
+
+@pytest.mark.parametrize("variant", STATIC)
+def test_layers_run_in_integer_kernels_and_the_last_one_gives_more_than_256_numbers(variant, tmp_path):
+    path = quantize(mlp(), tmp_path / "q.onnx", VARIANTS[variant], calibration=samples(mlp(), 200)).path
+    assert _fused_ops(path) == ["QuantizeLinear", "QGemm", "QGemm"]
+    assert len(np.unique(run(path.read_bytes(), samples(mlp(), 2000, seed=5))["logits"])) > 1000
+    path = quantize(cnn(), tmp_path / "c.onnx", VARIANTS[variant], calibration=samples(cnn(), 64)).path
+    fused = _fused_ops(path)
+    assert (fused.count("QLinearConv"), fused.count("QGemm")) == (3, 1)
+    assert not {"Conv", "Gemm", "BatchNormalization"} & set(fused)
+
+
+def test_an_output_that_other_nodes_read_keeps_its_rounding(tmp_path):
+    """Two outputs, one of them also read by the next layer: nothing may be cut out of that way."""
+    model = mlp()
+    model.graph.node[1].input[0] = "features"
+    model.graph.node[0].output[0] = "features"
+    model.graph.output.append(helper.make_tensor_value_info("features", onnx.TensorProto.FLOAT, ["N", 24]))
+    feeds = samples(mlp(), 100)
+    result = quantize(model, tmp_path / "q.onnx", Int8Static(), calibration=feeds)
+    answer = verify(model.SerializeToString(), result.path, feeds, tolerance="int8", labels=False)
+    assert answer.ok, answer.problems

@@ -14,7 +14,7 @@ from edgekd.distill.models.vision import torchvision_model
 from edgekd.distill.models.weights import count, load_weights, save_weights
 from edgekd.errors import ModelError, nearest
 
-__all__ = ["MODELS", "build_model", "count", "load_weights", "logits_of", "save_weights"]
+__all__ = ["MODELS", "TYPICAL_INPUT", "build_model", "count", "load_weights", "logits_of", "save_weights"]
 
 # name -> module:function. Each takes num_outputs= and input_shape= (without the batch axis) and its own arguments.
 MODELS: dict[str, str] = {
@@ -34,6 +34,11 @@ MODELS: dict[str, str] = {
     "tcn_m": "edgekd.distill.models.tcn:tcn_m",
     "tcn_l": "edgekd.distill.models.tcn:tcn_l",
     "tcn_teacher": "edgekd.distill.models.tcn:tcn_teacher",
+}
+
+# The shape of one sample at which lists of models state their cost: what each family is made for.
+TYPICAL_INPUT: dict[str, tuple[int, ...]] = {
+    name: {"mlp": (784,), "tcn": (128, 9)}.get(name.partition("_")[0], (1, 28, 28)) for name in MODELS
 }
 
 

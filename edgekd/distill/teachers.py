@@ -1,0 +1,145 @@
+"""Teachers: anything that gives logits for a batch, behind one protocol.
+
+A teacher is frozen and in eval mode, its tensors are constants, and it is stopped when it gives NaN or infinity: a
+student would learn that without a word.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekd.device.runtimes import Session, open_session
+from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
+from edgekd.distill.models import logits_of
+from edgekd.errors import ModelError, StageFailed, UsageError
+from edgekd.spec import Array
+
+_NAMED_IDS = 5
+
+
+class Teacher(Protocol):
+    """Named tensors in (`x` (N, ...) float32, `y`, `id`), named tensors out, among them `logits` (N, C)."""
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the teacher says about the batch, without gradients."""
+        ...
+
+
+class ModuleTeacher:
+    """A torch module as a teacher. The module is put in eval mode and its parameters are frozen, for good.
+
+    It computes on the device where its parameters are. Raises `StageFailed` when a logit is NaN or infinite, naming
+    the samples.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module.eval().requires_grad_(requires_grad=False)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        assert not any(part.training for part in self.module.modules()), "somebody put a teacher back in train mode"
+        parameter = next(self.module.parameters(), None)
+        x = batch["x"] if parameter is None else batch["x"].to(parameter.device)
+        with torch.inference_mode():
+            output = self.module(x)
+        named = dict(output) if isinstance(output, Mapping) else {}
+        named["logits"] = logits_of(output, "the teacher")
+        # Tensors of inference mode cannot take part in the student's backward pass; copies can.
+        result = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor)}
+        check_finite(result["logits"], batch, "the teacher")
+        return result
+
+
+class OnnxTeacher:
+    """An ONNX file as a teacher: a black box with one input and the output "logits" (or its first output).
+
+    Logits come as float32 on the CPU. Outputs that are probabilities (rows of numbers from 0 on that sum to 1) are
+    turned into logits by the logarithm, which is exact up to a constant per row. A graph with a fixed batch axis is
+    run in pieces of that size. Raises `ModelError` for a graph that cannot be a teacher, `StageFailed` as
+    `ModuleTeacher` does.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+        self.path = Path(path)
+        self._session: Session = open_session(self.path, runtime="onnxruntime", threads=threads)
+        if len(self._session.inputs) != 1:
+            names = [spec.name for spec in self._session.inputs]
+            raise ModelError(f"{self.path} has the inputs {names}, expected one; wrap it in a teacher of your own")
+        self._input = self._session.inputs[0]
+        outputs = [spec.name for spec in self._session.outputs]
+        self._output = "logits" if "logits" in outputs else outputs[0]
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        x = np.ascontiguousarray(batch["x"].detach().cpu().numpy(), dtype=self._input.dtype)
+        size = self._input.shape[0] if self._input.shape else "N"
+        rows = len(x) if isinstance(size, str) else size
+        parts = [self._run(x[start : start + rows], rows) for start in range(0, len(x), rows)]
+        logits = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+        check_finite(logits, batch, str(self.path))
+        return {"logits": _as_logits(logits)}
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session.close()
+
+    def _run(self, x: Array, rows: int) -> Array:
+        """Outputs of `x`; a last piece that is too short for a fixed batch axis is filled up with its last row."""
+        padded = x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])
+        output: Array = self._session.run({self._input.name: padded})[self._output]
+        return output[: len(x)]
+
+
+class EnsembleTeacher:
+    """Several teachers as one: the weighted mean of their logits, or, with a temperature, of their probabilities.
+
+    With `temperature` the result are pseudo-logits whose softmax at that temperature is the mean. Weights are divided
+    by their sum. Raises `UsageError` for no teacher, or weights that do not fit.
+    """
+
+    def __init__(
+        self, teachers: Sequence[Teacher], weights: Weights | None = None, *, temperature: float | None = None
+    ) -> None:
+        if not teachers:
+            raise UsageError("found no teachers, expected at least one")
+        if weights is not None and not isinstance(weights, Tensor) and len(weights) != len(teachers):
+            raise UsageError(f"found {len(weights)} weights for {len(teachers)} teachers, expected one for each")
+        self.teachers = tuple(teachers)
+        self.weights = weights
+        self.temperature = temperature
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        logits = [teacher(batch)["logits"] for teacher in self.teachers]
+        logits = [value.to(logits[0].device) for value in logits]
+        if self.temperature is None:
+            return {"logits": mean_logits(logits, weights=self.weights)}
+        return {"logits": mean_probabilities(logits, temperature=self.temperature, weights=self.weights)}
+
+
+def check_finite(logits: Tensor, batch: Mapping[str, Tensor], what: str) -> None:
+    """Raise `StageFailed` that names the samples (by `batch["id"]`, else by place) whose logits are not finite."""
+    bad_N = ~torch.isfinite(logits).reshape(len(logits), -1).all(dim=1).cpu()
+    if not bool(bad_N.any()):
+        return
+    ids = batch["id"].cpu() if "id" in batch else torch.arange(len(bad_N))
+    found = ids[bad_N].tolist()
+    more = f" and {len(found) - _NAMED_IDS} more" if len(found) > _NAMED_IDS else ""
+    raise StageFailed(
+        f"{what} gives NaN or infinite logits for {len(found)} of {len(bad_N)} samples, with the ids "
+        f"{', '.join(map(str, found[:_NAMED_IDS]))}{more}; expected finite numbers. Check these samples, the "
+        "preprocessing and the teacher's weights; finished work is kept"
+    )
+
+
+def _as_logits(values_NC: Tensor) -> Tensor:
+    if values_NC.dim() != 2 or values_NC.shape[1] < 2:
+        return values_NC
+    sums_N = values_NC.sum(dim=1)
+    if bool((values_NC >= 0).all()) and bool(((sums_N - 1).abs() < 1e-3).all()):
+        return values_NC.clamp(min=torch.finfo(values_NC.dtype).tiny).log()
+    return values_NC
