@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd import assets
 from edgekd.data.registry import KINDS
-from edgekd.errors import ModelError, RecipeError, nearest
+from edgekd.device.postprocess import parse_post_steps
+from edgekd.device.preprocess import split_steps
+from edgekd.device.suites import load_suite
+from edgekd.errors import ModelError, RecipeError, UsageError, nearest
 from edgekd.spec import parse_steps
 
 if TYPE_CHECKING:
@@ -58,14 +62,18 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
             raise RecipeError(
                 f"version = {recipe.version}, but this edgekd reads version {VERSION}; install a newer edgekd"
             )
-        parse_steps(recipe.preprocess.steps)
+        split_steps(parse_steps(recipe.preprocess.steps))
+        parse_post_steps(recipe.postprocess.steps or ())
         _check_data(recipe)
         _check_teacher(recipe)
         _check_terms(recipe)
         if check_files:
             _check_root(recipe)
             _check_files(recipe)
-    except RecipeError as error:
+            load_suite(recipe.benchmark.suite)
+            if not recipe.target.name.endswith(".toml"):
+                assets.find("export", "targets", recipe.target.name)
+    except UsageError as error:
         raise RecipeError(f"{source}: {error}") from None
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from None
@@ -154,6 +162,8 @@ def _check_files(recipe: Recipe) -> None:
             _check_file(key, value)
     if recipe.teacher.onnx is not None:
         _check_file("teacher.onnx", recipe.teacher.onnx)
+    if recipe.target.name.endswith(".toml"):
+        _check_file("target.name", recipe.target.name)
 
 
 def _check_file(key: str, path: str) -> None:

@@ -14,6 +14,7 @@ from edgekd.recipe_checks import DEFAULT_TERMS
 # Data sets in a public format that lie together in one folder, which EDGEKD_DATA may name.
 KINDS_IN_EDGEKD_DATA = ("mnist", "fashion_mnist")
 PATHS = (("data", "root"), ("teacher", "weights"), ("teacher", "onnx"), ("student", "weights"))
+NAMES_OR_PATHS = (("target", "name"), ("benchmark", "suite"))  # a path where they end in .toml
 
 
 def set_value(tables: dict[str, Any], override: str) -> str:
@@ -80,10 +81,10 @@ def apply_environment(tables: dict[str, Any], environ: Mapping[str, str], origin
 
 def resolve_paths(tables: dict[str, Any], folder: Path, *, only: str | None = None) -> None:
     """Make the paths in `tables` absolute, from `folder`; `only` the one with that dotted key."""
-    for section, key in PATHS:
+    for section, key in (*PATHS, *NAMES_OR_PATHS):
         table = tables.get(section)
         if only not in (None, section, f"{section}.{key}") or not isinstance(table, dict):
             continue
         value = table.get(key)
-        if isinstance(value, str):
+        if isinstance(value, str) and ((section, key) in PATHS or value.endswith(".toml")):
             table[key] = str(folder / Path(value).expanduser())

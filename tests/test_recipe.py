@@ -191,6 +191,10 @@ def test_missing_tables_are_named_with_an_example(write) -> None:
         (MINIMAL, ["distill.terms=[{loss='kd'}, {loss='kd'}]"], "two terms are called 'kd'; give each its own name"),
         (MINIMAL, ["distill.terms=[{loss='kd', weight=0}]"], "every weight is 0, so nothing would be learned"),
         (MINIMAL, ["preprocess.steps=[{op='scal'}]"], "preprocess.steps[0]: unknown op 'scal'. Did you mean 'scale'?"),
+        (MINIMAL, ["preprocess.steps=[{op='scale'}, {op='decode'}]"], "'decode' stands after 'scale'"),
+        (MINIMAL, ["postprocess.steps=[{op='softmx'}]"], "postprocess.steps[0]: unknown op 'softmx'. Did you mean"),
+        (MINIMAL, ["benchmark.suite=quik"], "no suite is called 'quik'. Did you mean 'quick'?"),
+        (MINIMAL, ["target.name=cpus"], "no target is called 'cpus'. Did you mean 'cpu'?"),
         (
             MINIMAL.replace('"digits"', '"a:b"'),
             ["task=regression", "teacher.train.label_smoothing=0.1"],
@@ -233,6 +237,8 @@ def test_paths_in_a_recipe_start_at_its_folder_and_those_of_set_at_the_current_o
     assert load(write(text), f"data.root={tmp_path}").data.root == str(tmp_path)
     assert load(write(text), "data={kind='image_folder', root='more'}").data.root == str(elsewhere / "more")
     assert load_recipe(write(text), environ={}).folder == tmp_path
+    (tmp_path / "mine.toml").write_text("")
+    assert load(write(text + '[target]\nname = "mine.toml"\n')).target.name == str(tmp_path / "mine.toml")
 
 
 def test_shipped_recipes_start_at_the_current_folder(tmp_path, monkeypatch) -> None:
