@@ -124,6 +124,7 @@ def static(
     op_types = sorted({*QLinearOpsRegistry, *QDQRegistry})
     types = _quant_types()
     ready = fold(model)
+    excluded = _activations_of_outputs(ready.graph)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, silence():
         path = Path(folder) / "folded.onnx"
         onnx.save(ready, path)
@@ -145,8 +146,8 @@ def static(
             types[weight],
             types[activation],
             ranges,
-            [],
-            [],
+            [],  # nodes to quantize: all
+            excluded,
             op_types,
             {"WeightSymmetric": True},
         )
@@ -154,6 +155,18 @@ def static(
     result: ModelProto = quantizer.model.model
     _keep_outputs_float(result.graph)
     return result
+
+
+def _activations_of_outputs(graph: GraphProto) -> list[str]:
+    """Names of Relu and Clip nodes that read a graph output. The tool gives what such a node reads the range of what
+    it writes, which is right only where nobody else reads it: it would clip the output at zero."""
+    outputs = {value.name for value in graph.output}
+    found = []
+    for index, node in enumerate(graph.node):
+        if node.op_type in ("Relu", "Clip") and node.input[0] in outputs:
+            node.name = node.name or f"{node.op_type}_{index}"
+            found.append(node.name)
+    return found
 
 
 def _keep_outputs_float(graph: GraphProto) -> None:
