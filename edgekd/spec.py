@@ -248,11 +248,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class LimitVerdict:
-    """How one limit ended. `needed_n` says how many samples a proof would take when it is unproven."""
+    """How one limit ended. `value` is None when too little was measured to tell it at all; `needed_n` says how many
+    samples a proof would take when the limit is unproven."""
 
     name: str
     limit: float
-    value: Interval
+    value: Interval | None
     verdict: Literal["met", "missed", "unproven"]
     needed_n: int | None = None
 
@@ -261,8 +262,8 @@ class LimitVerdict:
         plain: dict[str, Any] = {
             "name": self.name,
             "limit": self.limit,
-            "value": self.value.value,
-            "interval": [self.value.low, self.value.high],
+            "value": None if self.value is None else self.value.value,
+            "interval": None if self.value is None else [self.value.low, self.value.high],
             "verdict": self.verdict,
         }
         return plain if self.needed_n is None else {**plain, "needed_n": self.needed_n}

@@ -1,0 +1,368 @@
+"""Verbs on one model or bundle: export, quantize, verify, bundle, predict, inspect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgekd.cli import tables
+from edgekd.cli.options import Common, parse_pairs
+from edgekd.errors import AnswerIsNo, UsageError
+
+Samples = Annotated[
+    Path | None,
+    typer.Option(
+        "--samples", metavar="FILE.npz", help="Real inputs, one array per input name, first axis the samples."
+    ),
+]
+
+
+def export(
+    common: Common,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder, a built-in (edgekd recipes --models), torchvision:NAME, or package.module:function."
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", metavar="NAME:N,1,28,28", help="Input name and shape; letters are symbolic axes."),
+    ] = None,
+    num_outputs: Annotated[
+        int, typer.Option("--num-outputs", min=1, help="Classes or targets of a built-in model.")
+    ] = 10,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="safetensors, or a state dict (never an arbitrary pickle).")
+    ] = None,
+    args: Annotated[
+        str | None, typer.Option("--args", metavar="JSON", help="Arguments of the model's function.")
+    ] = None,
+    opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 18,
+    ir_version: Annotated[int, typer.Option("--ir-version", help="ONNX IR version; 8 loads in onnxruntime 1.14.")] = 8,
+    samples: Samples = None,
+) -> None:
+    """PyTorch model to one ONNX file, proven against PyTorch at several batch sizes before it counts.
+
+    Examples:
+
+      edgekd export runs/digits student.onnx
+
+      edgekd export torchvision:mobilenet_v3_small net.onnx --inputs input:N,3,224,224 --num-outputs 1000
+
+      edgekd export mypkg.models:student net.onnx --inputs input:N,1,28,28 --weights student.safetensors
+    """
+    from edgekd.stages.alone import export_model
+
+    result = export_model(
+        model,
+        out,
+        inputs=inputs,
+        num_outputs=num_outputs,
+        weights=weights,
+        args=parse_json(args, option="--args"),
+        opset=opset,
+        ir_version=ir_version,
+        samples=samples,
+        seed=common.seed or 0,
+    )
+    if common.as_json:
+        common.print_json(
+            {
+                "path": str(result.path),
+                "size_bytes": result.size_bytes,
+                "sha256": result.sha256,
+                "opset": result.opset,
+                "ir_version": result.ir_version,
+                "max_abs_diff": result.max_abs_diff,
+            }
+        )
+        return
+    common.say(
+        f"wrote {result.path}: {result.size_bytes / 1000:.1f} kB, opset {result.opset}, IR {result.ir_version}, "
+        f"differs from PyTorch by at most {result.max_abs_diff:.1e}"
+    )
+    tables.print_next(
+        common,
+        f"edgekd inspect {out}",
+        f"edgekd quantize {out} {out.with_suffix('')}.int8.onnx --config int8_static --data samples.npz",
+        f"edgekd benchmark {out}",
+    )
+
+
+def quantize(
+    common: Common,
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
+    config: Annotated[
+        str,
+        typer.Option(
+            "--config",
+            help="int8_static (the target's), int8_u8s8, int8_s8s8, int8_u8u8, int8_dynamic, fp16, int4_weight_only.",
+        ),
+    ] = "int8_static",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            "--data", metavar="FILE.npz", help="Calibration samples as the model sees them: an array per input name."
+        ),
+    ] = None,
+    target: Annotated[str, typer.Option("--target", help="Device kind; chooses the scheme of int8_static.")] = "cpu",
+    limits: Annotated[
+        str | None,
+        typer.Option("--limits", metavar="K=V,...", help="Fail unless it holds: size_kb=..., label_agreement=..."),
+    ] = None,
+) -> None:
+    """Float ONNX to a smaller one: static or dynamic int8, fp16, 4-bit weights. Works on anybody's ONNX file."""
+    from edgekd.stages.alone import quantize_model
+
+    bounds = {
+        key: number(value, option="--limits") for key, value in parse_pairs(limits or "", option="--limits").items()
+    }
+    result = quantize_model(model, out, config=config, data=data, target=target, limits=bounds)
+    if common.as_json:
+        common.print_json(result)
+        return
+    common.say(
+        f"wrote {out}: {result['size_bytes'] / 1000:.1f} kB ({result['ratio']:.2f}x smaller), "
+        f"{result['num_quantized']} layers in {result['config']}"
+    )
+    if result["label_agreement"] is not None:
+        common.say(f"same answer as the float model on {result['label_agreement']:.2%} of the samples")
+    tables.print_next(
+        common,
+        f"edgekd verify {model} {out} --samples samples.npz",
+        f"edgekd benchmark {model} {out}",
+        f"edgekd inspect {out}",
+    )
+
+
+def verify(
+    common: Common,
+    first: Annotated[Path, typer.Argument(metavar="A", help="A bundle; or the reference model.")],
+    second: Annotated[Path | None, typer.Argument(metavar="[B]", help="The model to compare with it.")] = None,
+    samples: Samples = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Two models: float tolerance instead of the quantized one.")
+    ] = False,
+) -> None:
+    """One bundle: hashes and golden vectors of every variant. Two models: parity at several batch sizes."""
+    from edgekd.device.bundle import Bundle
+
+    if second is None:
+        if first.suffix == ".onnx":
+            raise UsageError(
+                f"verify {first}: one ONNX file has nothing to be compared with; give a second, or a bundle"
+            )
+        from edgekd.device.selftest import self_test
+
+        bundle = Bundle.open(first)
+        bundle.verify_files()
+        rows = self_test(bundle, threads=common.threads or 1)
+        ok = all(row["ok"] for row in rows)
+        if common.as_json:
+            common.print_json({"bundle": str(first), "ok": ok, "variants": rows})
+        else:
+            cells = [
+                (
+                    row["variant"],
+                    "ok" if row["ok"] else "WRONG",
+                    f"{row['max_abs_diff']:.1e}",
+                    f"{row['label_agreement']:.1%}",
+                )
+                for row in rows
+            ]
+            common.out.print(tables.plain_table(("variant", "golden", "max difference", "same answer"), cells, left=2))
+            common.say(f"{len(bundle.manifest['files'])} files match their hashes; id {bundle.manifest['id']}")
+        if not ok:
+            wrong = ", ".join(row["variant"] for row in rows if not row["ok"])
+            raise AnswerIsNo(
+                f"{first}: {wrong} does not give its golden outputs on this machine; do not use it here. "
+                "Choose another variant, or report the CPU (edgekd doctor)"
+            )
+        return
+    from edgekd.stages.alone import verify_models
+
+    result = verify_models(first, second, samples=samples, strict=strict, seed=common.seed or 0)
+    if common.as_json:
+        common.print_json(result)
+    else:
+        agreement = "" if result["label_agreement"] is None else f", same answer on {result['label_agreement']:.2%}"
+        common.say(
+            f"{'same' if result['ok'] else 'DIFFERENT'}: at most {result['max_abs_diff']:.2e} apart{agreement}; "
+            f"{result['num_samples']} samples ({result['samples']}), batch sizes {result['batch_sizes']}"
+        )
+    if not result["ok"]:
+        raise AnswerIsNo("; ".join(result["problems"]))
+
+
+def bundle(
+    common: Common,
+    source: Annotated[Path, typer.Argument(metavar="RUN|MODEL.onnx", help="A run folder, or anybody's ONNX file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.edgekd")],
+    as_zip: Annotated[bool, typer.Option("--zip", help="One zip file instead of a folder.")] = False,
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples", min=0, help="Labelled validation samples to ship with a run's bundle: somebody's data!"
+        ),
+    ] = 0,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name, for an ONNX file (default: that of the file).")
+    ] = None,
+    task: Annotated[
+        str, typer.Option("--task", help="For an ONNX file: classification, multilabel or regression.")
+    ] = "classification",
+    labels: Annotated[
+        str | None,
+        typer.Option("--labels", metavar="a,b,c|FILE", help="For an ONNX file: labels, or a file with one per line."),
+    ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option("--preprocess", metavar="JSON", help='For an ONNX file: steps, e.g. \'[{"op":"scale"}]\'.'),
+    ] = None,
+    licence: Annotated[str | None, typer.Option("--licence", help="For an ONNX file: its licence; asked for.")] = None,
+) -> None:
+    """Write a deployable bundle: ONNX, preprocessing, labels, hashes, golden vectors, licences."""
+    from edgekd.stages.alone import bundle_model, bundle_run
+
+    if source.suffix == ".onnx":
+        steps = parse_json(preprocess, option="--preprocess") or []
+        written = bundle_model(
+            source,
+            out,
+            name=name or source.stem,
+            task=task,
+            labels=labels,
+            steps=steps,
+            licence=licence,
+            as_zip=as_zip,
+            seed=common.seed or 0,
+        )
+    else:
+        written = bundle_run(source, out, as_zip=as_zip, samples=samples)
+    manifest = written.manifest
+    if common.as_json:
+        common.print_json({"path": str(written.path), "id": manifest["id"], "variants": list(manifest["variants"])})
+        return
+    common.say(f"wrote {written.path}: {', '.join(manifest['variants'])}; id {manifest['id']}")
+    tables.print_next(common, f"edgekd verify {out}", f"edgekd benchmark {out}", f"edgekd inspect {out}")
+
+
+def predict(
+    common: Common,
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or .npy/.npz arrays of samples.")],
+    variant: Annotated[str | None, typer.Option("--variant", help="Default: the bundle's choice for this CPU.")] = None,
+    top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels to give.")] = 1,
+) -> None:
+    """What the student says: label and score for images or arrays. Needs no torch."""
+    from edgekd.device.predictor import load
+    from edgekd.stages.inputs import read_inputs
+
+    with load(path, variant=variant, threads=common.threads) as predictor:
+        rows: list[dict[str, Any]] = []
+        for name, sample in read_inputs(inputs):
+            answer = predictor.predict(sample, top_k=top_k)
+            rows.append(
+                {
+                    "input": name,
+                    "label": answer.label,
+                    "score": answer.score,
+                    "top": [list(item) for item in answer.top],
+                    "latency_ms": round(answer.latency_ms, 4),
+                    "outputs": {key: value.tolist() for key, value in answer.outputs.items()},
+                }
+            )
+    if common.as_json:
+        common.print_json({"bundle": str(path), "predictions": rows})
+        return
+    for row in rows:
+        said = "  ".join(f"{label} {score:.4g}" for label, score in row["top"])
+        common.say(f"{row['input']}: {said}")
+
+
+def inspect(
+    common: Common,
+    path: Annotated[Path, typer.Argument(metavar="MODEL.onnx|BUNDLE")],
+) -> None:
+    """What is inside: operators, MACs, parameters, opset, shapes, runtimes that can read it; a bundle's manifest."""
+    if path.is_file() and path.suffix == ".onnx":
+        from edgekd.graph.inspection import inspect as inspect_model
+
+        found = inspect_model(path).to_json()
+        if common.as_json:
+            common.print_json(found)
+        else:
+            print_fields(common, found)
+        return
+    from edgekd.device.bundle import Bundle
+
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    if common.as_json:
+        common.print_json(manifest)
+        return
+    provenance = manifest["provenance"]
+    print_fields(
+        common,
+        {
+            "name": manifest["name"],
+            "task": manifest["task"],
+            "id": manifest["id"],
+            "labels": manifest["labels"],
+            "licence": manifest["licence"],
+            "teacher": f"{provenance['teacher']['name']} ({provenance['teacher']['licence']})",
+            "data": f"{provenance['data']['name']} ({provenance['data']['licence']})",
+            "default": f"{bundle.default_variant()} on this CPU",
+            "preprocess": [step["op"] for step in manifest["preprocess"]],
+            "postprocess": [step["op"] for step in manifest["postprocess"]],
+        },
+    )
+    cells = [
+        (
+            name,
+            f"{item['size_bytes'] / 1000:.1f}",
+            str(item["opset"]),
+            str(item["ir_version"]),
+            item["min_runtime"]["onnxruntime"],
+        )
+        for name, item in manifest["variants"].items()
+    ]
+    common.out.print(tables.plain_table(("variant", "kB", "opset", "IR", "onnxruntime from"), cells))
+
+
+def print_fields(common: Common, fields: dict[str, Any]) -> None:
+    """`name  value` lines; lists and dicts on one line each."""
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, (list, tuple)):
+            value = ", ".join(v if isinstance(v, str) else json.dumps(v) for v in value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = f"{value:,}"
+        common.say(f"{key:<14} {value}")
+
+
+def parse_json(text: str | None, *, option: str) -> Any:
+    """The value of an option that holds JSON."""
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{option}: {text!r} is not JSON ({error}); expected for example '{{\"width\": 8}}'"
+        ) from error
+
+
+def number(text: str, *, option: str) -> float:
+    """The value of an option that holds a number."""
+    try:
+        return float(text)
+    except ValueError as error:
+        raise UsageError(f"{option}: found '{text}', expected a number") from error

@@ -1,0 +1,232 @@
+"""Verbs around a whole run: distill-and-export, distill, recipes, init, report."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from edgekd import assets
+from edgekd.cli import tables
+from edgekd.cli.options import Common
+from edgekd.cli.progress import bars
+from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors
+
+if TYPE_CHECKING:
+    from edgekd.pipeline import RunResult
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a key of the recipe, e.g. distill.epochs=20; repeatable."
+    ),
+]
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="Run folder (default: runs/NAME).")]
+Device = Annotated[str, typer.Option("--device", help="Where to train: auto, cpu, cuda or mps.")]
+Force = Annotated[
+    str | None, typer.Option("--force", metavar="STAGE", help="Run this stage again, and what depends on it.")
+]
+
+
+def distill_and_export(
+    common: Common,
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe (edgekd recipes), or a TOML file.", show_default="digits")
+    ] = "digits",
+    sets: Set = None,
+    out: Out = None,
+    device: Device = "auto",
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="Device kind to make variants for; overrides the recipe's target.name."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say stages, time and disk; do nothing.")] = False,
+    force: Force = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 also when a limit is unproven or the benchmark is INVALID.")
+    ] = False,
+) -> None:
+    """Teacher in, proven ONNX student out: train, distil, export, quantize, verify, choose, bundle, benchmark, report.
+
+    Without a recipe: real handwritten digits that ship with scikit-learn, no download, about a minute on two cores.
+    Stop it whenever you like: the same command goes on where it stopped, and does nothing when nothing changed.
+
+    Examples:
+
+      edgekd distill-and-export
+
+      edgekd distill-and-export fashion_mnist --set distill.epochs=20 --out runs/fashion
+
+      edgekd distill-and-export my.toml --dry-run
+    """
+    from edgekd import pipeline
+
+    overrides = common.overrides(sets) + ([] if target is None else [f"target.name={json.dumps(target)}"])
+    if dry_run:
+        plan = pipeline.plan(recipe, out=out, overrides=overrides, device=device, threads=common.threads, force=force)
+        tables.print_plan(common, plan)
+        return
+    with bars(common) as listener:
+        run = pipeline.distill_and_export(
+            recipe,
+            out=out,
+            overrides=overrides,
+            device=device,
+            threads=common.threads,
+            force=force,
+            listener=listener,
+            command=shlex.join(["edgekd", *sys.argv[1:]]),
+        )
+    if common.as_json:
+        common.print_json(run.results)
+    else:
+        tables.print_run(common, run)
+    refuse_missed(run, strict=strict)
+
+
+def refuse_missed(run: RunResult, *, strict: bool) -> None:
+    """Raise `AnswerIsNo` when a limit is missed, or not proven where that counts as failure."""
+    described = run.results["run"]
+    fail_unproven = strict or described["unproven"] == "fail"
+    bad = [*run.missed, *(run.unproven if fail_unproven else [])]
+    if bad:
+        lines = "\n".join(f"  {tables.limit_line(item)}" for item in bad)
+        raise AnswerIsNo(
+            f"no variant meets every limit; the best one, {run.chosen}, is in {run.bundle}:\n{lines}\n"
+            "loosen the limit, give the student more epochs or choose a larger one; finished stages are kept"
+        )
+    verdict = run.results["verdict"]
+    if strict and verdict["value"] != "VALID":
+        raise AnswerIsNo(f"the benchmark is INVALID: {'; '.join(verdict['reasons'])}. {' '.join(verdict['advice'])}")
+
+
+def distill(
+    common: Common,
+    recipe: Annotated[str, typer.Argument(help="A shipped recipe, or a TOML file.")],
+    sets: Set = None,
+    out: Out = None,
+    device: Device = "auto",
+    student_only: Annotated[
+        bool, typer.Option("--student-only", help="Leave out the student without teacher (trained for comparison).")
+    ] = False,
+    force: Force = None,
+) -> None:
+    """Only train: the teacher, the distilled student, and the same student alone on the same budget.
+
+    The weights are plain safetensors in RUN/student. distill-and-export into the same folder goes on from here.
+    """
+    from edgekd import pipeline
+
+    with bars(common) as listener:
+        path, results, worked = pipeline.train(
+            recipe,
+            out=out,
+            overrides=common.overrides(sets),
+            student_only=student_only,
+            device=device,
+            threads=common.threads,
+            force=force,
+            listener=listener,
+        )
+    if common.as_json:
+        common.print_json({"run": str(path), "worked": worked, "stages": results})
+        return
+    if not worked:
+        common.say(f"nothing changed: every training stage of {path} is done")
+    tables.print_training(common, path, results)
+    tables.print_next(
+        common,
+        f"edgekd distill-and-export {recipe} --out {path}",
+        f"edgekd export {path} student.onnx",
+        f"edgekd distill {recipe} --out {path} --force student",
+    )
+
+
+def recipes(
+    common: Common,
+    name: Annotated[str | None, typer.Argument(help="Show this recipe.")] = None,
+    copy: Annotated[Path | None, typer.Option("--copy", metavar="FILE", help="Copy it to FILE, to change it.")] = None,
+    models: Annotated[
+        bool,
+        typer.Option(
+            "--models", help="List the built-in students and teachers with parameters and MACs (needs torch)."
+        ),
+    ] = False,
+) -> None:
+    """List the shipped recipes, show one, or copy one to start from."""
+    if models:
+        tables.print_models(common)
+        return
+    if name is None:
+        if copy is not None:
+            raise UsageError("--copy needs the name of a recipe: edgekd recipes NAME --copy FILE")
+        tables.print_recipes(common)
+        return
+    path = assets.find("export", "recipes", name)
+    text = path.read_text()
+    if copy is None:
+        if common.as_json:
+            common.print_json({"name": name, "toml": text})
+        else:
+            sys.stdout.write(text)
+        return
+    if copy.exists():
+        raise UsageError(f"{copy} is there already; choose another name, or delete it first")
+    with explain_os_errors(copy):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(text)
+    common.say(f"wrote {copy}; run it with: edgekd distill-and-export {copy}")
+
+
+def init(
+    common: Common,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+) -> None:
+    """Scaffold a project with your own data, teacher and student, a recipe, and one passing test."""
+    from edgekd.scaffold import write_project
+
+    paths = write_project(folder)
+    if common.as_json:
+        common.print_json({"folder": str(folder), "files": [str(path) for path in paths]})
+        return
+    for path in paths:
+        common.say(str(path))
+    tables.print_next(
+        common,
+        f"cd {folder}",
+        "edgekd distill-and-export recipe.toml",
+        "python -m pytest tests",
+    )
+
+
+def report(
+    common: Common,
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN|RESULT.json", help="A run folder, or a result of `benchmark --out`.")
+    ],
+    html: Annotated[Path | None, typer.Option("--html", help="Write the page here.")] = None,
+    md: Annotated[Path | None, typer.Option("--md", help="Write Markdown here.")] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write the table as CSV here.")] = None,
+) -> None:
+    """Make the report of a run or a benchmark: one self-contained page, Markdown, or CSV.
+
+    Without options: report.html and report.md beside the results.
+    """
+    from edgekd import report as reports
+    from edgekd.files import write_text
+    from edgekd.results import read_results
+
+    results = read_results(source)
+    makers = {html: reports.to_html, md: reports.to_markdown, csv: reports.to_csv}
+    written = [write_text(place, make(results)) for place, make in makers.items() if place is not None]
+    if not written:
+        written = reports.write_report(results, source if source.is_dir() else source.parent)
+    if common.as_json:
+        common.print_json({"files": [str(item) for item in written]})
+        return
+    for item in written:
+        common.say(f"wrote {item}")

@@ -1,0 +1,204 @@
+"""What the verbs print on stdout: tables, paths, the next commands to type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from edgekd import assets
+from edgekd.cli.options import Common
+
+if TYPE_CHECKING:
+    from edgekd.doctor import Diagnosis
+    from edgekd.pipeline import Plan, RunResult
+
+# Input of a built-in model's family for which its size is listed: images of MNIST, or 128 steps of 9 sensors.
+TYPICAL_INPUT = {"mlp": (784,), "cnn": (1, 28, 28), "dscnn": (1, 28, 28), "resnet": (1, 28, 28), "tcn": (128, 9)}
+COLOURS = {"met": "green", "missed": "red", "unproven": "yellow", "VALID": "green", "INVALID": "yellow"}
+
+
+def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> Table:
+    """A table whose first `left` columns are texts and the others figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    return table
+
+
+def print_next(common: Common, *commands: str) -> None:
+    """The commands that a user would type next."""
+    common.out.print("[bold]next[/bold]")
+    for command in commands:
+        common.out.print(f"  [cyan]{escape(command)}[/cyan]", soft_wrap=True)
+
+
+def print_results_table(common: Common, results: Mapping[str, Any]) -> None:
+    """The comparison table of a run or a benchmark."""
+    from edgekd.report import table_rows
+
+    rows = table_rows(results)
+    if rows:
+        columns = list(rows[0])
+        common.out.print(plain_table(columns, [[str(row[column]) for column in columns] for row in rows]))
+    verdict = results["verdict"]
+    colour = COLOURS[verdict["value"]]
+    common.out.print(f"benchmark [{colour}]{verdict['value']}[/{colour}]", end="")
+    common.out.print(
+        escape("".join(f"\n  {text}" for text in (*verdict["reasons"], *verdict["advice"]))), soft_wrap=True
+    )
+
+
+def print_run(common: Common, run: RunResult) -> None:
+    """The end of distill-and-export."""
+    described = run.results["run"]
+    if not run.worked:
+        common.say(f"nothing changed: every stage of {run.path} is done")
+    print_results_table(common, run.results)
+    for item in described["limits"]:
+        colour = COLOURS[item["verdict"]]
+        common.out.print(f"limit [{colour}]{item['verdict']:<8}[/{colour}] {escape(limit_line(item))}", soft_wrap=True)
+    common.out.print(
+        f"\n[bold]{escape(run.chosen)}[/bold] was chosen on validation; test was read once, for this table"
+    )
+    for label, path in (("bundle", run.bundle), ("report", run.report), ("numbers", run.path / "results.json")):
+        common.out.print(f"  {label:<8} {escape(str(path))}", soft_wrap=True)
+    print_next(
+        common,
+        f"edgekd verify {run.bundle}",
+        f"edgekd benchmark {run.bundle}",
+        f"edgekd inspect {run.bundle}",
+    )
+
+
+def limit_line(item: Mapping[str, Any]) -> str:
+    """`size_kb <= 40: 12.3 kB`, with interval, overshoot and what a proof takes."""
+    from edgekd.stages.choosing import UNITS
+
+    unit, value = UNITS[item["name"]], item["value"]
+    if value is None:
+        return f"{item['name']} <= {item['limit']:g} {unit}: too little was measured"
+    low, high = item["interval"]
+    text = f"{item['name']} <= {item['limit']:g}: {value:.3g} {unit}"
+    if low != high:
+        text += f" [{low:.3g}, {high:.3g}]"
+    if item["verdict"] == "missed":
+        text += f", missed by {value - item['limit']:.3g} {unit}"
+    if item["verdict"] == "unproven" and "needed_n" in item:
+        text += f", n too small: a proof takes about {item['needed_n']:,} validation samples"
+    return text
+
+
+def print_plan(common: Common, plan: Plan) -> None:
+    """The end of --dry-run."""
+    if common.as_json:
+        common.print_json(
+            {
+                "run": str(plan.path),
+                "stages": list(plan.rows),
+                "seconds": plan.seconds,
+                "disk_mb": plan.disk_mb,
+                "free_mb": plan.free_mb,
+            }
+        )
+        return
+    rows = [(row["stage"], row["state"], f"{row['seconds']:.1f}" if row["seconds"] else "") for row in plan.rows]
+    common.out.print(plain_table(("stage", "state", "about s"), rows, left=2))
+    common.say(
+        f"about {plan.seconds:.0f} s, {plan.disk_mb:.1f} MB in {plan.path} ({plan.free_mb / 1000:.0f} GB free); "
+        "nothing was written"
+    )
+
+
+def print_training(common: Common, path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """One line per trained model."""
+    rows = [
+        (
+            name,
+            f"{result['best']:.4f}",
+            f"{result['last']:.4f}",
+            "" if result["best_epoch"] is None else f"{result['best_epoch']} of {result['epochs']}",
+            "" if result["parameters"] is None else f"{result['parameters']:,}",
+            "" if result["macs"] is None else f"{result['macs']:,}",
+        )
+        for name, result in results.items()
+        if "best" in result
+    ]
+    columns = ("model", "validation best", "last", "best epoch", "parameters", "MACs")
+    common.out.print(plain_table(columns, rows))
+    common.say(f"weights: {path}/NAME/weights.safetensors")
+
+
+def print_recipes(common: Common) -> None:
+    """The shipped recipes with their descriptions."""
+    from edgekd.recipe import load_recipe
+
+    loaded = [(name, load_recipe(name, environ={}).recipe) for name in assets.names("export", "recipes")]
+    if common.as_json:
+        common.print_json([{"name": name, "task": item.task, "description": item.description} for name, item in loaded])
+        return
+    common.out.print(
+        plain_table(("recipe", "task", "what"), [(n, r.task, r.description or "") for n, r in loaded], left=3)
+    )
+    print_next(
+        common, "edgekd recipes digits", "edgekd recipes digits --copy my.toml", "edgekd distill-and-export digits"
+    )
+
+
+def print_models(common: Common) -> None:
+    """The built-in models with their sizes, at a typical input and ten outputs."""
+    from edgekd.distill.models import MODELS, build_model, count
+
+    rows = []
+    for name in MODELS:
+        shape = TYPICAL_INPUT[name.partition("_")[0]]
+        parameters, macs = count(build_model(name, num_outputs=10, input_shape=shape), shape)
+        rows.append({"model": name, "input_shape": list(shape), "parameters": parameters, "macs": macs})
+    if common.as_json:
+        common.print_json(rows)
+        return
+    cells = [
+        (str(row["model"]), "x".join(map(str, shape_of(row))), f"{row['parameters']:,}", f"{row['macs']:,}")
+        for row in rows
+    ]
+    common.out.print(plain_table(("model", "input", "parameters", "MACs"), cells, left=2))
+    common.say("10 outputs, batch 1; use one as student.model or teacher.model, or your own package.module:function")
+
+
+def shape_of(row: Mapping[str, Any]) -> list[int]:
+    """The input shape of a row of `print_models`."""
+    return list(row["input_shape"])
+
+
+def print_diagnosis(common: Common, diagnosis: Diagnosis) -> None:
+    """The end of `doctor`."""
+    machine = diagnosis.machine
+    common.say(
+        f"edgekd {diagnosis.edgekd}, Python {diagnosis.python}, {machine['cpu']}, {machine['cores_allowed']} cores"
+    )
+    rows: list[tuple[str, ...]] = [
+        (item.name, "works" if item.works else "-", item.detail if item.works else f"{item.detail}; {item.install}")
+        for item in diagnosis.runtimes
+    ]
+    common.out.print(plain_table(("runtime", "", "detail"), rows, left=3))
+    rows = [
+        (
+            item.name,
+            item.purpose,
+            "installed" if not item.missing else f"lacks {', '.join(item.missing)}: {item.install}",
+        )
+        for item in diagnosis.extras
+    ]
+    common.out.print(plain_table(("extra", "for", "state"), rows, left=3))
+    rows = [(item.name, item.version or "-") for item in diagnosis.packages]
+    common.out.print(plain_table(("package", "version"), rows, left=2))
+    rows = [(item.name, item.value, item.advice) for item in diagnosis.noise]
+    common.out.print(plain_table(("noise", "now", "advice"), rows, left=3))
+    for problem in diagnosis.problems:
+        common.out.print(f"[yellow]problem:[/yellow] {escape(problem)}", soft_wrap=True)

@@ -1,0 +1,383 @@
+"""The main job from Python: what `edgekd distill-and-export` runs.
+
+    from edgekd.pipeline import distill_and_export
+    run = distill_and_export("digits", out="runs/digits")
+    run.bundle, run.results["rows"], run.missed
+
+Stages meet at files in the run folder. A second call with nothing changed does nothing; a killed one goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from edgekd.device.machine import available_cores, resolve_threads
+from edgekd.errors import InputRefused, MissingExtra, StageFailed, UsageError
+from edgekd.files import write_json, write_text
+from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
+from edgekd.results import read_results
+from edgekd.run_folder import Listener, RunFolder, Silence, Stage, locked
+from edgekd.stages import choosing, graphs, shipping, training
+from edgekd.stages.workspace import Workspace, work_on_data
+from edgekd.version import __version__
+
+TRAINING_STAGES = ("data", "teacher", "student", "student_alone")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left in its folder. `worked` names the stages that had to run this time; none: nothing changed."""
+
+    path: Path
+    worked: tuple[str, ...]
+    results: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def bundle(self) -> Path:
+        """The deployable folder."""
+        return self.path / shipping.BUNDLE
+
+    @property
+    def report(self) -> Path:
+        """The page to look at."""
+        return self.path / "report.html"
+
+    @property
+    def chosen(self) -> str:
+        """The variant that the limits chose."""
+        return str(self.results["run"]["chosen"])
+
+    @property
+    def missed(self) -> list[Mapping[str, Any]]:
+        """Limits of the chosen variant that ended missed."""
+        return [item for item in self.results["run"]["limits"] if item["verdict"] == "missed"]
+
+    @property
+    def unproven(self) -> list[Mapping[str, Any]]:
+        """Limits of the chosen variant that the samples could neither prove nor refute."""
+        return [item for item in self.results["run"]["limits"] if item["verdict"] == "unproven"]
+
+
+def distill_and_export(
+    recipe: str | Path | LoadedRecipe = "digits",
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    threads: int | None = None,
+    force: str | None = None,
+    listener: Listener | None = None,
+    command: str | None = None,
+) -> RunResult:
+    """Teacher, student, ONNX, int8, proof, bundle, benchmark and report, in one resumable folder.
+
+    `recipe` is a shipped name, a TOML file or a loaded recipe; `overrides` are "a.b=value" texts; `out` is the
+    run folder (default: runs/NAME). Raises the errors of edgekd.errors; limits that are missed raise nothing:
+    read `RunResult.missed`.
+    """
+    loaded = _load(recipe, overrides)
+    listener = Silence() if listener is None else listener
+    path = run_path(loaded, out)
+    started = time.monotonic()
+    with locked(path):
+        space = open_workspace(
+            loaded, path, device=device, threads=threads, listener=listener, command=command or " ".join(sys.argv)
+        )
+        worked = _run(space, stages(space), force=force)
+    results = read_results(path)
+    return RunResult(path, tuple(worked), results, time.monotonic() - started)
+
+
+def train(
+    recipe: str | Path | LoadedRecipe,
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    student_only: bool = False,
+    device: str = "auto",
+    threads: int | None = None,
+    force: str | None = None,
+    listener: Listener | None = None,
+) -> tuple[Path, Mapping[str, Mapping[str, Any]], list[str]]:
+    """Only the training stages: the run folder, the result of each stage, and which stages had to run.
+
+    `student_only` leaves out the student without teacher, which is trained for comparison. A later
+    `distill_and_export` into the same folder goes on from here.
+    """
+    loaded = _load(recipe, overrides)
+    path = run_path(loaded, out)
+    with locked(path):
+        space = open_workspace(
+            loaded,
+            path,
+            device=device,
+            threads=threads,
+            listener=Silence() if listener is None else listener,
+            command=" ".join(sys.argv),
+        )
+        wanted = set(TRAINING_STAGES) - ({"student_alone"} if student_only else set())
+        worked = _run(space, tuple(stage for stage in stages(space) if stage.name in wanted), force=force)
+    return path, {name: record.result for name, record in space.records.items()}, worked
+
+
+def run_path(loaded: LoadedRecipe, out: str | Path | None) -> Path:
+    """The run folder: `out`, or runs/NAME below the current folder."""
+    return Path(out) if out is not None else Path("runs") / loaded.recipe.name
+
+
+def stages(space: Workspace) -> tuple[Stage, ...]:
+    """The graph of stages, in an order in which they can run."""
+    recipe = space.recipe
+    baseline = recipe.distill.baseline
+    limits = recipe.limits.model_dump(mode="json")
+    students = ("student", "student_alone") if baseline else ("student",)
+    table = [
+        Stage("data", (), (), lambda: _data_inputs(space), partial(work_on_data, space)),
+        Stage(
+            "teacher",
+            ("data",),
+            ("teacher",),
+            lambda: training.teacher_inputs(space),
+            partial(training.work_on_teacher, space),
+        ),
+        Stage(
+            "student",
+            ("data", "teacher"),
+            ("student",),
+            lambda: training.student_inputs(space, alone=False),
+            partial(training.work_on_student, space),
+        ),
+        Stage(
+            "student_alone",
+            ("data",),
+            ("student_alone",),
+            lambda: training.student_inputs(space, alone=True),
+            partial(training.work_on_student_alone, space),
+        ),
+        Stage(
+            "export",
+            ("data", "teacher", *students),
+            ("export",),
+            lambda: {"export": recipe.export.model_dump(mode="json"), "licence": recipe.student.licence},
+            partial(graphs.work_on_export, space),
+        ),
+        Stage(
+            "quantize",
+            ("data", "export"),
+            ("variants",),
+            lambda: {
+                "quantize": recipe.quantize.model_dump(mode="json"),
+                "variants": list(graphs.variant_names(space)),
+            },
+            partial(graphs.work_on_quantize, space),
+        ),
+        Stage(
+            "verify",
+            ("data", "export", "quantize"),
+            ("outputs",),
+            lambda: {"confidence": recipe.limits.confidence},
+            partial(graphs.work_on_verify, space),
+        ),
+        Stage(
+            "select",
+            ("data", "export", "quantize", "verify"),
+            (),
+            lambda: {"limits": limits, "threads": recipe.benchmark.threads},
+            partial(choosing.work_on_select, space),
+        ),
+        Stage(
+            "bundle",
+            ("data", "teacher", "export", "quantize", "verify", "select"),
+            (shipping.BUNDLE,),
+            lambda: {"recipe": recipe.model_dump(mode="json"), "version": __version__},
+            partial(shipping.work_on_bundle, space),
+        ),
+        Stage(
+            "benchmark",
+            ("data", "teacher", "export", "bundle", "select"),
+            ("benchmark.json", "benchmark.json.gz"),
+            lambda: {"benchmark": recipe.benchmark.model_dump(mode="json"), "confidence": recipe.limits.confidence},
+            partial(shipping.work_on_benchmark, space),
+        ),
+        Stage(
+            "report",
+            ("data", "teacher", *students, "export", "quantize", "verify", "select", "bundle", "benchmark"),
+            ("results.json", "results.json.gz", "report.html", "report.md"),
+            lambda: {"version": __version__},
+            partial(shipping.work_on_report, space),
+        ),
+    ]
+    return tuple(stage for stage in table if baseline or stage.name != "student_alone")
+
+
+def open_workspace(
+    loaded: LoadedRecipe,
+    path: Path,
+    *,
+    device: str,
+    threads: int | None,
+    listener: Listener,
+    command: str,
+) -> Workspace:
+    """The workspace of a run folder; what belongs to the whole run is fixed by its first call.
+
+    Trained bytes depend on the number of threads, so a resumed run keeps the number that it began with unless
+    one is asked for.
+    """
+    _require_training_packages()
+    wanted = threads if threads is not None else loaded.recipe.threads or None
+    state = _read_state(path)
+    if wanted is None:
+        wanted = int(state.get("threads", available_cores()))
+        if wanted > available_cores():
+            raise UsageError(
+                f"{path} began with {wanted} training threads, but only {available_cores()} cores are available now; "
+                f"run on as many cores, or train again with --threads {available_cores()}"
+            )
+    created = str(state.get("created") or datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    number = resolve_threads(wanted)
+    state = {"created": created, "threads": number, "edgekd_version": __version__}
+    if _read_state(path) != state:
+        write_json(path / "run.json", state)
+    text = recipe_to_toml(loaded.recipe)
+    if not (path / "recipe.toml").is_file() or (path / "recipe.toml").read_text() != text:
+        write_text(path / "recipe.toml", text)
+    return Workspace(loaded.recipe, loaded.folder, path, listener, resolve_device(device), number, created, command)
+
+
+def resolve_device(device: str) -> str:
+    """cpu, cuda or mps; `auto` takes the best that is here. A device that is not here is an error, not a fallback."""
+    import torch
+
+    from edgekd.errors import MissingHere
+
+    here = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if device == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if here[name])
+    if device not in here:
+        raise UsageError(f"--device {device}: expected auto, cpu, cuda or mps")
+    if not here[device]:
+        raise MissingHere(f"--device {device}: PyTorch sees no such device here; use --device cpu, or --device auto")
+    return device
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: per stage "done" or "to do" with estimated seconds, and the disk that it would take."""
+
+    path: Path
+    rows: tuple[Mapping[str, Any], ...]
+    seconds: float
+    disk_mb: float
+    free_mb: float
+
+
+def plan(
+    recipe: str | Path | LoadedRecipe = "digits",
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    threads: int | None = None,
+    force: str | None = None,
+) -> Plan:
+    """A dry run: reads the data, times a few real steps of each model, writes nothing into the run folder.
+
+    The estimate of training is steps times the measured time of a step; the other stages are taken from runs of
+    the shipped recipes and stand for minutes, not for percent.
+    """
+    from edgekd.stages.estimate import estimate
+
+    loaded = _load(recipe, overrides)
+    path = run_path(loaded, out)
+    with tempfile.TemporaryDirectory() as scratch:
+        space = open_workspace(
+            loaded,
+            Path(scratch),
+            device=device,
+            threads=threads if threads is not None else _read_state(path).get("threads"),
+            listener=Silence(),
+            command="",
+        )
+        table = stages(space)
+        folder = RunFolder(path, listener=Silence(), force=force)
+        space.records = folder.records
+        pending = folder.pending(table)
+        seconds, disk_mb = estimate(space, [stage.name for stage in table])
+    rows = tuple(
+        {
+            "stage": stage.name,
+            "state": "to do" if stage.name in pending else "done",
+            "seconds": round(seconds[stage.name], 1) if stage.name in pending else 0.0,
+        }
+        for stage in table
+    )
+    return Plan(path, rows, sum(seconds[name] for name in pending), disk_mb, _free_mb(path))
+
+
+def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> list[str]:
+    folder = RunFolder(space.path, listener=space.listener, force=force)
+    space.records = folder.records
+    try:
+        return folder.run(table)
+    except MemoryError as error:
+        raise StageFailed(
+            "out of memory; lower distill.batch_size or data.limit and run the same command again: finished stages "
+            "are kept"
+        ) from error
+
+
+def _load(recipe: str | Path | LoadedRecipe, overrides: Sequence[str]) -> LoadedRecipe:
+    if isinstance(recipe, LoadedRecipe):
+        return recipe
+    return load_recipe(recipe, overrides=overrides)
+
+
+def _data_inputs(space: Workspace) -> Mapping[str, Any]:
+    recipe = space.recipe
+    return {
+        "signature": space.data_signature(),
+        "data": recipe.data.model_dump(mode="json", exclude={"augment"}),
+        "preprocess": recipe.preprocess.model_dump(mode="json"),
+        "task": recipe.task,
+        "seed": recipe.seed,
+    }
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    state = path / "run.json"
+    if not state.is_file():
+        return {}
+    try:
+        raw = json.loads(state.read_text())
+    except ValueError as error:
+        raise InputRefused(f"{state} is not JSON; delete it to let the run begin anew") from error
+    return raw if isinstance(raw, dict) else {}
+
+
+def _require_training_packages() -> None:
+    import importlib.util
+
+    for package, extra in (("torch", "train"), ("onnx", "train"), ("onnxruntime", "cpu")):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra(package, extra if extra == "cpu" else "train,cpu", purpose="distilling and exporting")
+
+
+def _free_mb(path: Path) -> float:
+    existing = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free / 1e6

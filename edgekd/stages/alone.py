@@ -1,0 +1,352 @@
+"""The stages on somebody else's model, without a run: what `export`, `quantize`, `verify` and `bundle` do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgekd.device.bundle import Bundle
+from edgekd.device.postprocess import default_post_steps, post_steps_to_json
+from edgekd.device.preprocess import apply_arithmetic, split_steps
+from edgekd.device.runtimes import open_session
+from edgekd.errors import AnswerIsNo, InputRefused, RecipeError, UsageError, nearest
+from edgekd.files import sha256_file
+from edgekd.graph.inspection import inspect
+from edgekd.graph.quantization import VARIANTS, quantize
+from edgekd.graph.targets import load_target
+from edgekd.graph.verification import Precision, tolerance_for, verify
+from edgekd.spec import TASKS, Array, Task, TensorSpec, parse_steps, steps_to_json
+from edgekd.stages.graphs import precision
+from edgekd.stages.inputs import read_npz
+from edgekd.stages.shipping import BUNDLE, GOLDEN_SAMPLES, golden_tolerance, spec_to_json
+from edgekd.stages.workspace import OUTPUT
+from edgekd.version import __version__
+
+if TYPE_CHECKING:
+    from edgekd.distill.to_onnx import ExportResult
+
+RANDOM_SAMPLES = 256
+# --config names that mean the target's own scheme.
+SCHEME_OF_TARGET = "int8_static"
+
+
+def parse_input(text: str) -> TensorSpec:
+    """`x:N,1,28,28` as a float32 tensor; letters are symbolic axes and the first axis must be one."""
+    name, colon, shape = text.partition(":")
+    sizes = [part.strip() for part in shape.split(",")]
+    if not colon or not name or not all(part.isidentifier() or part.isdigit() for part in sizes):
+        raise UsageError(f"--inputs {text}: expected NAME:N,1,28,28 with a name, a colon and sizes or axis names")
+    if sizes[0].isdigit():
+        raise UsageError(
+            f"--inputs {text}: the first axis is the batch; write a letter, as in {name}:N,{','.join(sizes[1:])}"
+        )
+    return TensorSpec(name, "float32", tuple(int(part) if part.isdigit() else part for part in sizes))
+
+
+def random_feeds(specs: Sequence[TensorSpec], count: int, seed: int) -> dict[str, Array]:
+    """Seeded normal inputs (small whole numbers for integer inputs) for lack of real ones."""
+    rng = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for spec in specs:
+        shape = (count, *spec.concrete()[1:])
+        dtype = np.dtype(spec.dtype)
+        values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
+        feeds[spec.name] = values.astype(dtype)
+    return feeds
+
+
+def export_model(
+    model: str,
+    out: Path,
+    *,
+    inputs: str | None,
+    num_outputs: int,
+    weights: Path | None,
+    args: Mapping[str, Any] | None,
+    opset: int,
+    ir_version: int,
+    samples: Path | None,
+    seed: int,
+) -> ExportResult:
+    """Export a run's student, or any model that can be named. Raises `AnswerIsNo` when parity fails."""
+    import torch
+
+    from edgekd.distill.models import build_model, load_weights
+    from edgekd.distill.to_onnx import export
+    from edgekd.distill.torch_runtime import load_model_json
+
+    if (Path(model) / "recipe.toml").is_file():
+        run = Path(model)
+        return _export_run(run, out, opset=opset, ir_version=ir_version)
+    if inputs is None:
+        raise UsageError(
+            f"export {model}: the input's shape is not known; add --inputs input:N,1,28,28 with your sizes"
+        )
+    spec = parse_input(inputs)
+    if Path(model).suffix == ".json":
+        module = load_model_json(Path(model))
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = build_model(
+                model, num_outputs=num_outputs, input_shape=spec.concrete()[1:], args=args, search_path=Path.cwd()
+            )
+    if weights is not None:
+        load_weights(module, weights)
+    feeds = random_feeds((spec,), RANDOM_SAMPLES, seed) if samples is None else read_npz(samples)
+    return export(
+        module.eval(), out, inputs=(spec,), outputs=(OUTPUT,), samples=feeds, opset=opset, ir_version=ir_version
+    )
+
+
+def _export_run(run: Path, out: Path, *, opset: int, ir_version: int) -> ExportResult:
+    """The distilled student of a run folder, proven on its validation samples."""
+    from edgekd.distill.to_onnx import export
+    from edgekd.recipe import load_recipe
+    from edgekd.run_folder import Silence
+    from edgekd.stages.graphs import PARITY_SAMPLES, metadata
+    from edgekd.stages.training import load_trained
+    from edgekd.stages.workspace import Workspace
+
+    if not (run / "student" / "weights.safetensors").is_file():
+        raise InputRefused(
+            f"{run} has no trained student yet; finish it with: edgekd distill {run}/recipe.toml --out {run}"
+        )
+    loaded = load_recipe(run / "recipe.toml")
+    space = Workspace(loaded.recipe, loaded.folder, run, Silence(), "cpu", 1, "", "")
+    prepared = space.prepared
+    return export(
+        load_trained(space, "student"),
+        out,
+        inputs=(prepared.input_spec,),
+        outputs=(OUTPUT,),
+        samples=prepared.feeds(prepared.dataset.val, PARITY_SAMPLES),
+        opset=opset,
+        ir_version=ir_version,
+        metadata=metadata(space),
+    )
+
+
+def quantize_model(
+    model: Path, out: Path, *, config: str, data: Path | None, target: str, limits: Mapping[str, float]
+) -> dict[str, Any]:
+    """Quantize anybody's ONNX file; `limits` may hold size_kb and label_agreement. JSON-able result."""
+    name = config
+    if config == SCHEME_OF_TARGET:
+        name = next(
+            (item for item in load_target(target).variants if item.startswith("int8_") and item in VARIANTS), ""
+        )
+        if not name:
+            raise UsageError(
+                f"target {target} names no static int8 scheme; choose one with --config. {nearest('', VARIANTS)}"
+            )
+    if name not in VARIANTS:
+        raise UsageError(f"--config {config}: unknown. {nearest(config, [SCHEME_OF_TARGET, *VARIANTS])}")
+    known = ("size_kb", "label_agreement")
+    for key in limits:
+        if key not in known:
+            raise UsageError(f"--limits {key}: unknown. {nearest(key, known)}")
+    calibration = None if data is None else read_npz(data)
+    result = quantize(model, out, VARIANTS[name], calibration=calibration)
+    agreement: float | None = None
+    if calibration is not None:
+        agreement = verify(model, out, calibration, tolerance=precision(name)).label_agreement
+    original = model.stat().st_size
+    broken = []
+    if "size_kb" in limits and result.size_bytes / 1000 > limits["size_kb"]:
+        broken.append(f"size_kb is {result.size_bytes / 1000:.1f}, limit {limits['size_kb']:g}")
+    if "label_agreement" in limits:
+        if agreement is None:
+            raise UsageError("--limits label_agreement needs samples: add --data FILE.npz")
+        if agreement < limits["label_agreement"]:
+            broken.append(f"label_agreement is {agreement:.4f}, limit {limits['label_agreement']:g}")
+    if broken:
+        rejected = out.with_suffix(".rejected.onnx")
+        out.replace(rejected)
+        raise AnswerIsNo(f"{'; '.join(broken)}; the file was put aside as {rejected}")
+    return {
+        "path": str(out),
+        "config": name,
+        "size_bytes": result.size_bytes,
+        "sha256": result.sha256,
+        "num_quantized": result.num_quantized,
+        "ratio": original / result.size_bytes,
+        "label_agreement": agreement,
+    }
+
+
+# Operators that only a quantized graph has, and the precision that its differences are judged by.
+QUANTIZED_OPS: dict[str, Precision] = {
+    "MatMulNBits": "int4",
+    "QuantizeLinear": "int8",
+    "DynamicQuantizeLinear": "int8",
+    "DequantizeLinear": "int8",
+}
+
+
+def precision_of(model: Path) -> Precision:
+    """The precision that a graph computes in, by its operators and weights."""
+    found = inspect(model)
+    return next((kind for op, kind in QUANTIZED_OPS.items() if op in found.ops), "float32")
+
+
+def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bool, seed: int) -> dict[str, Any]:
+    """Parity of two ONNX files; random inputs where no samples are given. JSON-able result."""
+    if samples is None:
+        session = open_session(first, threads=1)
+        specs = session.inputs
+        session.close()
+        feeds = random_feeds(specs, RANDOM_SAMPLES, seed)
+    else:
+        feeds = read_npz(samples)
+    result = verify(first, second, feeds, tolerance="float32" if strict else precision_of(second))
+    return {
+        "ok": result.ok,
+        "max_abs_diff": result.max_abs_diff,
+        "max_rel_diff": result.max_rel_diff,
+        "label_agreement": result.label_agreement,
+        "num_samples": result.num_samples,
+        "samples": "random" if samples is None else str(samples),
+        "batch_sizes": list(result.batch_sizes),
+        "problems": list(result.problems),
+    }
+
+
+def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int) -> Bundle:
+    """A run's bundle again: elsewhere, as a zip, or with labelled validation samples."""
+    source = Bundle.open(run / BUNDLE) if (run / BUNDLE).exists() else None
+    if source is None:
+        raise InputRefused(
+            f"{run} holds no {BUNDLE} yet; expected a finished run (distill-and-export --out {run}), or an ONNX file"
+        )
+    labelled: dict[str, Array] | None = None
+    if samples:
+        from edgekd.recipe import load_recipe
+        from edgekd.stages.workspace import prepare_data
+
+        loaded = load_recipe(run / "recipe.toml")
+        val = prepare_data(loaded.recipe, loaded.folder).dataset.val
+        labelled = {"x": val.x[:samples], "y": val.y[:samples]}
+    graphs = {
+        variant: {role: source.graph(role, variant) for role in source.manifest["variants"][variant]["graphs"]}
+        for variant in source.variants
+    }
+    return Bundle.write(out, source.manifest, graphs, source.golden(), labelled, as_zip=as_zip)
+
+
+def bundle_model(
+    model: Path,
+    out: Path,
+    *,
+    name: str,
+    task: str,
+    labels: str | None,
+    steps: Sequence[Mapping[str, Any]],
+    licence: str | None,
+    as_zip: bool,
+    seed: int,
+) -> Bundle:
+    """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it."""
+    if licence is None:
+        raise UsageError(f"bundle {model}: say under which licence the model is, with --licence (for example MIT)")
+    if task not in TASKS:
+        raise UsageError(f"--task {task}: unknown. {nearest(task, TASKS)}")
+    known_task: Task = next(item for item in TASKS if item == task)
+    found = inspect(model)
+    if len(found.inputs) != 1:
+        raise InputRefused(
+            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one"
+        )
+    try:
+        parsed = parse_steps(steps, where="--preprocess")
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    spec, arithmetic = found.inputs[0], split_steps(parsed)[1]
+    names = read_labels(labels)
+    feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)
+    raw = feeds[spec.name]
+    if arithmetic:
+        raw = raw_for(arithmetic, spec, seed)
+        feeds = {spec.name: apply_arithmetic(arithmetic, raw)}
+    session = open_session(model, threads=1)
+    try:
+        outputs = session.run(feeds)
+    finally:
+        session.close()
+    width = int(outputs[found.outputs[0].name].shape[-1])
+    if names and len(names) != width:
+        raise UsageError(f"--labels names {len(names)} labels, but {model} has {width} outputs")
+    names = names or [str(index) for index in range(width)]
+    golden = {"raw": raw, f"input.{spec.name}": feeds[spec.name]}
+    golden |= {f"output.float32.{key}": value for key, value in outputs.items()}
+    tolerance = tolerance_for("float32", max(float(np.abs(value).max()) for value in outputs.values()))
+    manifest = {
+        "version": 1,
+        "name": name,
+        "task": task,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "edgekd_version": __version__,
+        "licence": licence,
+        "intended_use": "",
+        "provenance": {
+            "recipe_sha256": None,
+            "teacher": {"name": "none", "licence": "none", "sha256": ""},
+            "data": {"name": "not stated", "licence": "not stated", "sha256": ""},
+            "seed": seed,
+        },
+        "labels": names,
+        "default": {"*": "float32"},
+        "inputs": [spec_to_json(spec)],
+        "outputs": [spec_to_json(item) for item in found.outputs],
+        "preprocess": steps_to_json(parsed),
+        "postprocess": post_steps_to_json(default_post_steps(known_task)),
+        "variants": {
+            "float32": {
+                "precision": "as it came",
+                "scheme": None,
+                "opset": found.opset,
+                "ir_version": found.ir_version,
+                "min_runtime": {"onnxruntime": found.min_runtime},
+                "tolerance": golden_tolerance(tolerance.to_json(), quantized=False),
+                "metrics": {},
+            }
+        },
+        "golden": {
+            "file": "golden.npz",
+            "inputs": [spec.name],
+            "outputs": {"float32": [item.name for item in found.outputs]},
+            "synthetic": True,
+        },
+        "samples": None,
+        "metrics": {"teacher": None, "student_alone": None, "student": None},
+        "limits": [],
+        "source_sha256": sha256_file(model),
+    }
+    return Bundle.write(out, manifest, {"float32": {"main": model}}, golden, as_zip=as_zip)
+
+
+def raw_for(arithmetic: Sequence[Any], spec: TensorSpec, seed: int) -> Array:
+    """Random uint8 images that end in the model's input shape after the steps, or a clear error."""
+    rng = np.random.default_rng(seed)
+    shape = spec.concrete()[1:]
+    moves = [step.to for step in arithmetic if step.op == "layout"]
+    before = (shape[1], shape[2], shape[0]) if "CHW" in moves and len(shape) == 3 else shape
+    raw: Array = rng.integers(0, 256, (GOLDEN_SAMPLES, *before), dtype=np.uint8)
+    made = apply_arithmetic(tuple(arithmetic), raw).shape[1:]
+    if made != shape:
+        raise UsageError(
+            f"--preprocess makes samples of shape {made}, but the model's input is {spec.shape}; check layout"
+        )
+    return raw
+
+
+def read_labels(text: str | None) -> list[str]:
+    """Labels from `a,b,c`, or from a file with one per line."""
+    if text is None:
+        return []
+    path = Path(text)
+    return path.read_text().splitlines() if path.is_file() else text.split(",")

@@ -1,0 +1,188 @@
+"""Stage `select`: which variant ships, decided on validation by the recipe's limits.
+
+Test is not touched here: it is read once, by the benchmark stage, for the report.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from edgekd.device.benchmark import Candidate, benchmark
+from edgekd.device.metrics import contributions, drop_points, needed_n
+from edgekd.device.statistics import early_stopping_minimum
+from edgekd.device.suites import Suite
+from edgekd.spec import Interval, Limits, LimitVerdict
+from edgekd.stages.graphs import load_outputs, variant_path
+from edgekd.stages.workspace import Workspace
+
+# Variants whose p50 lies within this share of the fastest count as equally fast; the smaller file wins then.
+TIE = 0.10
+
+
+def work_on_select(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Measure every variant that held, judge each limit, choose."""
+    parity = space.result("verify")["parity"]
+    names = [name for name, item in parity.items() if item["ok"]]
+    rows = measure(space, names)
+    limits = space.recipe.limits.to_limits()
+    judged = {name: judge(space, name, rows[name], limits) for name in names}
+    p50 = {name: rows[name]["latency_ms"]["p50"]["value"] for name in names}
+    sizes = {name: variant_path(space, name).stat().st_size for name in names}
+    chosen = choose(judged, p50_ms=p50, size_bytes=sizes)
+    for verdict in judged[chosen]:
+        if verdict.verdict != "met":
+            space.listener.warn(explain(verdict, limits.confidence))
+    result = {
+        "chosen": chosen,
+        "ranking": rank(judged, p50_ms=p50, size_bytes=sizes),
+        "limits": {name: [verdict.to_json() for verdict in verdicts] for name, verdicts in judged.items()},
+        "latency_ms": {name: rows[name]["latency_ms"] for name in names},
+    }
+    said = ", ".join(f"{verdict.name} {verdict.verdict}" for verdict in judged[chosen]) or "no limits were set"
+    return result, f"{chosen} ({said})"
+
+
+def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """One interleaved run over the variants on this machine, on validation samples, one row per variant."""
+    prepared = space.prepared
+    candidates = [
+        Candidate(
+            name,
+            str(variant_path(space, name)),
+            threads=space.recipe.benchmark.threads,
+            preprocess=prepared.arithmetic,
+            postprocess=prepared.post,
+        )
+        for name in names
+    ]
+    suite = Suite(
+        name="select",
+        min_calls=256,
+        max_seconds=3.0,
+        block_ms=20.0,
+        cold_starts=0,
+        memory=space.recipe.limits.peak_memory_mb is not None,
+    )
+    results = benchmark(
+        candidates,
+        suite=suite,
+        samples=prepared.labelled(prepared.dataset.val, space.recipe.task),
+        seed=space.recipe.seed,
+        progress=lambda text, done, total: space.listener.step(text, done, total, {}),
+    )
+    return {row["candidate"]: row for row in results["rows"]}
+
+
+def judge(space: Workspace, name: str, row: Mapping[str, Any], limits: Limits) -> list[LimitVerdict]:
+    """A verdict for each limit that was set."""
+    verdicts: list[LimitVerdict] = []
+    if limits.size_kb is not None:
+        verdicts.append(judge_exact("size_kb", limits.size_kb, variant_path(space, name).stat().st_size / 1000))
+    if limits.latency_p90_ms is not None:
+        verdicts.append(judge_latency(limits.latency_p90_ms, row["latency_ms"]["p90"], n=int(row["n"])))
+    if limits.peak_memory_mb is not None:
+        verdicts.append(judge_exact("peak_memory_mb", limits.peak_memory_mb, float(row["memory_mb"]["steady"])))
+    if limits.accuracy_drop_points is not None:
+        task, y = space.recipe.task, space.prepared.dataset.val.y
+        teacher = contributions(task, load_outputs(space, "teacher"), y)
+        own = contributions(task, load_outputs(space, name), y)
+        drop = drop_points(task, teacher, own, confidence=limits.confidence)
+        needed = needed_n(task, teacher, own, limits.accuracy_drop_points, confidence=limits.confidence)
+        verdicts.append(judge_interval("accuracy_drop_points", limits.accuracy_drop_points, drop, needed=needed))
+    return verdicts
+
+
+def judge_exact(name: str, limit: float, value: float) -> LimitVerdict:
+    """A figure without sampling error."""
+    return LimitVerdict(name, limit, Interval(value, value, value), "met" if value <= limit else "missed")
+
+
+def judge_interval(name: str, limit: float, value: Interval, *, needed: int | None) -> LimitVerdict:
+    """Met when the whole interval lies within the limit, missed when none of it does, unproven between."""
+    if value.high <= limit:
+        return LimitVerdict(name, limit, value, "met")
+    if value.low > limit:
+        return LimitVerdict(name, limit, value, "missed")
+    return LimitVerdict(name, limit, value, "unproven", needed_n=needed)
+
+
+def judge_latency(limit_ms: float, p90: Mapping[str, float] | None, *, n: int) -> LimitVerdict:
+    """The 90th percentile; with too few calls nothing is proven."""
+    name = "latency_p90_ms"
+    if p90 is None:
+        return LimitVerdict(name, limit_ms, None, "unproven", needed_n=early_stopping_minimum(0.90))
+    value = Interval(p90["value"], p90["low"], p90["high"], n)
+    # An interval of order statistics shrinks with the root of the number of calls.
+    gap = abs(limit_ms - value.value)
+    half = max(value.high - value.value, value.value - value.low)
+    needed = max(n + 1, math.ceil(n * (half / gap) ** 2)) if gap > 0 and value.value <= limit_ms else None
+    return judge_interval(name, limit_ms, value, needed=needed)
+
+
+def rank(
+    judged: Mapping[str, Sequence[LimitVerdict]],
+    *,
+    p50_ms: Mapping[str, float],
+    size_bytes: Mapping[str, int],
+) -> list[str]:
+    """Variants from the best to the worst.
+
+    First who misses fewest limits, then whose figures themselves exceed fewest (an unproven limit may be
+    exceeded or not), then the fastest; within `TIE` of the fastest of its group, the smallest.
+    """
+
+    def key(name: str) -> tuple[int, int]:
+        verdicts = judged[name]
+        missed = sum(verdict.verdict == "missed" for verdict in verdicts)
+        exceeded = sum(v.value is not None and v.value.value > v.limit for v in verdicts)
+        return missed, exceeded
+
+    ranking: list[str] = []
+    for group in sorted({key(name) for name in judged}):
+        rest = [name for name in judged if key(name) == group]
+        while rest:
+            fastest = min(p50_ms[name] for name in rest)
+            ties = [name for name in rest if p50_ms[name] <= fastest * (1 + TIE)]
+            best = min(ties, key=lambda name: (size_bytes[name], p50_ms[name], name))
+            ranking.append(best)
+            rest.remove(best)
+    return ranking
+
+
+def choose(
+    judged: Mapping[str, Sequence[LimitVerdict]],
+    *,
+    p50_ms: Mapping[str, float],
+    size_bytes: Mapping[str, int],
+) -> str:
+    """The first of `rank`."""
+    return rank(judged, p50_ms=p50_ms, size_bytes=size_bytes)[0]
+
+
+UNITS = {
+    "size_kb": "kB",
+    "latency_p90_ms": "ms",
+    "peak_memory_mb": "MB",
+    "accuracy_drop_points": "points",
+}
+
+
+def explain(verdict: LimitVerdict, confidence: float) -> str:
+    """One sentence: what the limit was, what was found, and what would settle it."""
+    unit, value = UNITS[verdict.name], verdict.value
+    if value is None:
+        return (
+            f"limit {verdict.name} = {verdict.limit:g} {unit} is unproven: too little was measured, "
+            f"a proof takes at least {verdict.needed_n} independent calls"
+        )
+    found = f"limit {verdict.name} = {verdict.limit:g} {unit} is {verdict.verdict}: found {value.value:.3g}"
+    if value.low != value.high:
+        found += f" ({confidence:.0%} interval {value.low:.3g} to {value.high:.3g})"
+    if verdict.verdict == "missed":
+        return f"{found}, {value.value - verdict.limit:.3g} {unit} too much"
+    if verdict.verdict == "unproven" and verdict.needed_n is not None:
+        n = "" if value.n is None else f"; n = {value.n} is too small"
+        return f"{found}{n}, a proof takes about {verdict.needed_n:,} samples"
+    return found

@@ -1,0 +1,102 @@
+"""What a run will cost, from a few real training steps of the real models: for `--dry-run`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from edgekd.stages.graphs import variant_names
+from edgekd.stages.training import build
+from edgekd.stages.workspace import INPUT, Workspace
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+TIMED_STEPS = 5
+# Seconds of the stages that do not train, on two cores; they hardly depend on the recipe. Export: per model.
+EXPORT_SECONDS, QUANTIZE_SECONDS, VERIFY_SECONDS, SELECT_SECONDS, BUNDLE_SECONDS = 5.0, 2.0, 2.0, 4.0, 1.0
+BENCHMARK_SECONDS, REPORT_SECONDS = 15.0, 3.0
+
+
+def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Seconds per stage, and megabytes that the run folder will take."""
+    import torch
+
+    began = time.perf_counter()
+    recipe, dataset = space.recipe, space.prepared.dataset
+    data_seconds = time.perf_counter() - began
+    previous = torch.get_num_threads()
+    torch.set_num_threads(space.threads)
+    try:
+        student = build(space, recipe.student, seed=recipe.seed)
+        teacher = None if recipe.teacher.onnx is not None else build(space, recipe.teacher, seed=recipe.seed)
+        train_s, forward_s = time_steps(space, student, recipe.distill.batch_size)
+        teacher_train_s, teacher_forward_s = (
+            (0.0, forward_s) if teacher is None else time_steps(space, teacher, recipe.teacher.train.batch_size)
+        )
+    finally:
+        torch.set_num_threads(previous)
+    steps = recipe.distill.epochs * math.ceil(len(dataset.train) / recipe.distill.batch_size)
+    teacher_steps = recipe.teacher.train.epochs * math.ceil(len(dataset.train) / recipe.teacher.train.batch_size)
+    trains_teacher = recipe.teacher.weights is None and teacher is not None
+    models = 3 if recipe.distill.baseline else 2
+    num_variants = len(variant_names(space))
+    seconds = {
+        "data": data_seconds,
+        "teacher": teacher_steps * teacher_train_s if trains_teacher else 1.0,
+        "student": steps * (train_s + teacher_forward_s),
+        "student_alone": steps * train_s,
+        "export": EXPORT_SECONDS * models,
+        "quantize": QUANTIZE_SECONDS * num_variants,
+        "verify": VERIFY_SECONDS,
+        "select": SELECT_SECONDS,
+        "bundle": BUNDLE_SECONDS,
+        "benchmark": BENCHMARK_SECONDS,
+        "report": REPORT_SECONDS,
+    }
+    student_bytes = megabytes(student)
+    teacher_bytes = 0.0 if teacher is None else megabytes(teacher)
+    # Weights, optimizer state (two moments) and best weights in the checkpoint, and the ONNX file, per model; then
+    # the variants, once among the run's files and once in the bundle.
+    disk_mb = 5 * (teacher_bytes + 2 * student_bytes) + 2 * num_variants * student_bytes + 2.0
+    return {name: seconds[name] for name in names}, disk_mb
+
+
+def time_steps(space: Workspace, module: nn.Module, batch_size: int) -> tuple[float, float]:
+    """Seconds of one training step and of one forward pass, the fastest of a few."""
+    import torch
+
+    x = torch.from_numpy(space.prepared.feeds(space.prepared.dataset.train, batch_size)[INPUT]).to(space.device)
+    module = module.to(space.device).train()
+    train, forward = [], []
+    for _ in range(TIMED_STEPS):
+        began = time.perf_counter()
+        module.zero_grad()
+        torch.autograd.backward(_first(module(x)).square().mean())
+        train.append(_wait(space.device) - began)
+    with torch.inference_mode():
+        module.eval()
+        for _ in range(TIMED_STEPS):
+            began = time.perf_counter()
+            module(x)
+            forward.append(_wait(space.device) - began)
+    return min(train), min(forward)
+
+
+def megabytes(module: nn.Module) -> float:
+    """Size of a module's weights in float32."""
+    return sum(parameter.numel() for parameter in module.parameters()) * 4 / 1e6
+
+
+def _first(outputs: Tensor | dict[str, Tensor]) -> Tensor:
+    return outputs["logits"] if isinstance(outputs, dict) else outputs
+
+
+def _wait(device: str) -> float:
+    import torch
+
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

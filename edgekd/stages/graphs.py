@@ -1,0 +1,221 @@
+"""Stages `export`, `quantize` and `verify`: from trained modules to proven ONNX files.
+
+RUN/export/{teacher,student,student_alone}.onnx    float32, parity with PyTorch proven
+RUN/variants/NAME.onnx                             what the target names; "float32" is the exported student
+RUN/outputs/CANDIDATE.npy                          outputs on validation, for choosing
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.device.metrics import contributions, drop_points, score_interval
+from edgekd.device.runtimes import open_session
+from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors
+from edgekd.files import write_bytes
+from edgekd.graph.quantization import VARIANTS, Config, Int8Static, quantize
+from edgekd.graph.targets import Target, load_target
+from edgekd.graph.verification import Precision, verify
+from edgekd.spec import Array
+from edgekd.stages.training import load_trained
+from edgekd.stages.workspace import INPUT, OUTPUT, Workspace
+
+FLOAT = "float32"
+PARITY_SAMPLES = 256
+OUTPUT_BATCH = 256
+
+
+def variant_names(space: Workspace) -> tuple[str, ...]:
+    """The variants to make: the recipe's, or else the target's; float32 always, and first."""
+    named = space.recipe.quantize.variants or target(space).variants
+    return (FLOAT, *(name for name in named if name != FLOAT))
+
+
+def precision(name: str) -> Precision:
+    """The precision of a variant, which decides how far it may be from the float student."""
+    families: dict[str, Precision] = {"int8": "int8", "fp16": "float16", "int4": "int4"}
+    return families.get(name.partition("_")[0], "float32")
+
+
+def target(space: Workspace) -> Target:
+    """The recipe's target."""
+    return load_target(space.recipe.target.name)
+
+
+def variant_path(space: Workspace, name: str) -> Path:
+    """Where the graph of a variant lies."""
+    return space.path / "export" / "student.onnx" if name == FLOAT else space.path / "variants" / f"{name}.onnx"
+
+
+def candidate_paths(space: Workspace) -> dict[str, Path]:
+    """Every ONNX file whose accuracy is measured: teacher, student alone, and the variants that were made."""
+    paths = {"teacher": space.path / "export" / "teacher.onnx"}
+    if space.recipe.distill.baseline:
+        paths["student_alone"] = space.path / "export" / "student_alone.onnx"
+    made = (FLOAT, *space.result("quantize")["made"]) if "quantize" in space.records else (FLOAT,)
+    return paths | {name: variant_path(space, name) for name in made}
+
+
+def work_on_export(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Export teacher, student and student alone; each is proven against PyTorch before it counts."""
+    from edgekd.distill.to_onnx import export
+
+    prepared = space.prepared
+    names = ["teacher", "student", *(["student_alone"] if space.recipe.distill.baseline else [])]
+    samples = prepared.feeds(prepared.dataset.val, PARITY_SAMPLES)
+    done: dict[str, Any] = {}
+    for index, name in enumerate(names):
+        space.listener.step(f"export {name}", index, len(names), {})
+        path = space.path / "export" / f"{name}.onnx"
+        if name == "teacher" and space.recipe.teacher.onnx is not None:
+            with explain_os_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(space.path / "teacher" / "teacher.onnx", path)
+            continue
+        result = export(
+            load_trained(space, name),
+            path,
+            inputs=(prepared.input_spec,),
+            outputs=(OUTPUT,),
+            samples=samples,
+            opset=space.recipe.export.opset,
+            ir_version=space.recipe.export.ir_version,
+            metadata=metadata(space),
+        )
+        done[name] = {
+            "size_bytes": result.size_bytes,
+            "sha256": result.sha256,
+            "opset": result.opset,
+            "ir_version": result.ir_version,
+            "max_abs_diff": result.max_abs_diff,
+        }
+    worst = max(item["max_abs_diff"] for item in done.values())
+    return done, f"student {done['student']['size_bytes'] / 1000:.1f} kB, differs from PyTorch by at most {worst:.1e}"
+
+
+def metadata(space: Workspace) -> dict[str, str]:
+    """What travels inside the graph for whoever opens it without the bundle."""
+    dataset = space.prepared.dataset
+    return {
+        "task": space.recipe.task,
+        "names": str(dict(enumerate(dataset.labels))),
+        "licence": space.recipe.student.licence or dataset.licence,
+        "producer": "edgekd",
+    }
+
+
+def work_on_quantize(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Make each variant; one that cannot be made for this model is named with its reason, not passed over."""
+    calibration = calibration_feeds(space)
+    made: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    names = variant_names(space)[1:]
+    for index, name in enumerate(names):
+        space.listener.step(f"quantize {name}", index, len(names), {})
+        try:
+            result = quantize(
+                space.path / "export" / "student.onnx",
+                variant_path(space, name),
+                config(space, name),
+                calibration=calibration,
+                target=target(space),
+            )
+        except (AnswerIsNo, UsageError) as error:
+            refused[name] = str(error)
+            space.listener.warn(f"variant {name} cannot be made for this student: {error}")
+            continue
+        made[name] = {
+            "size_bytes": result.size_bytes,
+            "sha256": result.sha256,
+            "num_quantized": result.num_quantized,
+        }
+    return {"made": made, "refused": refused}, ", ".join(made) or "no quantized variant"
+
+
+def config(space: Workspace, name: str) -> Config:
+    """The quantization of a variant, with the recipe's calibration where it has one."""
+    chosen = VARIANTS[name]
+    return replace(chosen, calibration=space.recipe.quantize.calibration) if isinstance(chosen, Int8Static) else chosen
+
+
+def calibration_feeds(space: Workspace) -> dict[str, Array]:
+    """Samples of the train split, spread evenly over it, as the model sees them."""
+    prepared = space.prepared
+    train = prepared.dataset.train
+    count = min(space.recipe.quantize.calibration_samples, len(train))
+    indices = np.linspace(0, len(train) - 1, count).astype(np.intp)
+    return prepared.feeds(train.take(indices))
+
+
+def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Parity of each variant with the float student at several batch sizes, and everybody's score on validation."""
+    prepared = space.prepared
+    task, val = space.recipe.task, prepared.dataset.val
+    feeds = prepared.feeds(val)
+    parity: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
+    paths = candidate_paths(space)
+    teacher_rows: Array | None = None
+    few = {INPUT: feeds[INPUT][:PARITY_SAMPLES]}
+    for index, (name, path) in enumerate(paths.items()):
+        space.listener.step(f"verify {name}", index, len(paths), {})
+        if name not in ("teacher", "student_alone"):
+            result = verify(
+                variant_path(space, FLOAT), path, few, tolerance=precision(name), labels=task == "classification"
+            )
+            parity[name] = {
+                "ok": result.ok,
+                "max_abs_diff": result.max_abs_diff,
+                "label_agreement": result.label_agreement,
+                "batch_sizes": list(result.batch_sizes),
+                "problems": list(result.problems),
+                "tolerance": result.tolerance.to_json(),
+            }
+            for problem in result.problems:
+                space.listener.warn(f"variant {name} is out: {problem}")
+        outputs = run_in_batches(path, feeds)
+        save_outputs(space, name, outputs)
+        own = contributions(task, outputs, val.y)
+        teacher_rows = own if teacher_rows is None else teacher_rows
+        rows[name] = {
+            "accuracy": score_interval(task, own, confidence=space.recipe.limits.confidence).to_json(),
+            "drop_points": drop_points(task, teacher_rows, own, confidence=space.recipe.limits.confidence).to_json(),
+        }
+    if not parity[FLOAT]["ok"]:
+        raise AnswerIsNo(f"the exported student fails its own verification: {'; '.join(parity[FLOAT]['problems'])}")
+    good = [name for name, item in parity.items() if item["ok"]]
+    return {"parity": parity, "validation": rows}, f"{len(good)} of {len(parity)} variants hold: {', '.join(good)}"
+
+
+def run_in_batches(path: Path, feeds: dict[str, Array]) -> Array:
+    """Outputs of an ONNX file for all samples, (N, D)."""
+    session = open_session(path, threads=1)
+    try:
+        name = session.inputs[0].name
+        x = feeds[INPUT]
+        parts = [
+            session.run({name: x[start : start + OUTPUT_BATCH]})[session.outputs[0].name]
+            for start in range(0, len(x), OUTPUT_BATCH)
+        ]
+    finally:
+        session.close()
+    return np.concatenate(parts)
+
+
+def save_outputs(space: Workspace, name: str, outputs: Array) -> None:
+    """Keep outputs for the choosing stage, atomically."""
+    buffer = io.BytesIO()
+    np.save(buffer, outputs, allow_pickle=False)
+    write_bytes(space.path / "outputs" / f"{name}.npy", buffer.getvalue())
+
+
+def load_outputs(space: Workspace, name: str) -> Array:
+    """Outputs that `verify` kept."""
+    outputs: Array = np.load(space.path / "outputs" / f"{name}.npy", allow_pickle=False)
+    return outputs

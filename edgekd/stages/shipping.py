@@ -1,0 +1,260 @@
+"""Stages `bundle`, `benchmark` and `report`: the deployable folder, the numbers, and the page to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from edgekd.device.benchmark import Candidate, benchmark
+from edgekd.device.bundle import Bundle
+from edgekd.device.machine import cpu_kind
+from edgekd.device.postprocess import post_steps_to_json
+from edgekd.device.preprocess import apply_arithmetic
+from edgekd.device.suites import load_suite
+from edgekd.errors import AnswerIsNo
+from edgekd.files import sha256_bytes
+from edgekd.graph.inspection import min_onnxruntime
+from edgekd.recipe import recipe_to_toml
+from edgekd.results import read_results, write_results
+from edgekd.spec import Array, TensorSpec, steps_to_json
+from edgekd.stages.graphs import FLOAT, run_in_batches, target, variant_path
+from edgekd.stages.workspace import INPUT, OUTPUT, Prepared, Workspace
+from edgekd.version import __version__
+
+GOLDEN_SAMPLES = 16
+BUNDLE = "student.edgekd"
+
+
+def work_on_bundle(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Write the bundle and let it prove itself before it counts."""
+    from edgekd.device.selftest import self_test
+
+    names = shipped_variants(space)
+    graphs = {name: {"main": variant_path(space, name)} for name in names}
+    golden, outputs = make_golden(space.prepared, {name: graphs[name]["main"] for name in names}, space.recipe.seed)
+    manifest = build_manifest(space, names, outputs)
+    bundle = Bundle.write(space.path / BUNDLE, manifest, graphs, golden)
+    bad = [row for row in self_test(bundle) if not row["ok"]]
+    if bad:
+        raise AnswerIsNo(f"the bundle fails its own golden vectors: {', '.join(row['variant'] for row in bad)}")
+    size = sum(item["size_bytes"] for item in bundle.manifest["files"].values())
+    result = {"path": BUNDLE, "id": bundle.manifest["id"], "variants": list(names), "size_bytes": size}
+    return result, f"{BUNDLE}: {len(names)} variants, {size / 1000:.1f} kB, golden vectors hold"
+
+
+def shipped_variants(space: Workspace) -> tuple[str, ...]:
+    """Variants that held in `verify`, the chosen one first."""
+    ranking: list[str] = space.result("select")["ranking"]
+    return tuple(ranking)
+
+
+def make_golden(
+    prepared: Prepared, graphs: Mapping[str, Any], seed: int
+) -> tuple[dict[str, Array], dict[str, list[str]]]:
+    """Synthetic inputs with what each variant makes of them: nobody's data, so it may travel.
+
+    Images are random bytes; arrays are normal with the train split's mean and deviation per feature.
+    """
+    train = prepared.dataset.train.x
+    rng = np.random.default_rng(seed)
+    shape = (GOLDEN_SAMPLES, *train.shape[1:])
+    if train.dtype == np.uint8:
+        raw: Array = rng.integers(0, 256, shape, dtype=np.uint8)
+    else:
+        mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+        raw = (mean + std * rng.standard_normal(shape)).astype(np.float32)
+    feeds = {INPUT: apply_arithmetic(prepared.arithmetic, raw)}
+    golden: dict[str, Array] = {"raw": raw, f"input.{INPUT}": feeds[INPUT]}
+    for name, path in graphs.items():
+        golden[f"output.{name}.{OUTPUT}"] = run_in_batches(path, feeds)
+    return golden, {name: [OUTPUT] for name in graphs}
+
+
+def build_manifest(space: Workspace, names: tuple[str, ...], outputs: dict[str, list[str]]) -> dict[str, Any]:
+    """bundle.json, but for what Bundle.write adds: files, sizes, id."""
+    recipe, prepared = space.recipe, space.prepared
+    select, verify = space.result("select"), space.result("verify")
+    validation = verify["validation"]
+    opset, ir_version = recipe.export.opset, recipe.export.ir_version
+    num_outputs = prepared.dataset.num_outputs
+    output = TensorSpec(OUTPUT, "float32", ("N", num_outputs))
+    teacher = recipe.teacher
+    return {
+        "version": 1,
+        "name": recipe.name,
+        "task": recipe.task,
+        "created": space.created,
+        "edgekd_version": __version__,
+        "licence": recipe.student.licence or "not stated",
+        "intended_use": recipe.description or "",
+        "provenance": {
+            "recipe_sha256": sha256_bytes(recipe_to_toml(recipe).encode()),
+            "teacher": {
+                "name": teacher.model or "black box",
+                "licence": teacher.licence or "not stated",
+                "sha256": sha256_of_outputs(space.records["teacher"].outputs),
+            },
+            "data": {
+                "name": prepared.dataset.name,
+                "licence": prepared.dataset.licence,
+                "sha256": prepared.dataset.sha256,
+            },
+            "seed": recipe.seed,
+        },
+        "labels": list(prepared.dataset.labels),
+        "default": default_variants(space, names),
+        "inputs": [spec_to_json(prepared.input_spec)],
+        "outputs": [spec_to_json(output)],
+        "preprocess": steps_to_json(prepared.steps),
+        "postprocess": post_steps_to_json(prepared.post),
+        "variants": {
+            name: {
+                "precision": name.partition("_")[0],
+                "scheme": name.partition("_")[2] or None,
+                "opset": opset,
+                "ir_version": ir_version,
+                "min_runtime": {"onnxruntime": min_onnxruntime(opset, ir_version)},
+                "tolerance": golden_tolerance(verify["parity"][name]["tolerance"], quantized=name != FLOAT),
+                "metrics": {"val": validation[name]},
+            }
+            for name in names
+        },
+        "golden": {"file": "golden.npz", "inputs": [INPUT], "outputs": outputs, "synthetic": True},
+        "samples": None,
+        "metrics": {
+            "teacher": validation["teacher"],
+            "student_alone": validation.get("student_alone"),
+            "student": validation[select["chosen"]],
+        },
+        "limits": select["limits"][select["chosen"]],
+    }
+
+
+def golden_tolerance(parity: Mapping[str, Any], *, quantized: bool) -> dict[str, Any]:
+    """How far another machine may be from the golden outputs.
+
+    Float kernels differ in the last bits. An int8 kernel may round one step differently from another CPU's, which
+    moves an output by about a quantization step: the parity tolerance of the variant, and a few changed labels
+    among random inputs.
+    """
+    return {"abs": parity["abs"], "rel": parity["rel"], "label_agreement": 0.8 if quantized else 1.0}
+
+
+def default_variants(space: Workspace, names: tuple[str, ...]) -> dict[str, str]:
+    """Per CPU kind: what was chosen here for this kind, elsewhere the first of the target's preference that holds."""
+    defaults = {
+        kind: next((name for name in preference if name in names), FLOAT)
+        for kind, preference in target(space).default.items()
+    }
+    return {"*": FLOAT, **defaults, cpu_kind(): str(space.result("select")["chosen"])}
+
+
+def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor as bundle.json states it; `axes` names the symbolic ones."""
+    axes = {str(index): size for index, size in enumerate(spec.shape) if isinstance(size, str)}
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), "axes": axes}
+
+
+def sha256_of_outputs(outputs: Mapping[str, str]) -> str:
+    """One hash for the weights of a stage."""
+    return next((digest for path, digest in sorted(outputs.items()) if path.endswith((".safetensors", ".onnx"))), "")
+
+
+def roles(space: Workspace) -> dict[str, str]:
+    """Candidates of the last benchmark by their role in the report."""
+    named: dict[str, str] = {}
+    if space.recipe.teacher.onnx is None:
+        named["teacher-pytorch"] = "teacher-pytorch"
+    named["teacher-onnx"] = "teacher-onnx"
+    if space.recipe.distill.baseline:
+        named["student-alone"] = "student-alone"
+    return named | {name: "variant" for name in shipped_variants(space)}
+
+
+def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Teacher, student alone and every variant in one interleaved run; test is read here, once."""
+    prepared, threads = space.prepared, space.recipe.benchmark.threads
+    bundle = space.path / BUNDLE
+    models: dict[str, tuple[str, str | None, str]] = {
+        "teacher-pytorch": (str(space.path / "teacher" / "model.json"), None, "torch"),
+        "teacher-onnx": (str(space.path / "export" / "teacher.onnx"), None, "onnxruntime"),
+        "student-alone": (str(space.path / "export" / "student_alone.onnx"), None, "onnxruntime"),
+        **{name: (str(bundle), name, "onnxruntime") for name in shipped_variants(space)},
+    }
+    candidates = [
+        Candidate(
+            name,
+            models[name][0],
+            variant=models[name][1],
+            runtime=models[name][2],
+            threads=threads,
+            preprocess=prepared.arithmetic,
+            postprocess=prepared.post,
+        )
+        for name in roles(space)
+    ]
+    results = benchmark(
+        candidates,
+        suite=load_suite(space.recipe.benchmark.suite),
+        against="teacher-onnx",
+        samples=prepared.labelled(prepared.dataset.test, space.recipe.task),
+        seed=space.recipe.seed,
+        progress=lambda text, done, total: space.listener.step(text, done, total, {}),
+    )
+    write_results(space.path / "benchmark.json", results)
+    verdict = results["verdict"]
+    for reason in verdict["reasons"]:
+        space.listener.warn(f"benchmark {verdict['value']}: {reason}")
+    return {"verdict": verdict}, f"{len(results['rows'])} candidates, {verdict['value']}"
+
+
+def work_on_report(space: Workspace) -> tuple[dict[str, Any], str]:
+    """results.json, report.html and report.md."""
+    from edgekd.report import write_report
+
+    results = read_results(space.path / "benchmark.json")
+    results["command"] = space.command
+    results["run"] = describe_run(space)
+    write_results(space.path / "results.json", results)
+    paths = write_report(results, space.path)
+    return {"files": [path.name for path in paths]}, ", ".join(path.name for path in paths)
+
+
+def describe_run(space: Workspace) -> dict[str, Any]:
+    """What the report tells beside the benchmark: training, limits, licences, budget."""
+    from edgekd.device.metrics import METRIC
+
+    recipe, records = space.recipe, space.records
+    trained = [name for name in ("teacher", "student", "student_alone") if name in records]
+    select = space.result("select")
+    student = space.result("student")
+    return {
+        "name": recipe.name,
+        "task": recipe.task,
+        "metric": METRIC[recipe.task],
+        "recipe_toml": recipe_to_toml(recipe),
+        "chosen": select["chosen"],
+        "limits": select["limits"][select["chosen"]],
+        "confidence": recipe.limits.confidence,
+        "unproven": recipe.limits.unproven,
+        "all_limits": select["limits"],
+        "licences": {
+            "teacher": recipe.teacher.licence or "not stated",
+            "data": space.result("data")["licence"],
+            "student": recipe.student.licence or "not stated",
+        },
+        "budget": {
+            "epochs": student["epochs"],
+            "images_seen": student["images_seen"],
+            "teacher_passes": student["teacher_passes"],
+            "seconds": {name: round(record.seconds, 2) for name, record in records.items()},
+        },
+        "counts": space.result("data")["counts"],
+        "training": {name: records[name].result for name in trained},
+        "validation": space.result("verify")["validation"],
+        "refused_variants": space.result("quantize")["refused"],
+        "roles": roles(space),
+        "files": {"bundle": BUNDLE, "teacher": "export/teacher.onnx", "report": "report.html"},
+    }

@@ -1,0 +1,158 @@
+"""What every stage of one run shares: the recipe, the folder, the records so far, and the data, loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.data.registry import load_dataset, source_signature
+from edgekd.device.benchmark import Samples
+from edgekd.device.postprocess import PostStep, apply_post, default_post_steps, parse_post_steps
+from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
+from edgekd.recipe import Recipe
+from edgekd.run_folder import Listener, Record
+from edgekd.spec import Array, Dataset, Normalize, Split, Step, Task, TensorSpec, parse_steps, steps_to_json
+
+INPUT = "input"
+OUTPUT = "logits"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set whose samples have gone through the spatial steps, and the steps that remain.
+
+    For regression the targets are standardized with the figures of the train split; `post` undoes it.
+    """
+
+    dataset: Dataset
+    steps: tuple[Step, ...]
+    post: tuple[PostStep, ...]
+    input_shape: tuple[int, ...]
+
+    @property
+    def arithmetic(self) -> tuple[Step, ...]:
+        """The steps that training, calibration, benchmark and the predictor apply to a batch."""
+        return split_steps(self.steps)[1]
+
+    @property
+    def input_spec(self) -> TensorSpec:
+        """The model's input with its symbolic batch axis N."""
+        return TensorSpec(INPUT, "float32", ("N", *self.input_shape))
+
+    def labelled(self, split: Split, task: Task) -> Samples:
+        """Samples of `split` for the benchmark, with targets in the user's units."""
+        y = apply_post(self.post, split.y) if task == "regression" else split.y
+        return Samples(split.x, y, task)
+
+    def feeds(self, split: Split, limit: int | None = None) -> dict[str, Array]:
+        """Model-ready samples of `split`, at most `limit` of them."""
+        return {INPUT: apply_arithmetic(self.arithmetic, split.x[:limit])}
+
+
+@dataclass
+class Workspace:
+    """One run: `records` fills up as stages end."""
+
+    recipe: Recipe
+    search_path: Path
+    path: Path
+    listener: Listener
+    device: str
+    threads: int
+    created: str
+    command: str
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def result(self, stage: str) -> Mapping[str, Any]:
+        """The result of a stage that has ended."""
+        return self.records[stage].result
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """The data set, read once."""
+        return prepare_data(self.recipe, self.search_path)
+
+    def data_signature(self) -> str:
+        """Changes when the source of the data changes, without reading all of it."""
+        return source_signature(kind=self.recipe.data.kind, root=self.recipe.data.root, search_path=self.search_path)
+
+
+def prepare_data(recipe: Recipe, search_path: Path) -> Prepared:
+    """Read the recipe's data, apply its spatial steps and resolve figures that come from the train split."""
+    steps = parse_steps(recipe.preprocess.steps)
+    spatial, arithmetic = split_steps(steps)
+    data = recipe.data
+    dataset = load_dataset(
+        kind=data.kind,
+        root=data.root,
+        task=recipe.task,
+        labels=data.labels or None,
+        target=data.target or None,
+        val_fraction=data.val_fraction,
+        test_fraction=data.test_fraction,
+        prepare=lambda raw: prepare(spatial, raw),
+        seed=recipe.seed,
+        search_path=search_path,
+        licence=data.licence,
+        limit=data.limit,
+    )
+    arithmetic = resolve_train_figures(arithmetic, dataset.train.x)
+    post = default_post_steps(recipe.task)
+    if recipe.task == "regression":
+        dataset, mean, std = standardize_targets(dataset)
+        post = default_post_steps(recipe.task, mean=mean, std=std)
+    if recipe.postprocess.steps is not None:
+        post = parse_post_steps(recipe.postprocess.steps)
+    input_shape = apply_arithmetic(arithmetic, dataset.train.x[:1]).shape[1:]
+    return Prepared(dataset, (*spatial, *arithmetic), post, input_shape)
+
+
+def resolve_train_figures(arithmetic: tuple[Step, ...], train_x: Array) -> tuple[Step, ...]:
+    """Replace "train" in `normalize` by mean and standard deviation of the train split, per value of the last axis."""
+    resolved: list[Step] = []
+    for step in arithmetic:
+        if isinstance(step, Normalize) and "train" in (step.mean, step.std):
+            x = apply_arithmetic(tuple(resolved), train_x).astype(np.float64)
+            axes = tuple(range(x.ndim - 1))
+            std = x.std(axis=axes)
+            # A feature that never changes carries nothing: divide it by one, not by zero.
+            std = np.where(std > 1e-12, std, 1.0)
+            mean = tuple(float(v) for v in x.mean(axis=axes)) if step.mean == "train" else step.mean
+            step = replace(step, mean=mean, std=tuple(float(v) for v in std) if step.std == "train" else step.std)
+        resolved.append(step)
+    return tuple(resolved)
+
+
+def standardize_targets(dataset: Dataset) -> tuple[Dataset, tuple[float, ...], tuple[float, ...]]:
+    """Targets with mean 0 and deviation 1 on the train split, and the figures that undo it."""
+    y = dataset.train.y.astype(np.float64)
+    mean, std = y.mean(axis=0), y.std(axis=0)
+    std = np.where(std > 1e-12, std, 1.0)
+
+    def scaled(split: Split) -> Split:
+        return Split(split.x, ((split.y - mean) / std).astype(np.float32), split.ids)
+
+    changed = replace(dataset, train=scaled(dataset.train), val=scaled(dataset.val), test=scaled(dataset.test))
+    return changed, tuple(float(v) for v in mean), tuple(float(v) for v in std)
+
+
+def work_on_data(space: Workspace) -> tuple[dict[str, Any], str]:
+    """The stage `data`: everything that later stages depend on, by content."""
+    prepared = space.prepared
+    dataset = prepared.dataset
+    counts = {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
+    result = {
+        "name": dataset.name,
+        "sha256": dataset.sha256,
+        "labels": list(dataset.labels),
+        "licence": dataset.licence,
+        "counts": counts,
+        "steps": steps_to_json(prepared.steps),
+        "input_shape": list(prepared.input_shape),
+    }
+    return result, f"{dataset.name}: {counts['train']} train, {counts['val']} validation, {counts['test']} test"
