@@ -78,6 +78,8 @@ def test_packed_and_unpacked_files_are_the_same(tmp_path: Path) -> None:
     small(tmp_path / "plain", packed=False)
     first, second = (load_dataset(kind="mnist", root=tmp_path / name) for name in ("packed", "plain"))
     assert first.sha256 == second.sha256
+    ids = [*first.train.ids, *first.val.ids, *first.test.ids]
+    assert sorted(ids) == list(range(130))
     assert sorted(path.suffix for path in (tmp_path / "packed/MNIST/raw").iterdir()) == [".gz"] * 4
 
 
