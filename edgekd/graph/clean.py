@@ -59,6 +59,7 @@ def load_model(source: str | os.PathLike[str] | bytes) -> ModelProto:
     _refuse_external_data(model, name)
     if not _is_text(model):
         raise ModelError(f"{name} holds names that are not UTF-8 text; expected a whole ONNX model: is it damaged?")
+    _check_types(model, name)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
@@ -93,6 +94,7 @@ def clean(model: ModelProto, *, ir_version: int = 8, metadata: Mapping[str, str]
     Raises `ModelError` when the graph holds what `ir_version` cannot (4-bit tensors need IR 10), or external data.
     """
     _refuse_external_data(model, "the model")
+    _check_types(model, "the model")
     _check_ir_version(model, ir_version)
     result = ModelProto()
     result.CopyFrom(model)
@@ -196,13 +198,21 @@ def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
 
 
+def _check_types(model: ModelProto, where: str) -> None:
+    known = TensorProto.DataType.values()
+    types = [(tensor.name, tensor.data_type) for tensor in tensors(model)]
+    for value in (*model.graph.input, *model.graph.output):
+        types.append((value.name, value.type.tensor_type.elem_type))
+    for name, number in types:
+        if number not in known:
+            raise ModelError(
+                f"tensor '{name}' of {where} has the element type {number}, which onnx {onnx.__version__} does not "
+                "know; is the file damaged, or written for a newer onnx?"
+            )
+
+
 def _check_ir_version(model: ModelProto, ir_version: int) -> None:
     for tensor in tensors(model):
-        if tensor.data_type not in TensorProto.DataType.values():
-            raise ModelError(
-                f"tensor '{tensor.name}' has the element type {tensor.data_type}, which onnx {onnx.__version__} does "
-                "not know; is the file damaged, or written for a newer onnx?"
-            )
         name = TensorProto.DataType.Name(tensor.data_type)
         needed = _IR_OF_TYPE.get(name, 0)
         if needed > ir_version:
