@@ -1,0 +1,164 @@
+"""From an image or array to an answer: `edgekd.load("student.edgekd").predict(x)`, with numpy and one runtime."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+from edgekd.device.bundle import Bundle
+from edgekd.device.postprocess import apply_post, parse_post_steps, threshold_of
+from edgekd.device.preprocess import Raw, apply_arithmetic, prepare, split_steps
+from edgekd.device.programs import classify, multilabel, regress
+from edgekd.device.programs.answer import Program
+from edgekd.device.runtimes import Session, open_session
+from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.errors import BundleError, DataError, ModelError, UsageError, nearest
+from edgekd.spec import Array, parse_steps
+
+PROGRAMS: dict[str, Program] = {
+    "classification": classify.interpret,
+    "multilabel": multilabel.interpret,
+    "regression": regress.interpret,
+}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one sample.
+
+    label, index, score   the best label; label and index are None where a multilabel model finds none present
+    top                   (label, score) pairs: the top_k classes, the labels that are present, or all targets
+    outputs               what the graph gave for this sample, by name, before the bundle's postprocessing
+    latency_ms            preprocessing, inference and postprocessing; in a batch, its share of the whole
+    """
+
+    label: str | None
+    index: int | None
+    score: float
+    top: tuple[tuple[str, float], ...]
+    outputs: dict[str, Array]
+    latency_ms: float
+
+
+def load(
+    path: str | Path, *, variant: str | None = None, runtime: str = "onnxruntime", threads: int | None = None
+) -> Predictor:
+    """Open the bundle at `path` (folder or zip), check it, and load one variant (default: its choice for this CPU).
+
+    `threads` defaults to 1. Raises `BundleError` for a bundle that must not be used, `UsageError` for an unknown
+    variant or runtime or too many threads, `MissingExtra` when the runtime is not installed.
+    """
+    bundle = Bundle.open(path)
+    return Predictor(bundle, open_session(bundle, variant=variant, runtime=runtime, threads=threads))
+
+
+class Predictor:
+    """A loaded bundle. Threads may share it; `close` (or a `with` block) frees the model.
+
+    bundle    the opened bundle
+    session   the loaded graph
+    """
+
+    def __init__(self, bundle: Bundle, session: Session) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.session = session
+        if manifest["task"] not in PROGRAMS:
+            raise UsageError(f"the task '{manifest['task']}' has no program. {nearest(manifest['task'], PROGRAMS)}")
+        if len(session.inputs) != 1:
+            names = ", ".join(spec.name for spec in session.inputs)
+            raise UsageError(f"predict works on models with one input, this one has {names}; use edgekd.open_session")
+        self._program = PROGRAMS[manifest["task"]]
+        self._spatial, self._arithmetic = split_steps(parse_steps(manifest["preprocess"]))
+        self._post = parse_post_steps(manifest["postprocess"])
+        self._threshold = threshold_of(self._post)
+        self._labels: tuple[str, ...] = tuple(manifest["labels"])
+        self._input = session.inputs[0]
+        self._output: str = manifest["outputs"][0]["name"]
+        found = {spec.name: spec.shape for spec in session.outputs}
+        if self._output not in found:
+            raise BundleError(f"the graph gives {', '.join(found)}, but bundle.json expects '{self._output}'")
+        shape = found[self._output]
+        if len(shape) != 2 or (isinstance(shape[1], int) and shape[1] != len(self._labels)):
+            raise BundleError(
+                f"the output '{self._output}' has the shape {shape}, expected (N, {len(self._labels)}): one number per "
+                "label of the bundle"
+            )
+
+    def predict(self, x: Raw, *, top_k: int = 1) -> Prediction:
+        """The answer for one sample: an image's path, its encoded bytes, or an array without batch axis.
+
+        Raises `DataError` for an image or array that does not fit the preprocessing, `UsageError` for one that
+        does not fit the model, and when the predictor is closed.
+        """
+        return self.predict_batch([x], top_k=top_k)[0]
+
+    def predict_batch(self, xs: Iterable[Raw], *, top_k: int = 1) -> list[Prediction]:
+        """The answers for several samples, in their order; run together, a chunk at a time."""
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise UsageError(f"top_k is {top_k!r}, expected a whole number from 1")
+        if isinstance(xs, (str, bytes, Path)):
+            raise UsageError(f"predict_batch found one {type(xs).__name__}, expected a list of samples; use predict")
+        started = time.perf_counter()
+        prepared = [prepare(self._spatial, x) for x in xs]
+        if not prepared:
+            return []
+        if len({sample.shape for sample in prepared}) > 1:
+            shapes = ", ".join(str(shape) for shape in sorted({sample.shape for sample in prepared}))
+            raise DataError(
+                f"the samples have the shapes {shapes}, expected one shape; call predict for each, or put a resize "
+                "step into the preprocessing"
+            )
+        outputs = self._run(np.stack(prepared))
+        scores_ND = self._scores(outputs)
+        answers = [
+            self._program(scores_D, labels=self._labels, top_k=top_k, threshold=self._threshold)
+            for scores_D in scores_ND
+        ]
+        latency_ms = 1000.0 * (time.perf_counter() - started) / len(prepared)
+        return [
+            Prediction(
+                answer.label,
+                answer.index,
+                answer.score,
+                answer.top,
+                {name: array[row] for name, array in outputs.items()},
+                latency_ms,
+            )
+            for row, answer in enumerate(answers)
+        ]
+
+    def warm_up(self) -> None:
+        """Run the model once on zeros, so that the first prediction is not the slow one."""
+        self.session.run({self._input.name: np.zeros(self._input.concrete(), self._input.dtype)})
+
+    def close(self) -> None:
+        """Free the model; predictions afterwards raise `UsageError`."""
+        self.session.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(self, prepared: Array) -> dict[str, Array]:
+        ready = apply_arithmetic(self._arithmetic, prepared).astype(self._input.dtype, copy=False)
+        return run_in_chunks(self.session, {self._input.name: ready})
+
+    def _scores(self, outputs: dict[str, Array]) -> Array:
+        scores_ND = apply_post(self._post, outputs[self._output])
+        if scores_ND.ndim != 2 or scores_ND.shape[1] != len(self._labels):
+            raise ModelError(
+                f"the model gave {scores_ND.shape}, expected (N, {len(self._labels)}): one number per label"
+            )
+        if not np.isfinite(scores_ND).all():
+            raise DataError("the model's answer is NaN or infinite; look for NaN or infinite values in the input")
+        return scores_ND

@@ -1,0 +1,36 @@
+"""Running many samples through a session, whatever batch its graph takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from edgekd.device.runtimes import Session
+from edgekd.errors import UsageError
+from edgekd.spec import Array
+
+CHUNK = 64
+
+
+def run_in_chunks(session: Session, feeds: Mapping[str, Array], *, size: int = CHUNK) -> dict[str, Array]:
+    """The outputs of N samples, `size` at a time, or as many as a graph with a fixed batch axis takes.
+
+    The last chunk of a fixed batch is filled up with copies of its last sample, whose outputs are dropped.
+    Raises `UsageError` for feeds of different lengths, or of none; otherwise what `session.run` raises.
+    """
+    lengths = {len(array) for array in feeds.values() if array.ndim > 0}
+    if len(lengths) != 1 or lengths == {0}:
+        raise UsageError(f"found inputs of the lengths {sorted(lengths)}, expected one length of at least 1")
+    num_samples = lengths.pop()
+    fixed = [spec.shape[0] for spec in session.inputs if spec.shape and isinstance(spec.shape[0], int)]
+    step = int(fixed[0]) if fixed else size
+    parts: list[dict[str, Array]] = []
+    for start in range(0, num_samples, step):
+        part = {name: array[start : start + step] for name, array in feeds.items()}
+        missing = start + step - num_samples if fixed else 0
+        if missing > 0:
+            part = {name: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for name, a in part.items()}
+        outputs = session.run(part)
+        parts.append({name: a[: step - missing] if missing > 0 else a for name, a in outputs.items()})
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
