@@ -1,0 +1,1 @@
+"""The parts of a report: numbers, the table, the answer in words, facts, and figures as SVG."""
