@@ -365,6 +365,17 @@ def test_layers_run_in_integer_kernels_and_the_last_one_gives_more_than_256_numb
     assert not {"Conv", "Gemm", "BatchNormalization"} & set(fused)
 
 
+def test_biases_carry_no_zero_points_and_weights_do(tmp_path):
+    written = load(quantize(cnn(), tmp_path / "q.onnx", Int8Static(), calibration=samples(cnn(), 64)).path)
+    types = {tensor.name: tensor.data_type for tensor in written.graph.initializer}
+    inputs = {onnx.TensorProto.INT32: set(), onnx.TensorProto.INT8: set()}
+    for node in written.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in types:
+            inputs[types[node.input[0]]].add(len(node.input))
+    assert inputs == {onnx.TensorProto.INT32: {2}, onnx.TensorProto.INT8: {3}}
+    assert not any(name.endswith("bias_quantized_zero_point") for name in types)
+
+
 def test_an_output_that_other_nodes_read_keeps_its_rounding(tmp_path):
     """Two outputs, one of them also read by the next layer: nothing may be cut out of that way."""
     model = mlp()
