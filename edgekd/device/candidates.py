@@ -59,7 +59,6 @@ class Plan:
     postprocess: tuple[PostStep, ...] = ()
     size_bytes: int | None = None
     golden: Path | None = None
-    tolerance: Mapping[str, Any] | None = None
     error: str | None = None
 
     def load_command(self, *, samples: Path | None, golden: Path | None, seed: int, memory: bool) -> dict[str, Any]:
@@ -126,12 +125,10 @@ def _look_into_bundle(plan: Plan, bundle: Bundle, folder: Path) -> None:
     variant = plan.candidate.variant or bundle.default_variant()
     if variant not in bundle.manifest["variants"]:
         raise UsageError(f"{bundle.path} has no variant '{variant}'. {nearest(variant, bundle.manifest['variants'])}")
-    entry = bundle.manifest["variants"][variant]
     plan.variant = variant
     plan.steps = plan.steps or split_steps(parse_steps(bundle.manifest["preprocess"]))[1]
     plan.postprocess = plan.postprocess or parse_post_steps(bundle.manifest.get("postprocess", ()))
-    plan.size_bytes = int(entry["size_bytes"])
-    plan.tolerance = entry.get("tolerance")
+    plan.size_bytes = int(bundle.manifest["variants"][variant]["size_bytes"])
     golden = bundle.golden()
     if any(key.startswith(f"output.{variant}.") for key in golden):
         plan.golden = write_arrays(folder / "golden.npz", golden)

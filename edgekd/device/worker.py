@@ -16,8 +16,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from edgekd.device import memory
+from edgekd.device.bundle import Bundle
 from edgekd.device.preprocess import apply_arithmetic
 from edgekd.device.runtimes import Session, open_session
+from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.device.selftest import check_variant
 from edgekd.device.timing import time_calls, warm_up
 from edgekd.errors import UsageError
 from edgekd.spec import Array, Step, TensorSpec, parse_steps
@@ -103,18 +106,10 @@ def make_feeds(inputs: tuple[TensorSpec, ...], command: Mapping[str, Any], steps
 
 
 def check_golden(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the golden inputs still give the golden outputs of this variant, within its tolerance.
-
-    Passes when every number is within `abs + rel * |golden|`, or when the best of each row agrees as often as
-    `label_agreement` asks: int8 kernels differ between kinds of CPU.
-    """
-    tolerance, variant = command["tolerance"], command["variant"]
+    """Whether the bundle's golden inputs still give the golden outputs of this variant, within its tolerance."""
     assert state.session is not None
-    with np.load(command["golden"]) as golden:
-        feeds = {spec.name: golden[f"input.{spec.name}"] for spec in state.session.inputs}
-        expected = {spec.name: golden[f"output.{variant}.{spec.name}"] for spec in state.session.outputs}
-    found = run_in_batches(state.session, feeds)
-    return {"ok": all(_is_close(found[name], value, tolerance) for name, value in expected.items())}
+    row = check_variant(Bundle.open(command["model"]), command["variant"], state.session)
+    return {"ok": row["ok"], "problem": row["problem"]}
 
 
 def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,24 +120,9 @@ def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     parts = []
     for start in range(0, len(samples), EVALUATION_BATCH):
         feed = apply_arithmetic(state.steps, np.asarray(samples[start : start + EVALUATION_BATCH]))
-        parts.append(run_in_batches(state.session, {name: feed})[state.session.outputs[0].name])
+        parts.append(run_in_chunks(state.session, {name: feed})[state.session.outputs[0].name])
     np.save(command["out"], np.concatenate(parts))
     return {}
-
-
-def run_in_batches(session: Session, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """All rows of the feeds; a model with a fixed batch axis gets its own size, the last batch filled up."""
-    size = next((spec.shape[0] for spec in session.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
-    count = len(next(iter(feeds.values())))
-    if size is None:
-        return session.run(feeds)
-    parts: dict[str, list[Array]] = {spec.name: [] for spec in session.outputs}
-    for start in range(0, count, size):
-        rows = np.arange(start, start + size)
-        given = session.run({name: np.ascontiguousarray(value[rows % count]) for name, value in feeds.items()})
-        for name, value in given.items():
-            parts[name].append(value[: count - start])
-    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -225,16 +205,3 @@ def _random_input(spec: TensorSpec, batch: int, random: np.random.Generator) -> 
     return (
         random.standard_normal(shape).astype(dtype) if dtype.kind == "f" else random.integers(0, 2, shape).astype(dtype)
     )
-
-
-def _is_close(found: Array, golden: Array, tolerance: Mapping[str, Any]) -> bool:
-    if found.shape != golden.shape or not np.isfinite(found).all():
-        return False
-    difference = np.abs(found.astype(np.float64) - golden.astype(np.float64))
-    allowed = float(tolerance["abs"]) + float(tolerance["rel"]) * np.abs(golden.astype(np.float64))
-    if bool((difference <= allowed).all()):
-        return True
-    agreement = tolerance.get("label_agreement")
-    if agreement is None or golden.ndim < 2:
-        return False
-    return bool(np.mean(found.argmax(axis=-1) == golden.argmax(axis=-1)) >= float(agreement))

@@ -1,0 +1,155 @@
+"""From raw samples to the rows of results.json. Nothing is measured here, and nothing is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.device.candidates import Plan, Samples
+from edgekd.device.metrics import agreement, contributions, drop_points, score_interval
+from edgekd.device.postprocess import Denormalize, apply_post
+from edgekd.device.statistics import block_bootstrap_ratio, latency_interval, median_interval
+from edgekd.errors import UsageError
+from edgekd.spec import Array, Interval
+
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+# MLPerf's names: one sample at a time, eight at a time, as many as one likes.
+SCENARIOS = {1: "single-stream", 8: "multi-stream"}
+
+# Two processes with the same model differ by up to 1.5 % (calls of 5 microseconds: where each lies in memory),
+# and no number of blocks shows it. Without this on both sides a model against itself would read "faster".
+PLACEMENT = 0.02
+
+
+@dataclass
+class Measured:
+    """What the processes of one candidate gave. `order[k]` is the place of its block k among all blocks that ran."""
+
+    latency_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    block: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    order: list[int] = field(default_factory=list)
+    calls: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    waited_s: float | None = 0.0
+    warm_up: dict[str, Any] | None = None
+    golden: str | None = None
+    memory_mb: dict[str, float] | None = None
+    cold: list[tuple[float, float]] = field(default_factory=list)
+    outputs: Array | None = None
+
+
+def make_row(
+    plan: Plan,
+    measured: Measured,
+    *,
+    reference: tuple[Plan, Measured] | None,
+    samples: Samples | None,
+    seed: int,
+) -> dict[str, Any]:
+    """One row of results.json. Speed-up and drop are told against `reference`, and not for the reference itself."""
+    candidate = plan.candidate
+    row: dict[str, Any] = {
+        "candidate": candidate.id,
+        "scenario": SCENARIOS.get(candidate.batch, "offline"),
+        "n": len(measured.latency_ns),
+        "latency_ms": dict.fromkeys(PERCENTILES),
+        "throughput_per_s": None,
+        "load_ms": _json(median_interval([load for load, _ in measured.cold])),
+        "first_ms": _json(median_interval([first for _, first in measured.cold])),
+        "cold_start_ms": _json(median_interval([load + first for load, first in measured.cold])),
+        "cpu_ms": None,
+        "size_bytes": plan.size_bytes,
+        "accuracy": None,
+        "agreement": None,
+        "drop_points": None,
+        "speedup": None,
+    }
+    if measured.memory_mb is not None:
+        row["memory_mb"] = measured.memory_mb
+    if plan.error is not None:
+        return {**row, "error": plan.error}
+    if len(measured.latency_ns):
+        row["latency_ms"] = {name: _json(latency_interval(measured.latency_ns, q)) for name, q in PERCENTILES.items()}
+        row["throughput_per_s"] = candidate.batch * 1e9 / float(np.mean(measured.latency_ns))
+        row["cpu_ms"] = measured.cpu_s / measured.calls * 1e3
+    usable = reference if reference is not None and reference[0].error is None else None
+    if usable is not None and usable[0] is not plan:
+        row["speedup"] = _speedup(plan, measured, usable, seed)
+    if samples is not None and measured.outputs is not None:
+        row |= _accuracy(plan, measured.outputs, usable, samples, seed)
+    return row
+
+
+def _speedup(plan: Plan, measured: Measured, reference: tuple[Plan, Measured], seed: int) -> dict[str, Any] | None:
+    """Median per sample of the reference over this candidate's: 2 means twice as fast."""
+    base_plan, base = reference
+    try:
+        ratio = block_bootstrap_ratio(base.latency_ns, base.block, measured.latency_ns, measured.block, seed=seed)
+    except UsageError:
+        return None  # too few blocks: the verdict says so
+    # Per sample, so that a batch of 8 is not eight times slower.
+    per_sample = plan.candidate.batch / base_plan.candidate.batch
+    return {
+        "value": ratio.value * per_sample,
+        "low": ratio.low * per_sample / (1 + PLACEMENT),
+        "high": ratio.high * per_sample * (1 + PLACEMENT),
+        "against": base_plan.candidate.id,
+    }
+
+
+def _accuracy(
+    plan: Plan, outputs: Array, reference: tuple[Plan, Measured] | None, samples: Samples, seed: int
+) -> dict[str, Any]:
+    own = contributions(samples.task, _in_units(plan, outputs), samples.y)
+    told: dict[str, Any] = {"accuracy": score_interval(samples.task, own, seed=seed).to_json()}
+    if reference is None or reference[1].outputs is None or reference[0] is plan:
+        return told
+    theirs = _in_units(reference[0], reference[1].outputs)
+    drop = drop_points(samples.task, contributions(samples.task, theirs, samples.y), own, seed=seed)
+    told["drop_points"] = drop.to_json()
+    told["agreement"] = agreement(samples.task, theirs, _in_units(plan, outputs))
+    return told
+
+
+def _in_units(plan: Plan, outputs: Array) -> Array:
+    """Regression outputs in the units of the targets. Labels are read off the logits, so those stay as they are."""
+    return apply_post([step for step in plan.postprocess if isinstance(step, Denormalize)], outputs)
+
+
+def raw_samples(measured: Measured) -> dict[str, Sequence[int]]:
+    """The raw part of a candidate for the result, nothing dropped.
+
+    latency_ns  every timed call in the order of time
+    block       how many of these calls each of its blocks holds (a number per call would double the file)
+    order       the place of each of its blocks among all blocks that ran
+    """
+    return {
+        "latency_ns": measured.latency_ns.tolist(),
+        "block": np.bincount(measured.block).tolist(),
+        "order": measured.order,
+    }
+
+
+def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
+    """The candidate as results.json lists it."""
+    candidate = plan.candidate
+    plain: dict[str, Any] = {
+        "id": candidate.id,
+        "model": str(candidate.model),
+        "variant": plan.variant,
+        "runtime": candidate.runtime,
+        "threads": candidate.threads,
+        "batch": candidate.batch,
+        "golden": measured.golden,
+        "warm_up": measured.warm_up,
+    }
+    return plain if plan.error is None else {**plain, "error": plan.error}
+
+
+def _json(interval: Interval | None) -> Mapping[str, float | int] | None:
+    return None if interval is None else interval.to_json()

@@ -1,0 +1,149 @@
+"""From raw samples to rows: values by hand, no process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgekd.device.candidates import Candidate, Plan, Samples
+from edgekd.device.postprocess import Denormalize, PostStep, Softmax
+from edgekd.device.rows import PLACEMENT, Measured, describe_candidate, make_row, raw_samples
+from edgekd.spec import Array
+
+
+def _plan(name: str, *, batch: int = 1, postprocess: tuple[PostStep, ...] = (), error: str | None = None) -> Plan:
+    return Plan(Candidate(name, Path("m.onnx"), batch=batch), postprocess=postprocess, size_bytes=1234, error=error)
+
+
+def _measured(scale: float, *, outputs: Array | None = None, seed: int = 0) -> Measured:
+    random = np.random.default_rng(seed)
+    block: NDArray[np.int64] = np.repeat(np.arange(24), 40)
+    latency = (scale * 1e6 * random.lognormal(0, 0.05, len(block))).astype(np.int64)
+    return Measured(latency, block, order=list(range(24)), calls=len(block), seconds=1.0, cpu_s=0.48, outputs=outputs)
+
+
+def test_latency_throughput_and_cpu_time() -> None:
+    row = make_row(_plan("a", batch=4), _measured(2.0), reference=None, samples=None, seed=0)
+    assert row["n"] == 960
+    p50, p90, p99 = (row["latency_ms"][name] for name in ("p50", "p90", "p99"))
+    assert p50["low"] <= p50["value"] <= p50["high"]
+    assert p50["value"] == pytest.approx(2.0, rel=0.01)
+    # The 90th percentile of a lognormal: exp(1.2816 * sigma).
+    assert p90["value"] == pytest.approx(2.0 * np.exp(1.2816 * 0.05), rel=0.01)
+    assert p99["value"] > p90["value"]
+    assert row["throughput_per_s"] == pytest.approx(4 / 0.002, rel=0.01)
+    assert row["cpu_ms"] == pytest.approx(0.5)
+    assert row["size_bytes"] == 1234
+    assert row["speedup"] is row["accuracy"] is row["drop_points"] is row["cold_start_ms"] is None
+    assert "memory_mb" not in row
+
+
+def test_a_percentile_without_its_calls_is_null() -> None:
+    few = _measured(1.0)
+    few.latency_ns, few.block = few.latency_ns[:100], few.block[:100]
+    latency = make_row(_plan("a"), few, reference=None, samples=None, seed=0)["latency_ms"]
+    assert latency["p50"] is not None
+    assert latency["p99"] is None
+
+
+@pytest.mark.parametrize(("batch", "scenario"), [(1, "single-stream"), (8, "multi-stream"), (3, "offline")])
+def test_scenarios_have_mlperfs_names(batch: int, scenario: str) -> None:
+    assert (
+        make_row(_plan("a", batch=batch), _measured(1.0), reference=None, samples=None, seed=0)["scenario"] == scenario
+    )
+
+
+def test_speedup_is_the_reference_over_the_candidate_and_widened_by_the_placement() -> None:
+    teacher = (_plan("teacher"), _measured(6.0, seed=1))
+    speedup = make_row(_plan("a"), _measured(2.0), reference=teacher, samples=None, seed=0)["speedup"]
+    assert speedup["against"] == "teacher"
+    assert speedup["value"] == pytest.approx(3.0, rel=0.01)
+    assert speedup["low"] < 3.0 / (1 + PLACEMENT) < 3.0 * (1 + PLACEMENT) < speedup["high"]
+    assert speedup["high"] < 3.2
+
+
+def test_speedup_is_per_sample() -> None:
+    teacher = (_plan("teacher"), _measured(6.0, seed=1))
+    speedup = make_row(_plan("a", batch=8), _measured(16.0), reference=teacher, samples=None, seed=0)["speedup"]
+    assert speedup["value"] == pytest.approx(3.0, rel=0.01)
+
+
+def test_the_reference_is_not_compared_with_itself() -> None:
+    teacher = (_plan("teacher"), _measured(6.0))
+    assert make_row(*teacher, reference=teacher, samples=None, seed=0)["speedup"] is None
+
+
+def test_cold_starts_need_ten_processes() -> None:
+    measured = _measured(1.0)
+    measured.cold = [(100.0 + i, 10.0) for i in range(9)]
+    assert make_row(_plan("a"), measured, reference=None, samples=None, seed=0)["cold_start_ms"] is None
+    measured.cold.append((109.0, 10.0))
+    row = make_row(_plan("a"), measured, reference=None, samples=None, seed=0)
+    assert row["cold_start_ms"] == {"value": 114.0, "low": 111.0, "high": 118.0, "n": 10}
+    assert row["load_ms"]["value"] == 104.0
+    assert row["first_ms"] == {"value": 10.0, "low": 10.0, "high": 10.0, "n": 10}
+
+
+def test_accuracy_drop_and_agreement_are_paired() -> None:
+    y = np.arange(200) % 4
+    right = np.eye(4, dtype=np.float32)[y]
+    worse = right.copy()
+    worse[:10] = np.eye(4, dtype=np.float32)[(y[:10] + 1) % 4]
+    samples = Samples(np.zeros((200, 2), np.uint8), y, "classification")
+    teacher = (_plan("teacher"), _measured(6.0, outputs=right))
+    row = make_row(_plan("a"), _measured(2.0, outputs=worse), reference=teacher, samples=samples, seed=0)
+    assert row["accuracy"]["value"] == 0.95
+    assert row["accuracy"]["n"] == 200
+    assert row["agreement"] == 0.95
+    assert row["drop_points"]["value"] == pytest.approx(5.0)
+    assert 1.0 < row["drop_points"]["low"] < 5.0 < row["drop_points"]["high"]
+    own = make_row(*teacher, reference=teacher, samples=samples, seed=0)
+    assert own["accuracy"]["value"] == 1.0
+    assert own["drop_points"] is None
+
+
+def test_regression_outputs_are_scored_in_the_units_of_the_targets() -> None:
+    standard = np.random.default_rng(0).standard_normal((50, 1)).astype(np.float32)
+    samples = Samples(np.zeros((50, 2), np.uint8), standard * 30 + 200, "regression")
+    plan = _plan("a", postprocess=(Denormalize((200.0,), (30.0,)),))
+    right = make_row(plan, _measured(1.0, outputs=standard), reference=None, samples=samples, seed=0)
+    assert right["accuracy"]["value"] == pytest.approx(1.0, abs=1e-4)
+    wrong = make_row(_plan("a"), _measured(1.0, outputs=standard), reference=None, samples=samples, seed=0)
+    assert wrong["accuracy"]["value"] < -1
+
+
+def test_multilabel_outputs_are_read_as_logits_whatever_comes_after() -> None:
+    y = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], np.uint8)
+    logits = (y.astype(np.float32) - 0.5) * 0.2
+    samples = Samples(np.zeros((4, 2), np.uint8), y, "multilabel")
+    plan = _plan("a", postprocess=(Softmax(),))
+    row = make_row(plan, _measured(1.0, outputs=logits), reference=None, samples=samples, seed=0)
+    assert row["accuracy"]["value"] == 1.0
+
+
+def test_a_failed_candidate_is_a_row_with_its_error() -> None:
+    plan = _plan("a", error="no kernel for this board")
+    row = make_row(plan, Measured(), reference=None, samples=None, seed=0)
+    assert row["error"] == "no kernel for this board"
+    assert row["latency_ms"] == {"p50": None, "p90": None, "p99": None}
+    assert describe_candidate(plan, Measured())["error"] == "no kernel for this board"
+
+
+def test_a_failed_reference_takes_only_the_comparison_with_it() -> None:
+    teacher = (_plan("teacher", error="gone"), Measured())
+    row = make_row(_plan("a"), _measured(2.0), reference=teacher, samples=None, seed=0)
+    assert row["speedup"] is None
+    assert row["latency_ms"]["p50"] is not None
+
+
+def test_raw_samples_hold_every_call_and_can_be_cut_into_blocks() -> None:
+    measured = _measured(1.0)
+    raw = raw_samples(measured)
+    assert sum(raw["block"]) == len(raw["latency_ns"]) == 960
+    assert len(raw["block"]) == len(raw["order"]) == 24
+    assert raw["latency_ns"] == measured.latency_ns.tolist()
+    assert json.loads(json.dumps(raw, allow_nan=False)) == raw

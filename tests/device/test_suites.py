@@ -1,0 +1,70 @@
+"""Suites: the shipped ones hold to the rules, and a wrong file is told in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgekd.device.statistics import early_stopping_minimum
+from edgekd.device.suites import Suite, load_suite
+from edgekd.errors import InputRefused, UsageError
+
+VALUES = {"min_calls": 64, "max_seconds": 1.0, "block_ms": 5, "cold_starts": 0, "memory": False}
+
+
+def _write(path: Path, values: dict[str, object]) -> Path:
+    lines = [f"{key} = {str(value).lower()}" for key, value in values.items()]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+def test_the_shipped_suites_ask_for_enough_calls() -> None:
+    quick, full = load_suite("quick"), load_suite("full")
+    assert (quick.name, full.name) == ("quick", "full")
+    # Calls are worth less than their number, so several times what independent ones would need.
+    assert quick.min_calls >= 3 * early_stopping_minimum(0.9)
+    assert full.min_calls >= 3 * early_stopping_minimum(0.99)
+    assert full.cold_starts >= 10
+    assert quick.max_seconds <= 6
+
+
+def test_a_suite_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
+    path = _write(tmp_path / "mine.toml", {**VALUES, "min_blocks": 7})
+    assert load_suite(path) == Suite("mine", 64, 1.0, 5, 0, False, min_blocks=7)
+    assert load_suite(str(path)) == load_suite(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"min_cals": 5}, r"mine.toml: unknown key 'min_cals'. Did you mean 'min_calls'\?"),
+        ({"cold_starts": 9}, r"found cold_starts = 9, expected 0 \(not measured\) or at least 10"),
+        ({"cold_starts": -1}, "found cold_starts = -1"),
+        ({"min_calls": 0}, "found min_calls = 0, expected a number above 0"),
+        ({"block_ms": -5}, "found block_ms = -5"),
+        ({"max_seconds": '"long"'}, "found max_seconds = 'long'"),
+        ({"memory": 1}, "found memory = 1, expected true or false"),
+    ],
+)
+def test_wrong_keys_and_values_are_refused(tmp_path: Path, change: dict[str, object], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        load_suite(_write(tmp_path / "mine.toml", {**VALUES, **change}))
+
+
+def test_missing_keys_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"mine.toml: found no cold_starts, memory; expected the keys min_calls"):
+        load_suite(_write(tmp_path / "mine.toml", {"min_calls": 1, "max_seconds": 1, "block_ms": 1}))
+
+
+def test_an_unknown_name_gives_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"no suite is called 'quik'. Did you mean 'quick'\?"):
+        load_suite("quik")
+
+
+def test_files_that_are_missing_or_no_toml_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match=r"cannot read the suite .*none.toml: No such file"):
+        load_suite(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("min_calls = = 3")
+    with pytest.raises(InputRefused, match=r"bad.toml is not TOML: .*see benchmarks/suites/quick.toml"):
+        load_suite(tmp_path / "bad.toml")
