@@ -188,11 +188,9 @@ def main_plot(results: Mapping[str, Any]) -> dict[str, Any]:
         narrow = tradeoff(points, metric, compact=True)
         front = ", ".join(point.name for point in pareto(points))
         title = f"{metric.title} against latency"
+        ring = ", the ring is the chosen variant" if any(point.chosen for point in points) else ""
         lead = "Up and to the left is better. Filled marks lie on the Pareto front: nothing is both faster and better."
-        caption = (
-            f"On the Pareto front: {front}. Bars are intervals, the ring is the chosen variant, kB are file "
-            f"sizes.{left_out}"
-        )
+        caption = f"On the Pareto front: {front}. Bars are intervals, kB are file sizes{ring}.{left_out}"
         return {"plots": [wide, narrow], "plot_title": title, "plot_lead": lead, "plot_caption": caption}
     plots = [latencies(rows, width=960, style="wide"), latencies(rows, width=360, style="narrow")]
     return {
