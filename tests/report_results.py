@@ -219,7 +219,7 @@ def training(epochs: int, ceiling: float, terms: tuple[str, ...], *, best: int) 
                 "seconds": 0.5,
             }
         )
-    return {"history": history, "best_epoch": best, "epochs": epochs}
+    return {"history": history, "best_epoch": best, "epochs": epochs, "parameters": 21_840, "macs": 294_912}
 
 
 HOSTILE = "<i></pre></title></svg><script>alert(1)</script><img src=x onerror=alert(2)>\"'&`|```"

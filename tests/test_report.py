@@ -143,6 +143,7 @@ def test_the_page_tells_how_the_numbers_came_about() -> None:
     for part in ("AMD EPYC 9R14", "avx512_vnni", "1.31.1", "CC BY 4.0", "34,500", "edgekd distill-and-export digits"):
         assert part in text
     assert 'model = "dscnn_s"' in text
+    assert "21,840 parameters, 294,912 multiply-adds" in text
     assert "fpu" not in text
     assert "0.1 %" in text  # steal share of the conditions
 

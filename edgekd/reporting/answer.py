@@ -205,6 +205,7 @@ def limit_line(raw: Mapping[str, Any]) -> LimitLine:
     unbounded = len(bounds) == 2 and (number_of(low) is None or number_of(high) is None)
     value = interval_of({"value": raw.get("value"), "low": low, "high": high})
     limit = number_of(raw.get("limit"))
+    least = 1 if unit == "points" else 0
     needed = raw.get("needed_n")
     comment = ""
     if verdict == "missed" and value is not None and limit is not None:
@@ -220,8 +221,8 @@ def limit_line(raw: Mapping[str, Any]) -> LimitLine:
     return LimitLine(
         name=name,
         limit=f"≤ {format_limit(limit)} {unit}" if limit is not None else "–",
-        found="n too small" if unbounded or value is None else f"{format_value(value)} {unit}",
-        interval="" if unbounded or value is None else format_range(value),
+        found="n too small" if unbounded or value is None else f"{format_value(value, least=least)} {unit}",
+        interval="" if unbounded or value is None else format_range(value, least=least),
         verdict=verdict,
         comment=comment,
     )

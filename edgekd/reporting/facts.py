@@ -85,10 +85,17 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
         if value is not None
     ]
     total = sum(value for value in seconds.values() if value is not None)
+    models = [
+        (name.replace("_", " "), f"{format_exact(parameters)} parameters, {format_exact(macs)} multiply-adds")
+        for name, part in mapping(run.get("training")).items()
+        if (parameters := number_of(mapping(part).get("parameters"))) is not None
+        and (macs := number_of(mapping(part).get("macs"))) is not None
+    ]
     groups = [
         ("Machine", facts(machine)),
         ("Measurement", facts({key: value for key, value in measured.items() if value is not None})),
         ("Conditions while timing", facts(mapping(results.get("conditions")))),
+        ("Models", models),
         ("Versions", facts(mapping(results.get("versions")))),
         ("Licences", facts(mapping(run.get("licences")))),
         ("Budget", facts(budget) + ([("time in all", format_seconds(total))] if spent else []) + spent),

@@ -136,7 +136,7 @@ def _captions(
     ]
     for (at_x, _), point in zip(places, points, strict=True):
         lines.append(((at_x - 4, y.at(point.accuracy.high), at_x + 4, y.at(point.accuracy.low)), LINE_WEIGHT))
-    area = (x.start - 10, y.end - 10, x.end + 14, y.start - 2)
+    area = (x.start + 2, y.end - 10, x.end + 14, y.start - 2)
     drawn: list[str] = []
     taken: list[tuple[Box, float]] = []
     for index in sorted(range(len(points)), key=lambda index: (not points[index].chosen, index)):

@@ -73,7 +73,8 @@ def padded(
     if log:
         factor = max((high / low) ** share, 1.15)
         return low / factor, high * factor
-    margin = max((high - low) * share, least, abs(high) * 1e-6)
+    # A single value stands in the middle of round neighbours, not of its own last digits.
+    margin = max((high - low) * share, least, abs(high) * 1e-3 if high > low else abs(high) * 0.2)
     return low - margin, high + margin
 
 

@@ -76,6 +76,7 @@ def test_each_limit_says_what_it_would_take() -> None:
     assert lines["Latency p90"].limit == "≤ 0.04 ms"
     assert lines["Latency p90"].comment == "missed by 0.0021 ms"
     assert lines["Accuracy drop"].comment == "n too small: about 1,240 validation samples would prove it"
+    assert (lines["Accuracy drop"].found, lines["Accuracy drop"].interval) == ("0.3 points", "−0.6 to 1.3")
     assert answer(run_results()).limits_said == "Of 3 limits: 1 met, 1 missed, 1 unproven."
     page = Page(to_html(run_results())).text
     for text in ("missed by 0.0021 ms", "about 1,240 validation samples would prove it", "at 95 % confidence"):

@@ -11,7 +11,7 @@ from report_results import CANDIDATES, Page, charts, plain_results, run_results
 
 from edgekd.report import to_html
 from edgekd.reporting.plots import Point, pareto, tradeoff
-from edgekd.reporting.svg import Axis, linear_ticks, log_ticks, overlap, place_label, spread, tick_text
+from edgekd.reporting.svg import Axis, linear_ticks, log_ticks, overlap, padded, place_label, spread, tick_text
 from edgekd.reporting.table import METRICS
 from edgekd.spec import Interval
 
@@ -131,3 +131,9 @@ def test_a_label_avoids_what_is_taken() -> None:
     other = place_label(200, 200, (60, 14), taken, area)
     assert overlap(free, other) == 0
     assert overlap(other, area) == pytest.approx(60 * 14)
+
+
+def test_an_axis_around_one_value_has_round_ticks() -> None:
+    low, high = padded([2.325618])
+    ticks = linear_ticks(low, high, 5)
+    assert max(len(tick_text(tick, ticks)) for tick in ticks) <= 4
