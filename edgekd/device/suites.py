@@ -25,7 +25,7 @@ class Suite:
 
     min_calls    timed calls of each candidate, at least
     max_seconds  limit on the timed part of all candidates together; it ends early when there is enough
-    block_ms     length of one block; a candidate runs that long before the next one has its turn
+    block_ms     length of one block, which holds at least four calls; then the next candidate has its turn
     cold_starts  fresh processes for load and first call: 0 (not measured) or at least 10
     memory       whether the peak memory of each phase is measured, in one more process
     min_blocks   blocks of each candidate, at least: the speed-up's interval draws blocks

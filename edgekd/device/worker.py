@@ -28,6 +28,8 @@ from edgekd.spec import Array, Step, TensorSpec, parse_steps
 EVALUATION_BATCH = 64
 # "Steady" memory is the peak over this many further calls: enough for an arena to stop growing.
 STEADY_CALLS = 20
+# A block of one slow call would be per-call alternation, which reads 5-10 % wrong: caches never warm up.
+LEAST_BLOCK_CALLS = 4
 
 
 @runtime_checkable
@@ -133,9 +135,9 @@ def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def block(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Time calls for `seconds`; the latencies stay here until `samples`, so that the parent has nothing to do."""
+    """Time calls for `seconds`, and at least four; the latencies stay here until `samples`, so that the parent has nothing to do."""
     cpu, waited = time.process_time(), runqueue_wait_s()
-    timing = time_calls(state.call, warmup=0, min_runs=1, min_seconds=float(command["seconds"]))
+    timing = time_calls(state.call, warmup=0, min_runs=LEAST_BLOCK_CALLS, min_seconds=float(command["seconds"]))
     cpu_s, waited_after = time.process_time() - cpu, runqueue_wait_s()
     state.latency_ns.extend(timing.latency_ns)
     state.block.extend([int(command["block"])] * len(timing.latency_ns))

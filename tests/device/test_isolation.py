@@ -94,6 +94,8 @@ def test_a_child_loads_times_and_hands_its_samples_over(tmp_path: Path) -> None:
         assert loaded["memory_mb"] is None
         counts = [child.ask({"do": "block", "seconds": 0.001, "block": number})["n"] for number in (0, 1)]
         assert child.ask({"do": "samples", "out": str(tmp_path / "samples.npy")}) == {"n": sum(counts)}
+        # However short, a block is never a single call.
+        assert child.ask({"do": "block", "seconds": 0.0, "block": 2})["n"] == 4
     latency, block = np.load(tmp_path / "samples.npy")
     assert (latency > 0).all()
     assert block.tolist() == [0] * counts[0] + [1] * counts[1]

@@ -23,7 +23,7 @@ def test_the_shipped_suites_ask_for_enough_calls() -> None:
     quick, full = load_suite("quick"), load_suite("full")
     assert (quick.name, full.name) == ("quick", "full")
     # Calls are worth less than their number, so several times what independent ones would need.
-    assert quick.min_calls >= 3 * early_stopping_minimum(0.9)
+    assert quick.min_calls >= 2 * early_stopping_minimum(0.9)
     assert full.min_calls >= 3 * early_stopping_minimum(0.99)
     assert full.cold_starts >= 10
     assert quick.max_seconds <= 6
