@@ -135,7 +135,10 @@ def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def block(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Time calls for `seconds`, and at least four; the latencies stay here until `samples`, so that the parent has nothing to do."""
+    """Time calls for `seconds`, at least four of them.
+
+    The latencies stay here until `samples`, so that the parent has next to nothing to do meanwhile.
+    """
     cpu, waited = time.process_time(), runqueue_wait_s()
     timing = time_calls(state.call, warmup=0, min_runs=LEAST_BLOCK_CALLS, min_seconds=float(command["seconds"]))
     cpu_s, waited_after = time.process_time() - cpu, runqueue_wait_s()
