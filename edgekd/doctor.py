@@ -26,7 +26,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "gpu": ("run models on CUDA, instead of cpu", ("onnxruntime-gpu",)),
     "image": ("read image files", ("pillow",)),
     "graph": ("quantize, verify and inspect ONNX files", ("onnx",)),
-    "report": ("draw report.html", ("matplotlib", "jinja2")),
+    "report": ("draw report.html", ("jinja2",)),
     "train": (
         "train, distil and export",
         ("torch", "torchvision", "onnxscript", "safetensors", "scikit-learn", "filelock", "platformdirs"),
