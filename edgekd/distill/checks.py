@@ -1,0 +1,100 @@
+"""Looks at data, models and objective before the first step, so that hours are not lost to a wrong shape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.batches import Batches
+from edgekd.distill.evaluation import evaluating, forward, named
+from edgekd.distill.objective import Objective
+from edgekd.distill.teachers import Teacher
+from edgekd.errors import DataError, ModelError, UsageError
+from edgekd.spec import Dataset, Split, Task
+
+
+def check_data(data: Dataset) -> None:
+    """Raise `DataError` for an empty split, a label out of range or targets of another shape or with NaN."""
+    for name, split in (("train", data.train), ("val", data.val)):
+        if len(split) == 0:
+            raise DataError(f"{data.name}: the {name} split is empty, expected at least 1 sample; check val_fraction")
+        if not len(split.x) == len(split.y) == len(split.ids):
+            raise DataError(
+                f"{data.name}, {name}: found {len(split.x)} samples, {len(split.y)} labels and {len(split.ids)} ids, "
+                "expected as many of each"
+            )
+        _check_targets(split, data.task, data.num_outputs, f"{data.name}, {name}")
+
+
+def check_models(
+    student: nn.Module,
+    teachers: Sequence[Teacher],
+    objective: Objective,
+    train: Batches,
+    *,
+    num_outputs: int,
+    device: torch.device,
+) -> None:
+    """One small batch through student and teachers; no weight and no statistic of the student changes.
+
+    Raises `UsageError` when a term lacks its teacher or logits have different shapes, `ModelError` when the
+    student's outputs do not fit the labels, and whatever the losses say to the shapes that they see.
+    """
+    if objective.teacher_terms and not teachers:
+        raise UsageError(
+            f"the term '{objective.teacher_terms[0]}' compares with a teacher, but there is none; give a teacher, or "
+            "drop the term"
+        )
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    if train.smallest == 1 and any(isinstance(part, norms) for part in student.modules()):
+        raise UsageError(
+            f"the student has batch norm, which cannot learn from a batch of 1 sample; found {train.num_samples} "
+            "training samples in batches of 1, expected batch_size and samples of at least 2"
+        )
+    batch = {name: value[:2].to(device) for name, value in next(train.full()).items()}
+    with torch.no_grad(), evaluating(student):
+        student_out = forward(student, batch["x"])
+    logits = student_out["logits"]
+    teacher_out: dict[str, Tensor] = {}
+    for teacher in teachers if objective.teacher_terms else ():
+        with torch.inference_mode():
+            teacher_out = dict(named(teacher(batch), "the teacher"))
+        if teacher_out["logits"].shape != logits.shape:
+            raise UsageError(
+                f"student logits are {list(logits.shape)} but teacher logits are "
+                f"{list(teacher_out['logits'].shape)}; do both models end in the same classes?"
+            )
+    if tuple(logits.shape) != (len(batch["x"]), num_outputs):
+        raise ModelError(
+            f"student logits are {list(logits.shape)} but the data has {num_outputs} labels, expected "
+            f"{[len(batch['x']), num_outputs]}; build the student with num_outputs = {num_outputs}"
+        )
+    with torch.no_grad():
+        objective(student_out, {name: value.to(device) for name, value in teacher_out.items()}, batch, 1.0)
+
+
+def _check_targets(split: Split, task: Task, num_outputs: int, where: str) -> None:
+    y = split.y
+    if task == "classification":
+        if y.ndim != 1 or y.dtype.kind not in "iu":
+            raise DataError(f"{where}: found labels {list(y.shape)} of {y.dtype}, expected one whole number per sample")
+        wrong = np.flatnonzero((y < 0) | (y >= num_outputs))
+        if len(wrong):
+            first = int(wrong[0])
+            raise DataError(
+                f"{where}: {len(wrong)} labels are out of range, the first is {int(y[first])} (sample "
+                f"{int(split.ids[first])}), expected 0 to {num_outputs - 1} for {num_outputs} labels"
+            )
+        return
+    if y.ndim != 2 or y.shape[1] != num_outputs:
+        raise DataError(f"{where}: found targets {list(y.shape)}, expected {[len(y), num_outputs]}")
+    if task == "multilabel" and not np.isin(y, (0, 1)).all():
+        raise DataError(f"{where}: found label values other than 0 and 1, expected 1 where a label holds and else 0")
+    if not np.isfinite(y).all():
+        wrong = np.flatnonzero(~np.isfinite(y).all(axis=1))
+        raise DataError(
+            f"{where}: {len(wrong)} targets are NaN or infinite, the first in sample {int(split.ids[wrong[0]])}"
+        )

@@ -1,0 +1,209 @@
+"""The engine: trains a student on an objective, with teachers or without, and survives being killed.
+
+Everything random is a function of (seed, epoch, sample), the learning rate one of the step; so a checkpoint holds
+weights, optimizer and counters only, and a training that was killed and resumed ends in the same bytes as one that
+was not (on a CPU, with the same number of threads).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from edgekd.device.metrics import METRIC
+from edgekd.distill.augmentation import Augment
+from edgekd.distill.batches import Batches
+from edgekd.distill.checkpoint import Record, RunFiles
+from edgekd.distill.checks import check_data, check_models
+from edgekd.distill.epoch import Plan
+from edgekd.distill.evaluation import evaluate
+from edgekd.distill.execution import choose_device, choose_precision, contained, placed, resume_threads
+from edgekd.distill.objective import Objective
+from edgekd.distill.optimization import build_optimizer, check_optimization
+from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, Teacher
+from edgekd.distill.training import Progress, Run, fresh, train_epochs
+from edgekd.errors import UsageError, nearest
+from edgekd.spec import Dataset, Step, steps_to_json
+
+__all__ = ["Progress", "TrainResult", "distill", "evaluate"]
+
+_EVALUATION_BATCH = 512
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gave.
+
+    student         the module that was passed in, in eval mode, with the weights of the best epoch
+    history         per epoch: epoch (from 1), lr (of its last step), loss, terms {name: what it added to the loss},
+                    val (score on validation, or None where it is undefined), seconds
+    best_epoch      the epoch with the best score on validation; a tie goes to the later one
+    best, last      score of that epoch and of the last one
+    images_seen     samples that the student learned from, each as often as it came
+    teacher_passes  samples that went through a teacher for it, counted per teacher
+    warnings        what the user should know, such as a term that hardly counts
+    precision       in which numbers the forward pass computed, and why
+    """
+
+    student: nn.Module
+    history: list[dict[str, Any]]
+    best_epoch: int
+    last: float | None
+    best: float | None
+    seconds: float
+    images_seen: int
+    teacher_passes: int
+    warnings: tuple[str, ...]
+    precision: str
+    threads: int
+
+
+def distill(
+    student: nn.Module,
+    teachers: Sequence[Teacher],
+    data: Dataset,
+    objective: Objective,
+    *,
+    steps: Sequence[Step] = (),
+    epochs: int,
+    batch_size: int = 128,
+    optimizer: str = "adamw",
+    lr: float = 1e-3,
+    weight_decay: float = 0.01,
+    schedule: str = "cosine",
+    warmup_epochs: int = 0,
+    precision: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    threads: int | None = None,
+    augment: Augment | None = None,
+    run_dir: str | PathLike[str] | None = None,
+    checkpoint_epochs: int = 1,
+    progress: Progress | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TrainResult:
+    """Train `student` on `data.train`, keep the epoch that scores best on `data.val`, leave `data.test` alone.
+
+    teachers           none, one, or several whose logits are averaged; asked only if a term wants a teacher
+    steps              the arithmetic preprocessing steps
+    threads            None: as many as torch has now, or as the checkpoint was trained with
+    run_dir            where checkpoints go. A training that was killed goes on from its last checkpoint, one that
+                       is finished is returned as it is; None keeps everything in memory
+    checkpoint_epochs  epochs between two checkpoints
+
+    The names of optimizers, schedules, losses and augmentations are in the dictionaries of their modules. Global
+    state of torch and the random generators are as before when this returns.
+
+    Raises `UsageError`, `DataError` and `ModelError` before the first step when something does not fit, `Diverged`
+    when the loss becomes NaN or infinite (the student then holds the best weights so far), `StageFailed` when a
+    checkpoint wants another number of threads, and `StorageError` when `run_dir` cannot be written.
+    """
+    check_optimization(
+        optimizer=optimizer,
+        schedule=schedule,
+        lr=lr,
+        weight_decay=weight_decay,
+        epochs=epochs,
+        warmup_epochs=warmup_epochs,
+    )
+    if checkpoint_epochs < 1:
+        raise UsageError(f"found checkpoint_epochs = {checkpoint_epochs}, expected a whole number from 1")
+    if data.task not in METRIC:
+        raise UsageError(f"cannot train for the task '{data.task}'. {nearest(data.task, METRIC)}")
+    check_data(data)
+    place = choose_device(device)
+    steps = tuple(steps)
+    train = Batches(data.train, steps, batch_size=batch_size, seed=seed, augment=augment, task=data.task)
+    numbers = choose_precision(precision, place, student, train.input_shape)
+    files = None
+    if run_dir is not None:
+        settings = {
+            "data": data.sha256,
+            "samples": [len(data.train), len(data.val)],
+            "task": data.task,
+            "steps": steps_to_json(steps),
+            "augment": dict(augment or {}),
+            "student": {name: list(value.shape) for name, value in student.state_dict().items()},
+            "num_teachers": len(teachers) if objective.teacher_terms else 0,
+            "objective": objective.describe(),
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "schedule": schedule,
+            "warmup_epochs": warmup_epochs,
+            "precision": numbers.name,
+            "device": place.type,
+            "seed": seed,
+            "torch": str(torch.__version__),
+        }
+        files = RunFiles(run_dir, settings)
+        finished = files.finished(student)
+        if finished is not None:
+            return _result(student, finished, f"{numbers.name}: {numbers.reason}")
+    checkpoint = files.load() if files is not None else None
+    recorded = checkpoint.record.threads if checkpoint is not None else None
+    num_threads = resume_threads(threads, recorded, where=run_dir)
+    with contained(place, threads=num_threads), ExitStack() as stack:
+        layout = stack.enter_context(placed(student, place))
+        for module in _modules(teachers):
+            stack.enter_context(placed(module, place))
+        check_models(student, teachers, objective, train, num_outputs=data.num_outputs, device=place)
+        run = Run(
+            student=student,
+            teachers=tuple(teachers) if objective.teacher_terms else (),
+            data=data,
+            objective=objective,
+            train=train,
+            val=Batches(data.val, steps, batch_size=max(batch_size, _EVALUATION_BATCH), task=data.task),
+            plan=Plan(epochs, lr, schedule, warmup_epochs, place, layout, numbers.name == "bfloat16"),
+            optimizer=build_optimizer(optimizer, student.parameters(), lr=lr, weight_decay=weight_decay),
+            files=files,
+            checkpoint_epochs=checkpoint_epochs,
+            seed=seed,
+            progress=progress or _ignore,
+            clock=clock,
+        )
+        unused = ("no term of the objective wants the teacher: it is not asked",)
+        warnings = unused if teachers and not objective.teacher_terms else ()
+        record = train_epochs(run, checkpoint or fresh(run, Record(threads=num_threads, warnings=warnings)))
+    if files is not None:
+        files.finish(student, record)
+    return _result(student, record, f"{numbers.name}: {numbers.reason}")
+
+
+def _modules(teachers: Sequence[Teacher]) -> Iterator[nn.Module]:
+    """The torch modules among the teachers, which compute fastest where the student does."""
+    for teacher in teachers:
+        if isinstance(teacher, ModuleTeacher):
+            yield teacher.module
+        elif isinstance(teacher, EnsembleTeacher):
+            yield from _modules(teacher.teachers)
+
+
+def _ignore(text: str, done: int, total: int, numbers: Mapping[str, float]) -> None:
+    """Nobody listens."""
+
+
+def _result(student: nn.Module, record: Record, precision: str) -> TrainResult:
+    return TrainResult(
+        student=student.eval(),
+        history=list(record.history),
+        best_epoch=record.best_epoch,
+        last=record.history[-1]["val"],
+        best=record.best,
+        seconds=record.seconds,
+        images_seen=record.images_seen,
+        teacher_passes=record.teacher_passes,
+        warnings=record.warnings,
+        precision=precision,
+        threads=record.threads,
+    )

@@ -1,0 +1,94 @@
+"""What a model or teacher gives for a whole split: no gradients, no augmentation, float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edgekd.distill.batches import Batches
+from edgekd.distill.teachers import Teacher
+from edgekd.errors import ModelError
+from edgekd.spec import Split, Step, Task
+
+Named = Mapping[str, Tensor]
+
+
+def evaluate(
+    model: nn.Module | Teacher,
+    split: Split,
+    steps: tuple[Step, ...] = (),
+    *,
+    task: Task = "classification",
+    batch_size: int = 512,
+) -> NDArray[np.float32]:
+    """Outputs (N, D) of a module or a teacher for all samples of `split`, in their order.
+
+    `steps` are the arithmetic ones. A module computes in eval mode on the device where it is, and is left as it
+    was. Raises `ModelError` when the model gives no logits or fails on the shape of the samples.
+    """
+    batches = Batches(split, steps, batch_size=batch_size, task=task).full()
+    if not isinstance(model, nn.Module):
+        return _collect(model, batches)
+    parameter = next(model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    with evaluating(model):
+        return outputs_of(model, batches, device)
+
+
+def outputs_of(module: nn.Module, batches: Iterable[Named], device: torch.device) -> NDArray[np.float32]:
+    """Outputs (N, D) of a module that is in eval mode already and lies on `device`."""
+    return _collect(lambda batch: forward(module, batch["x"].to(device)), batches)
+
+
+def forward(module: nn.Module, x: Tensor) -> Named:
+    """One forward pass; a module that returns a tensor gives {"logits": tensor}.
+
+    Raises `ModelError` when it returns something else, or cannot take the shape of `x`.
+    """
+    try:
+        return named(module(x), "the model")
+    except (RuntimeError, ValueError, IndexError) as error:
+        if isinstance(error, ModelError) or not _is_about_shape(str(error)):
+            raise
+        raise ModelError(
+            f"the model fails on an input of shape {list(x.shape)}: {error}. Does it fit the preprocessing steps "
+            "(channels, size, layout)?"
+        ) from error
+
+
+def named(output: object, what: str) -> Named:
+    """Named tensors from what `what` returned. Raises `ModelError` unless "logits" is among them."""
+    if isinstance(output, Tensor):
+        return {"logits": output}
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        return output
+    kind = f"a mapping with {sorted(output)}" if isinstance(output, Mapping) else f"a {type(output).__name__}"
+    raise ModelError(f"{what} gives {kind}, expected a tensor or a mapping that holds the tensor 'logits'")
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the block; afterwards every part of the module is in the mode in which it was."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _collect(model: Callable[[Named], Named], batches: Iterable[Named]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        parts = [named(model(batch), "the model")["logits"].float().cpu() for batch in batches]
+    outputs: NDArray[np.float32] = torch.cat(parts).numpy()
+    return outputs
+
+
+def _is_about_shape(text: str) -> bool:
+    return any(word in text.lower() for word in ("shape", "size", "dimension", "channels", "expected input"))

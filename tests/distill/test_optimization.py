@@ -1,0 +1,115 @@
+"""Learning rates as functions of the step, and where a training computes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from edgekd.distill.execution import choose_device, choose_precision, placed, resume_threads
+from edgekd.distill.models import build_model
+from edgekd.distill.optimization import SCHEDULES, build_optimizer, lr_factor
+from edgekd.errors import UsageError
+
+CPU = torch.device("cpu")
+BF16 = {"avx512_bf16": True}
+
+
+@given(
+    schedule=st.sampled_from(sorted(SCHEDULES)),
+    total=st.integers(1, 300),
+    warmup=st.integers(0, 100),
+)
+def test_factors_stay_between_0_and_1(schedule: str, total: int, warmup: int) -> None:
+    warmup = 0 if schedule == "onecycle" else warmup  # it warms up itself; both together are refused
+    factors = [
+        lr_factor(schedule, step, total_steps=total, warmup_steps=min(warmup, total - 1)) for step in range(total)
+    ]
+    assert all(0 < factor <= 1 for factor in factors)
+    peak = factors.index(max(factors))
+    assert factors[:peak] == sorted(factors[:peak]), "up"
+    assert factors[peak:] == sorted(factors[peak:], reverse=True), "then down, never up again"
+
+
+def test_known_factors() -> None:
+    def of(schedule: str, **kinds: int) -> list[float]:
+        return [lr_factor(schedule, step, total_steps=8, **kinds) for step in range(8)]
+
+    assert of("constant") == [1.0] * 8
+    assert of("linear") == pytest.approx([1 - step / 8 for step in range(8)])
+    assert of("cosine") == pytest.approx([(1 + math.cos(math.pi * step / 8)) / 2 for step in range(8)])
+    warmed = of("cosine", warmup_steps=3)
+    assert warmed[:4] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1.0])
+    assert warmed[4:] == pytest.approx([(1 + math.cos(math.pi * step / 5)) / 2 for step in range(1, 5)])
+
+
+def test_onecycle_is_that_of_torch() -> None:
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.0, total_steps=1001)
+    mine, known = [], []
+    for step in range(1000):
+        known.append(theirs.get_last_lr()[0])
+        mine.append(lr_factor("onecycle", step, total_steps=1000))
+        optimizer.step()
+        theirs.step()
+    assert mine == pytest.approx(known, abs=0.01)
+    assert mine[0] == pytest.approx(1 / 25)
+
+
+def test_optimizers_are_fused() -> None:
+    for name in ("adamw", "adam", "sgd"):
+        optimizer = build_optimizer(name, nn.Linear(2, 2).parameters(), lr=0.1, weight_decay=0.0)
+        assert optimizer.param_groups[0]["fused"] is True
+
+
+def test_precision_is_float32_unless_it_helps() -> None:
+    def chosen(
+        model: str, shape: tuple[int, ...], capabilities: dict[str, Any], asked: str = "auto"
+    ) -> tuple[str, str]:
+        module = build_model(model, num_outputs=10, input_shape=shape)
+        found = choose_precision(asked, CPU, module, shape, capabilities=capabilities)
+        return found.name, found.reason
+
+    assert chosen("cnn_l", (3, 32, 32), BF16)[0] == "bfloat16"
+    assert chosen("cnn_l", (3, 32, 32), {"amx_bf16": True})[0] == "bfloat16"
+    assert chosen("cnn_l", (3, 32, 32), {}) == ("float32", "this CPU has no bfloat16 instructions")
+    assert chosen("cnn_l", (1, 8, 8), BF16) == ("float32", "bfloat16 pays from images of 28x28 on")
+    assert chosen("mlp_l", (784,), BF16) == ("float32", "bfloat16 pays from images of 28x28 on")
+    for narrow_or_depthwise in ("cnn_s", "dscnn_l", "mlp_l"):
+        assert chosen(narrow_or_depthwise, (3, 32, 32), BF16) == (
+            "float32",
+            "bfloat16 pays for wide, dense convolutions only",
+        )
+    assert chosen("cnn_l", (3, 32, 32), BF16, "float32") == ("float32", "asked for")
+    assert chosen("mlp_l", (784,), {}, "bfloat16") == ("bfloat16", "asked for")
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UsageError, match="unknown device 'cuda:first'"):
+        choose_device("cuda:first")
+
+
+def test_convolutions_get_their_layout_and_lose_it_again() -> None:
+    conv = nn.Sequential(nn.Conv2d(2, 4, 3))
+    with placed(conv, CPU) as layout:
+        assert layout is torch.channels_last
+        assert conv[0].weight.is_contiguous(memory_format=torch.channels_last)
+        assert not conv[0].weight.is_contiguous()
+    assert conv[0].weight.is_contiguous()
+    with placed(nn.Linear(2, 2), CPU) as layout:
+        assert layout is torch.contiguous_format
+
+
+def test_threads() -> None:
+    assert resume_threads(None, None, where=None) == torch.get_num_threads()
+    assert resume_threads(3, None, where=None) == 3
+    assert resume_threads(None, 5, where="run") == 5
+    assert resume_threads(5, 5, where="run") == 5
