@@ -110,5 +110,4 @@ def reads(node: NodeProto) -> list[str]:
     for inner in subgraphs(node):
         for inner_node in inner.node:
             names += reads(inner_node)
-        names += [value.name for value in inner.output]
     return names

@@ -184,14 +184,14 @@ def test_a_model_of_one_fixed_batch_size_stays_one(name, tmp_path):
 
 
 _BUILD_ALL = """
-import sys
+import logging, sys
 sys.path.insert(0, sys.argv[1])
 from graphs import cnn, transformer_block, samples
 from edgekd.graph.quantization import VARIANTS, quantize
 for make in (cnn, transformer_block):
     for name, config in VARIANTS.items():
         print(name, quantize(make(), f"{make.__name__}-{name}.onnx", config, calibration=samples(make(), 70)).sha256)
-print("torch" in sys.modules)
+print("torch" in sys.modules, logging.getLogger().handlers)
 """
 
 
@@ -224,7 +224,7 @@ def test_two_processes_in_other_folders_with_other_hash_seeds_write_the_same_byt
         for file in folder.glob("*.onnx"):
             assert b"somewhere" not in file.read_bytes()
     assert answers[0] == answers[1]
-    assert answers[0].endswith("False\n")
+    assert answers[0].endswith("False []\n")
     assert len(answers[0].splitlines()) == 2 * len(VARIANTS) + 1
 
 
@@ -363,6 +363,16 @@ def test_layers_run_in_integer_kernels_and_the_last_one_gives_more_than_256_numb
     fused = _fused_ops(path)
     assert (fused.count("QLinearConv"), fused.count("QGemm")) == (3, 1)
     assert not {"Conv", "Gemm", "BatchNormalization"} & set(fused)
+
+
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_unsigned_weights_have_one_zero_point(per_channel, tmp_path):
+    """onnxruntime refuses a convolution whose channels have zero points of their own."""
+    config = Int8Static(weight="uint8", per_channel=per_channel)
+    written = load(quantize(cnn(), tmp_path / "q.onnx", config, calibration=samples(cnn(), 64)).path)
+    points = [t for t in written.graph.initializer if "weight" in t.name and t.name.endswith("zero_point")]
+    assert len(points) == 4
+    assert {int(value) for t in points for value in np.atleast_1d(onnx.numpy_helper.to_array(t))} == {128}
 
 
 def test_biases_carry_no_zero_points_and_weights_do(tmp_path):
