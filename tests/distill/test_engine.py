@@ -340,6 +340,14 @@ def test_batch_norm_survives_a_remainder_of_one() -> None:
     assert train(model, blobs(65)).images_seen == 3 * 65
 
 
+def test_a_student_in_eval_mode_trains_like_any_other() -> None:
+    models = [nn.Sequential(mlp(8), nn.BatchNorm1d(8), nn.Linear(8, 3)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    models[1].eval()
+    states = [state_bytes(train(model, blobs()).student) for model in models]
+    assert states[0] == states[1]
+
+
 def test_frozen_parts_stay() -> None:
     model = mlp()
     model[1].requires_grad_(False)
