@@ -32,7 +32,7 @@ from edgekd.device.archive import (
 )
 from edgekd.device.machine import cpu_kind as this_cpu_kind
 from edgekd.device.manifest import MANIFEST, MAX_MANIFEST_BYTES, VERSION, check_manifest, parse_manifest
-from edgekd.errors import BundleError, UsageError, explain_os_errors, nearest
+from edgekd.errors import BundleError, ModelError, UsageError, explain_os_errors, nearest
 from edgekd.files import canonical_json, sha256_bytes, write_atomically
 from edgekd.spec import Array
 from edgekd.version import __version__
@@ -90,7 +90,8 @@ class Bundle:
         samples   "x" (before the arithmetic steps) and "y"
 
         An older bundle at the place is replaced. Raises `BundleError` for a manifest that could not be opened
-        again, `UsageError` when something else lies at the place, `StorageError` for a full or read-only disk.
+        again, `ModelError` for a graph that cannot be read, `UsageError` when something else lies at the place,
+        `StorageError` for a full or read-only disk.
         """
         target = Path(path)
         _check_place(target, as_zip)
@@ -197,7 +198,7 @@ def _contents(
         described[variant]["graphs"] = {}
         for role, graph in roles.items():
             name = f"graphs/{variant}.onnx" if role == "main" else f"graphs/{variant}.{role}.onnx"
-            contents[name] = graph if isinstance(graph, bytes) else graph.read_bytes()
+            contents[name] = graph if isinstance(graph, bytes) else _read_graph(graph)
             described[variant]["graphs"][role] = name
         described[variant]["size_bytes"] = sum(len(contents[name]) for name in described[variant]["graphs"].values())
     contents[GOLDEN] = arrays_to_bytes(golden)
@@ -225,6 +226,13 @@ def _contents(
     if len(text) > MAX_MANIFEST_BYTES:
         raise BundleError(f"the manifest has {len(text)} bytes, expected at most {MAX_MANIFEST_BYTES}; shorten it")
     return {MANIFEST: text, **dict(sorted(contents.items()))}
+
+
+def _read_graph(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read the graph {path}: {error.strerror}; check the path") from error
 
 
 def _describe_golden(golden: Mapping[str, Array], given: object, variants: tuple[str, ...]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from device_models import linear_model, make_manifest, make_parts, weights, writ
 
 from edgekd.device.archive import arrays_from_bytes, arrays_to_bytes
 from edgekd.device.bundle import Bundle
-from edgekd.errors import BundleError, StorageError, UsageError
+from edgekd.errors import BundleError, ModelError, StorageError, UsageError
 from edgekd.files import sha256_bytes
 
 SAMPLES = {"x": np.arange(96, dtype=np.uint8).reshape(6, 4, 4, 1), "y": np.arange(6, dtype=np.int64)}
@@ -244,6 +244,12 @@ def test_samples_are_checked(tmp_path, samples):
         Bundle.write(tmp_path / "b", manifest, graphs, golden, samples)
 
 
+def test_a_graph_that_is_not_there_is_named(tmp_path):
+    manifest, _, golden = make_parts()
+    with pytest.raises(ModelError, match=r"cannot read the graph .*gone\.onnx: No such file"):
+        Bundle.write(tmp_path / "b", manifest, {"float32": {"main": tmp_path / "gone.onnx"}}, golden)
+
+
 def test_the_arguments_are_not_changed(tmp_path):
     manifest, graphs, golden = make_parts()
     before = json.dumps(manifest)
@@ -279,6 +285,9 @@ def test_a_zip_opens_with_any_tool(tmp_path):
     bundle = write_bundle(tmp_path / "b.zip", as_zip=True)
     with zipfile.ZipFile(bundle.path) as archive:
         assert archive.testzip() is None
+        # A time stamp, or a compression of the local zlib, would make other bytes of the same content.
+        assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}
         assert archive.namelist()[0] == "bundle.json"
         archive.extractall(tmp_path / "unpacked")
     assert Bundle.open(tmp_path / "unpacked").manifest == bundle.manifest
