@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from edgekd.distill.randomness import Words, key, normals, uniforms, words
@@ -25,15 +26,22 @@ Augment = Mapping[str, float | bool]
 def shift(x: Array, pixels: float, words_N: Words) -> Array:
     """Move each image by -pixels..pixels along both axes, each series along its length; what comes in is 0."""
     reach = int(pixels)
-    num_axes = _num_axes(x)
-    offsets = np.floor(uniforms(words_N, num_axes) * (2 * reach + 1)).astype(np.intp)
-    padding = [(0, 0)] + [(reach, reach)] * num_axes + [(0, 0)] * (x.ndim - 1 - num_axes)
-    padded = np.pad(x, padding)
-    out = np.empty_like(x)
-    for index, place in enumerate(offsets.tolist()):
-        window = tuple(slice(start, start + size) for start, size in zip(place, x.shape[1:]))
-        out[index] = padded[index][window]
-    return out
+    offsets = np.floor(uniforms(words_N, 2) * (2 * reach + 1)).astype(np.intp)
+    num = len(x)
+    if _num_axes(x) == 1:
+        rows = np.pad(x, [(0, 0), (reach, reach), (0, 0)])
+        windows = sliding_window_view(rows, x.shape[1:], axis=(1, 2))
+        late: Array = windows[np.arange(num), offsets[:, 0], 0]
+        return late
+    height, width = x.shape[1:3]
+    channels = math.prod(x.shape[3:])
+    padded = np.zeros((num, height + 2 * reach, width + 2 * reach, channels), x.dtype)
+    padded[:, reach : reach + height, reach : reach + width] = x.reshape(num, height, width, channels)
+    # A row of pixels with its channels is one axis: long runs of bytes to copy.
+    rows = padded.reshape(num, height + 2 * reach, -1)
+    windows = sliding_window_view(rows, (height, width * channels), axis=(1, 2))
+    moved: Array = windows[np.arange(num), offsets[:, 0], offsets[:, 1] * channels]
+    return moved.reshape(x.shape)
 
 
 def flip(x: Array, on: float, words_N: Words) -> Array:

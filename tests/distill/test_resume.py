@@ -113,6 +113,7 @@ def test_checkpoints_every_few_epochs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="its child processes are forks, which Windows lacks")
 def test_killed_at_any_moment(tmp_path: Path) -> None:
     """Real processes, real SIGKILL: anywhere in the code, and inside the writing of every kind of file."""
     deaths = [
