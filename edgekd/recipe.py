@@ -90,7 +90,7 @@ class TrainSection(Section):
 
 
 class TeacherSection(Section):
-    """`[teacher]`: a model by reference (trained here, or loaded from `weights`), or a black box (`onnx`)."""
+    """`[teacher]`: a model by reference (loaded from `weights`, else trained here), or a black box (`onnx`)."""
 
     model: str | None = None
     args: dict[str, Any] = {}

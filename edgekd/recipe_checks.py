@@ -131,8 +131,6 @@ def _check_teacher(recipe: Recipe) -> None:
                 "teacher.licence is missing: teacher.onnx is a black box, and some licences forbid learning from a "
                 'model\'s outputs; look it up and state it, for example --set teacher.licence="Apache-2.0"'
             )
-    if teacher.weights is not None and trains:
-        raise RecipeError("teacher.weights loads a finished teacher and teacher.train trains one; expected one of them")
     if teacher.train.label_smoothing and recipe.task != "classification":
         raise RecipeError(f"teacher.train.label_smoothing works for classification only, but task = '{recipe.task}'")
 

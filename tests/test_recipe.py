@@ -186,7 +186,6 @@ def test_missing_tables_are_named_with_an_example(write) -> None:
         (MINIMAL, ["teacher={onnx='t.onnx'}"], "teacher.licence is missing: teacher.onnx is a black box"),
         (MINIMAL, ["teacher={onnx='t.onnx', licence=' '}"], "teacher.licence is missing"),
         (MINIMAL, ["teacher={onnx='t.onnx', licence='MIT', args={a=1}}"], "remove teacher.args"),
-        (MINIMAL, ["teacher.weights=w.pt", "teacher.train.epochs=3"], "teacher.weights loads a finished teacher and"),
         (MINIMAL, ["distill.terms=[{loss='mean_squared_error'}]"], "'mean_squared_error' is for regression, but task"),
         (MINIMAL, ["distill.terms=[{loss='kd'}, {loss='kd'}]"], "two terms are called 'kd'; give each its own name"),
         (MINIMAL, ["distill.terms=[{loss='kd', weight=0}]"], "every weight is 0, so nothing would be learned"),

@@ -36,6 +36,7 @@ class Bars:
         """A new bar, without a length yet."""
         self._stage = f"[{index + 1}/{total}] {name}"
         self._task = self._progress.add_task(escape(self._stage), total=None, numbers="")
+        self._progress.refresh()
 
     def stage_skipped(self, name: str) -> None:
         """Only worth a line with -v."""
@@ -49,7 +50,9 @@ class Bars:
             label = (
                 f"{escape(self._stage)} [dim]{escape(text)}[/dim]" if text not in self._stage else escape(self._stage)
             )
-            self._progress.update(self._task, completed=done, total=total, description=label, numbers=escape(said))
+            self._progress.update(
+                self._task, completed=done, total=total, description=label, numbers=escape(said), refresh=True
+            )
 
     def stage_finished(self, name: str, seconds: float, summary: str) -> None:
         """The bar becomes a line."""
@@ -79,6 +82,8 @@ def bars(common: Common) -> Iterator[Bars]:
         TimeRemainingColumn(compact=True),
         TextColumn("[dim]{task.fields[numbers]}[/dim]"),
         console=console,
+        # Redrawn when a step is told, never by a thread of its own: that would disturb what is measured meanwhile.
+        auto_refresh=False,
         transient=True,
         disable=common.quiet or not console.is_terminal,
     ) as progress:

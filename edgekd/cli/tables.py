@@ -83,7 +83,7 @@ def limit_line(item: Mapping[str, Any]) -> str:
 
     unit, value = UNITS[item["name"]], item["value"]
     if value is None:
-        return f"{item['name']} <= {item['limit']:g} {unit}: too little was measured"
+        return f"{item['name']} <= {item['limit']:g} {unit}: it could not be measured"
     low, high = item["interval"]
     text = f"{item['name']} <= {item['limit']:g}: {value:.3g} {unit}"
     if low != high:
@@ -137,15 +137,17 @@ def print_training(common: Common, path: Path, results: Mapping[str, Mapping[str
 
 def print_recipes(common: Common) -> None:
     """The shipped recipes with their descriptions."""
-    from edgekd.recipe import load_recipe
+    from edgekd import toml
 
-    loaded = [(name, load_recipe(name, environ={}).recipe) for name in assets.names("export", "recipes")]
+    rows = []
+    for name in assets.names("export", "recipes"):
+        keys = toml.loads(assets.find("export", "recipes", name).read_text(encoding="utf-8"))
+        rows.append({"name": name, "task": keys["task"], "description": keys["description"]})
     if common.as_json:
-        common.print_json([{"name": name, "task": item.task, "description": item.description} for name, item in loaded])
+        common.print_json(rows)
         return
-    common.out.print(
-        plain_table(("recipe", "task", "what"), [(n, r.task, r.description or "") for n, r in loaded], left=3)
-    )
+    cells = [(row["name"], row["task"], row["description"]) for row in rows]
+    common.out.print(plain_table(("recipe", "task", "what"), cells, left=3))
     print_next(
         common, "edgekd recipes digits", "edgekd recipes digits --copy my.toml", "edgekd distill-and-export digits"
     )

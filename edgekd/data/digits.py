@@ -13,13 +13,16 @@ LABELS = tuple("0123456789")
 
 
 def read(request: Request) -> Source:
-    """(1797, 8, 8, 1) uint8 with values 0 to 16, in ten classes. Raises `MissingExtra` without scikit-learn."""
+    """(1797, 8, 8, 1) uint8 in ten classes; the 17 levels of grey are spread over 0 to 255, as image files have them.
+
+    Raises `MissingExtra` without scikit-learn.
+    """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtra("scikit-learn", "train", purpose="the data set 'digits'") from error
     data = load_digits()
-    x = data.images.astype(np.uint8)[..., None]
+    x = np.rint(data.images * (255 / 16)).astype(np.uint8)[..., None]
     y = data.target.astype(np.int64)
     labels = request.labels or LABELS
     if len(labels) != len(LABELS):

@@ -13,6 +13,7 @@ from edgekd.device.benchmark import Candidate, benchmark
 from edgekd.device.metrics import contributions, drop_points, needed_n
 from edgekd.device.statistics import early_stopping_minimum
 from edgekd.device.suites import Suite
+from edgekd.errors import StageFailed
 from edgekd.spec import Interval, Limits, LimitVerdict
 from edgekd.stages.graphs import load_outputs, variant_path
 from edgekd.stages.workspace import Workspace
@@ -24,8 +25,13 @@ TIE = 0.10
 def work_on_select(space: Workspace) -> tuple[dict[str, Any], str]:
     """Measure every variant that held, judge each limit, choose."""
     parity = space.result("verify")["parity"]
-    names = [name for name, item in parity.items() if item["ok"]]
-    rows = measure(space, names)
+    rows = measure(space, [name for name, item in parity.items() if item["ok"]])
+    names = [name for name, row in rows.items() if row["latency_ms"]["p50"] is not None]
+    if not names:
+        raise StageFailed(
+            "no variant could be timed here: too few independent calls in the time given; close other programs and run "
+            "the same command again: finished stages are kept"
+        )
     limits = space.recipe.limits.to_limits()
     judged = {name: judge(space, name, rows[name], limits) for name in names}
     p50 = {name: rows[name]["latency_ms"]["p50"]["value"] for name in names}
@@ -72,7 +78,10 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
         seed=space.recipe.seed,
         progress=lambda text, done, total: space.listener.step(text, done, total, {}),
     )
-    return {row["candidate"]: row for row in results["rows"]}
+    for item in results["candidates"]:
+        if item.get("error"):
+            space.listener.warn(f"variant {item['id']} is out: {item['error']}")
+    return {row["candidate"]: row for row in results["rows"] if not row.get("error")}
 
 
 def judge(space: Workspace, name: str, row: Mapping[str, Any], limits: Limits) -> list[LimitVerdict]:
@@ -83,7 +92,12 @@ def judge(space: Workspace, name: str, row: Mapping[str, Any], limits: Limits) -
     if limits.latency_p90_ms is not None:
         verdicts.append(judge_latency(limits.latency_p90_ms, row["latency_ms"]["p90"], n=int(row["n"])))
     if limits.peak_memory_mb is not None:
-        verdicts.append(judge_exact("peak_memory_mb", limits.peak_memory_mb, float(row["memory_mb"]["steady"])))
+        memory = row.get("memory_mb")
+        verdicts.append(
+            LimitVerdict("peak_memory_mb", limits.peak_memory_mb, None, "unproven")
+            if memory is None
+            else judge_exact("peak_memory_mb", limits.peak_memory_mb, max(memory.values()))
+        )
     if limits.accuracy_drop_points is not None:
         task, y = space.recipe.task, space.prepared.dataset.val.y
         teacher = contributions(task, load_outputs(space, "teacher"), y)
@@ -173,10 +187,8 @@ def explain(verdict: LimitVerdict, confidence: float) -> str:
     """One sentence: what the limit was, what was found, and what would settle it."""
     unit, value = UNITS[verdict.name], verdict.value
     if value is None:
-        return (
-            f"limit {verdict.name} = {verdict.limit:g} {unit} is unproven: too little was measured, "
-            f"a proof takes at least {verdict.needed_n} independent calls"
-        )
+        needed = "" if verdict.needed_n is None else f", a proof takes at least {verdict.needed_n} independent calls"
+        return f"limit {verdict.name} = {verdict.limit:g} {unit} is unproven: it could not be measured{needed}"
     found = f"limit {verdict.name} = {verdict.limit:g} {unit} is {verdict.verdict}: found {value.value:.3g}"
     if value.low != value.high:
         found += f" ({confidence:.0%} interval {value.low:.3g} to {value.high:.3g})"

@@ -180,7 +180,7 @@ def test_digits_ship_with_scikit_learn() -> None:
     pytest.importorskip("sklearn", reason="needs the extra 'train'")
     data = load_dataset(kind="digits")
     assert len(data.train) + len(data.val) + len(data.test) == 1797
-    assert (data.train.x.shape[1:], data.train.x.dtype, data.train.x.max()) == ((8, 8, 1), np.uint8, 16)
+    assert (data.train.x.shape[1:], data.train.x.dtype, data.train.x.max()) == ((8, 8, 1), np.uint8, 255)
     assert data.labels == tuple("0123456789")
     assert "CC BY 4.0" in data.licence
     assert min(np.bincount(data.val.y)) >= 34

@@ -41,6 +41,8 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
         ValueError,
         *(kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)),
     )
+    # Its builds for some systems report usage; nothing that edgekd does goes over a network unasked.
+    onnxruntime.disable_telemetry_events()
     settings = _settings(onnxruntime, threads, options)
     name = "the model" if isinstance(model, bytes) else str(model)
     try:
