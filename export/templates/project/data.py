@@ -16,7 +16,7 @@ def waves(num_samples: int = 2000) -> dict[str, np.ndarray]:
     random = np.random.default_rng(0)
     y = random.integers(0, 2, num_samples)
     time = np.arange(LENGTH) / LENGTH
-    turns = random.uniform(1.0, 3.0, (num_samples, 1)) * time + random.uniform(0.0, 1.0, (num_samples, 1))
+    turns = random.uniform(1.0, 2.0, (num_samples, 1)) * time + random.uniform(0.0, 1.0, (num_samples, 1))
     sine = np.sin(2 * np.pi * turns)
-    x = np.where(y[:, None] == 1, np.sign(sine), sine) + random.normal(0.0, 0.3, sine.shape)
+    x = np.where(y[:, None] == 1, np.sign(sine), sine) + random.normal(0.0, 0.2, sine.shape)
     return {"x": x.astype(np.float32), "y": y}

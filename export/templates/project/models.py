@@ -24,7 +24,7 @@ def teacher(*, num_outputs: int, input_shape: Sequence[int], width: int = 128) -
     )
 
 
-def student(*, num_outputs: int, input_shape: Sequence[int], width: int = 16) -> nn.Module:
+def student(*, num_outputs: int, input_shape: Sequence[int], width: int = 32) -> nn.Module:
     """One narrow hidden layer: what will run on the device."""
     return nn.Sequential(
         nn.Flatten(), nn.Linear(math.prod(input_shape), width), nn.ReLU(), nn.Linear(width, num_outputs)

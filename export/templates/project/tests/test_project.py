@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import edgekd
 
 PROJECT = Path(__file__).resolve().parent.parent
-SMALL = ["data.limit=400", "teacher.train.epochs=8", "distill.epochs=8", "distill.baseline=false"]
+SMALL = ["teacher.train.epochs=10", "distill.epochs=15", "distill.baseline=false", "limits.accuracy_drop_points=20"]
 
 
 def test_the_recipe_ends_in_a_bundle_that_predicts(tmp_path: Path) -> None:
@@ -19,9 +18,7 @@ def test_the_recipe_ends_in_a_bundle_that_predicts(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgekd", "distill-and-export", str(PROJECT / "recipe.toml"), *settings]
     done = subprocess.run([*command, "--out", str(run)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-    results = json.loads((run / "results.json").read_text())
-    assert results["rows"], "the benchmark measured nothing"
+    assert "<svg" in (run / "report.html").read_text()
 
     sys.path.insert(0, str(PROJECT))
     from data import waves
@@ -30,4 +27,4 @@ def test_the_recipe_ends_in_a_bundle_that_predicts(tmp_path: Path) -> None:
     with edgekd.load(run / "student.edgekd") as predictor:
         predictions = predictor.predict_batch(list(samples["x"]))
     right = [prediction.index == label for prediction, label in zip(predictions, samples["y"])]
-    assert sum(right) / len(right) > 0.7
+    assert sum(right) / len(right) > 0.9
