@@ -241,6 +241,23 @@ def test_what_is_no_version_is_refused(version):
         parse_manifest(json.dumps({**good_manifest(), "version": version}).encode())
 
 
+@pytest.mark.parametrize(
+    ("addition", "text"),
+    [
+        (b'"later": 9223372036854775808', "a whole number is too large"),
+        (b'"later": [1e999]', "a number is too large"),
+        (b'"later": NaN', "NaN is not a number"),
+        (b'"later": "\\ud800"', "surrogates not allowed"),
+        (b'"name": "other"', "a key stands twice in one table"),
+        (b'"later": {"a": 1, "a": 2}', "a key stands twice in one table"),
+    ],
+)
+def test_what_other_readers_may_read_otherwise_is_refused(addition, text):
+    """A manifest that two readers understand differently could show one of them another file."""
+    with pytest.raises(BundleError, match=rf"bundle\.json is not readable as JSON \(.*{text}"):
+        parse_manifest(good_files()["bundle.json"].rstrip()[:-1] + b", " + addition + b"}")
+
+
 def test_unknown_keys_are_ignored():
     manifest = {**good_manifest(), "signature": {"key": "x"}, "later": [1]}
     manifest["variants"]["float32"]["later"] = 2

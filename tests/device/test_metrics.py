@@ -190,6 +190,8 @@ def test_needed_n_of_a_bootstrap_is_about_right(task):
     limit = drop.value + (drop.high - drop.value) / 3
     needed = needed_n(task, a, b, limit)
     assert needed == pytest.approx(9 * 400, rel=0.01)
+    assert needed_n(task, a, b, drop.value) is None
+    assert needed_n(task, a, b, drop.value - 0.5) is None
 
 
 def test_agreement():

@@ -16,6 +16,7 @@ from edgekd.device.bundle import Bundle
 from edgekd.device.postprocess import apply_post, parse_post_steps
 from edgekd.device.predictor import Prediction, Predictor, load
 from edgekd.device.preprocess import preprocess
+from edgekd.device.programs import classify
 from edgekd.device.runtimes import open_session
 from edgekd.errors import BundleError, DataError, UsageError
 from edgekd.spec import parse_steps
@@ -67,14 +68,12 @@ def test_top_k(predictor):
             predictor.predict(raw, top_k=wrong)
 
 
-def test_of_equal_scores_the_first_class_wins(tmp_path):
-    manifest, graphs, golden = make_parts()
-    graphs["float32"]["main"] = linear_model(np.zeros((16, 3)), shape=(1, 4, 4))
-    Bundle.write(tmp_path / "b", manifest, graphs, golden)
-    with load(tmp_path / "b") as predictor:
-        found = predictor.predict(images()[0], top_k=3)
-    assert [label for label, _ in found.top] == ["cat", "dog", "owl"]
-    assert [score for _, score in found.top] == pytest.approx([1 / 3] * 3)
+def test_of_equal_scores_the_first_class_wins():
+    labels = [f"class {number}" for number in range(200)]
+    scores = np.tile(np.float32([0.1, 0.2]), 100)
+    found = classify.interpret(scores, labels=labels, top_k=4, threshold=0.5)
+    assert [label for label, _ in found.top] == ["class 1", "class 3", "class 5", "class 7"]
+    assert (found.label, found.index) == ("class 1", 1)
 
 
 def test_paths_bytes_and_arrays_give_the_same_answer(predictor, tmp_path):
