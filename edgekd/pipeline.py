@@ -334,6 +334,9 @@ def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> li
     folder = RunFolder(space.path, listener=space.listener, force=force)
     space.records = folder.records
     try:
+        if set(folder.pending(table)) & set(TRAINING_STAGES):
+            training.check(space)
+            graphs.check(space)
         return folder.run(table)
     except MemoryError as error:
         raise StageFailed(

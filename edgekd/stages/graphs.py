@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekd.device.metrics import contributions, drop_points, score_interval
 from edgekd.device.runtimes import open_session
-from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors
+from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors, nearest
 from edgekd.files import write_bytes
 from edgekd.graph.quantization import VARIANTS, Config, Int8Static, quantize
 from edgekd.graph.targets import Target, load_target
@@ -46,6 +46,13 @@ def precision(name: str) -> Precision:
 def target(space: Workspace) -> Target:
     """The recipe's target."""
     return load_target(space.recipe.target.name)
+
+
+def check(space: Workspace) -> None:
+    """Raise `UsageError` for a variant or a target that does not exist."""
+    for name in variant_names(space)[1:]:
+        if name not in VARIANTS:
+            raise UsageError(f"quantize.variants: unknown variant '{name}'. {nearest(name, [FLOAT, *VARIANTS])}")
 
 
 def variant_path(space: Workspace, name: str) -> Path:

@@ -43,6 +43,30 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
         )
 
 
+def check(space: Workspace) -> None:
+    """Build everything that the recipe names, before hours of training: a misspelled name must not come up after them.
+
+    Raises what the stages would raise: `ModelError`, `UsageError`.
+    """
+    from edgekd.distill.augmentation import check_augment
+
+    build(space, space.recipe.student, seed=space.recipe.seed)
+    if space.recipe.teacher.model is not None:
+        build(space, space.recipe.teacher, seed=space.recipe.seed)
+    student_objective(space)
+    check_augment(space.recipe.data.augment, space.prepared.dataset.train.x[:1])
+
+
+def student_objective(space: Workspace) -> Objective:
+    """The recipe's terms."""
+    from edgekd.distill.objective import Objective, Term
+
+    terms = [
+        Term(term.name, term.loss, weight=term.weight, options=term.options) for term in space.recipe.distill_terms
+    ]
+    return Objective(terms, search_path=space.search_path)
+
+
 def load_trained(space: Workspace, name: str) -> nn.Module:
     """The module of an ended training stage, in eval mode, with the weights that validation chose."""
     from edgekd.distill.models import load_weights
@@ -87,18 +111,8 @@ def work_on_teacher(space: Workspace) -> tuple[dict[str, Any], str]:
 
 def work_on_student(space: Workspace) -> tuple[dict[str, Any], str]:
     """Distil the student from the teacher with the recipe's terms."""
-    from edgekd.distill.objective import Objective, Term
-
-    terms = [
-        Term(term.name, term.loss, weight=term.weight, options=term.options) for term in space.recipe.distill_terms
-    ]
-    trained = _train(
-        space,
-        "student",
-        space.recipe.student,
-        teachers=(load_teacher(space),),
-        objective=Objective(terms, search_path=space.search_path),
-    )
+    teachers = (load_teacher(space),)
+    trained = _train(space, "student", space.recipe.student, teachers=teachers, objective=student_objective(space))
     return trained, _summary(space, trained)
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from real_data import real_data
 
 from edgekd.device.preprocess import apply_arithmetic, prepare, preprocess, split_steps
 from edgekd.device.resampling import resize
@@ -77,8 +78,8 @@ def test_resize_of_a_photo_is_within_one_of_pillow(size, name):
     assert np.abs(found - np.asarray(Image.fromarray(photo).resize(size[::-1], PILLOW[name]))).max() <= 1
 
 
-def test_resize_of_fashion_images_is_equal_to_pillow(data_root):
-    packed = data_root / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte.gz"
+def test_resize_of_fashion_images_is_equal_to_pillow():
+    packed = real_data("FashionMNIST") / "raw" / "t10k-images-idx3-ubyte.gz"
     images = np.frombuffer(gzip.decompress(packed.read_bytes()), np.uint8, offset=16).reshape(-1, 28, 28, 1)[:100]
     for image in images:
         for side in (32, 14, 20):

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from real_data import real_data
 from torch import nn
 
 from edgekd.distill.models import MODELS, build_model
@@ -110,8 +111,8 @@ def test_every_family_exports_agrees_with_torch_and_quantizes(tmp_path: Path, na
     assert 0 < compared.max_rel_diff < 0.25
 
 
-def test_real_images(tmp_path: Path, data_root: Path) -> None:
-    raw = gzip.decompress((data_root / "FashionMNIST/raw/t10k-images-idx3-ubyte.gz").read_bytes())
+def test_real_images(tmp_path: Path) -> None:
+    raw = gzip.decompress((real_data("FashionMNIST") / "raw/t10k-images-idx3-ubyte.gz").read_bytes())
     images = np.frombuffer(raw, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:200].astype(np.float32) / 255
     torch.manual_seed(0)
     module = build_model("resnet_teacher", num_outputs=10, input_shape=(1, 28, 28), args={"width": 8, "depth": 8})
