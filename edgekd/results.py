@@ -31,12 +31,18 @@ def write_results(path: Path, results: Mapping[str, Any]) -> Path:
     return written
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a result file, or that of a run folder. Raises `InputRefused` when it is not one."""
+def find_results(path: Path) -> Path:
+    """The result file at `path`, plain or packed, or that of a run folder. Raises `InputRefused` when there is none."""
     place = path / "results.json" if path.is_dir() else path
     found = next((item for item in (place, place.with_name(place.name + ".gz")) if item.is_file()), None)
     if found is None:
         raise InputRefused(f"{place} is not there; expected a run folder or a result file that edgekd wrote")
+    return found
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a result file, or that of a run folder. Raises `InputRefused` when it is not one."""
+    found = find_results(path)
     try:
         results = json.loads(_unpacked(found))
     except (ValueError, OSError, EOFError) as error:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgekd.results import read_results
+
 QUICK = (
     "--set=teacher.train.epochs=2",
     "--set=teacher.args={width=8,depth=8}",
@@ -126,7 +128,7 @@ def test_run_prints_table_paths_limits_and_next_commands(run: Path) -> None:
 
 def test_run_folder_holds_what_the_readme_says(run: Path) -> None:
     for name in (
-        "recipe.toml", "results.json", "report.html", "report.md", "student.edgekd/bundle.json",
+        "recipe.toml", "report.html", "report.md", "student.edgekd/bundle.json",
         "student.edgekd/golden.npz", "export/teacher.onnx", "export/student.onnx", "export/student_alone.onnx",
         "student/weights.safetensors",
     ):  # fmt: skip
@@ -136,7 +138,7 @@ def test_run_folder_holds_what_the_readme_says(run: Path) -> None:
 
 
 def test_results_follow_the_schema_and_test_is_not_in_the_bundle(run: Path) -> None:
-    results = json.loads((run / "results.json").read_text())
+    results = read_results(run)
     assert results["schema"] == "edgekd.results/1"
     assert results["verdict"]["value"] in ("VALID", "INVALID")
     rows = {row["candidate"]: row for row in results["rows"]}
@@ -245,7 +247,7 @@ def test_predict_reads_arrays_and_images(run: Path, samples: Path, tmp_path: Pat
     assert len(answers) == len(labels)
     assert all(len(answer["top"]) == 3 for answer in answers)
     right = np.mean([answer["label"] == str(label) for answer, label in zip(answers, labels, strict=True)])
-    expected = json.loads((run / "results.json").read_text())
+    expected = read_results(run)
     chosen = next(row for row in expected["rows"] if row["candidate"] == expected["run"]["chosen"])
     assert right == pytest.approx(chosen["accuracy"]["value"], abs=1e-9), "the app sees what the report says"
     picture = tmp_path / "digit.png"
@@ -341,7 +343,7 @@ def test_benchmark_of_a_bundle_against_its_teacher(run: Path, samples: Path, tmp
         "--out",
         out,
     )
-    assert results == json.loads(out.read_text())
+    assert results == read_results(out)
     rows = {row["candidate"]: row for row in results["rows"]}
     assert "teacher.onnx" in rows
     assert rows["student.edgekd:float32"]["speedup"]["against"] == "teacher.onnx"

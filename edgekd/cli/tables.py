@@ -57,6 +57,8 @@ def print_results_table(common: Common, results: Mapping[str, Any]) -> None:
 
 def print_run(common: Common, run: RunResult) -> None:
     """The end of distill-and-export."""
+    from edgekd.results import find_results
+
     described = run.results["run"]
     if not run.worked:
         common.say(f"nothing changed: every stage of {run.path} is done")
@@ -67,7 +69,7 @@ def print_run(common: Common, run: RunResult) -> None:
     common.out.print(
         f"\n[bold]{escape(run.chosen)}[/bold] was chosen on validation; test was read once, for this table"
     )
-    for label, path in (("bundle", run.bundle), ("report", run.report), ("numbers", run.path / "results.json")):
+    for label, path in (("bundle", run.bundle), ("report", run.report), ("numbers", find_results(run.path))):
         common.out.print(f"  {label:<8} {escape(str(path))}", soft_wrap=True)
     print_next(
         common,
