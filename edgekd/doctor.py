@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekd.device.machine import ROOT, describe
 from edgekd.device.runtimes import open_session
-from edgekd.errors import EdgekdError
+from edgekd.errors import EdgekdError, MissingExtra
 from edgekd.version import __version__
 
 # Extra -> what it is for, and the packages that it installs (pyproject.toml; a test compares the two).
@@ -125,6 +125,16 @@ def diagnose(*, root: Path = ROOT, version_of: Callable[[str], str | None] | Non
         noise=noise_sources(machine, root=root),
         problems=tuple(problems),
     )
+
+
+def require(*extras: str, purpose: str) -> None:
+    """Raise `MissingExtra` with one pip line for all of `extras` when a package of theirs is not installed."""
+    named = [name for extra in extras for name in (extra, *INCLUDED.get(extra, ()))]
+    for name in named:
+        for package in EXTRAS[name][1]:
+            # onnxruntime-gpu is the same module as onnxruntime: either will do.
+            if not any(installed_version(other) for other in (package, f"{package}-gpu")):
+                raise MissingExtra(package, ",".join(extras), purpose=purpose)
 
 
 def to_json(diagnosis: Diagnosis) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.device.machine import available_cores, resolve_threads
-from edgekd.errors import InputRefused, MissingExtra, StageFailed, UsageError
+from edgekd.doctor import require
+from edgekd.errors import InputRefused, StageFailed, UsageError
 from edgekd.files import write_json, write_text
 from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
 from edgekd.results import read_results
@@ -235,7 +236,7 @@ def open_workspace(
     Trained bytes depend on the number of threads, so a resumed run keeps the number that it began with unless
     one is asked for.
     """
-    _require_training_packages()
+    require("train", "cpu", purpose="distilling and exporting")
     wanted = threads if threads is not None else loaded.recipe.threads or None
     state = _read_state(path)
     if wanted is None:
@@ -371,14 +372,6 @@ def _read_state(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise InputRefused(f"{state} is not JSON; delete it to let the run begin anew") from error
     return raw if isinstance(raw, dict) else {}
-
-
-def _require_training_packages() -> None:
-    import importlib.util
-
-    for package, extra in (("torch", "train"), ("onnx", "train"), ("onnxruntime", "cpu")):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra(package, extra if extra == "cpu" else "train,cpu", purpose="distilling and exporting")
 
 
 def _free_mb(path: Path) -> float:

@@ -10,6 +10,7 @@ import typer
 
 from edgekd.cli import tables
 from edgekd.cli.options import Common, parse_pairs
+from edgekd.doctor import require
 from edgekd.errors import AnswerIsNo, UsageError
 
 Samples = Annotated[
@@ -56,6 +57,7 @@ def export(
 
       edgekd export mypkg.models:student net.onnx --inputs input:N,1,28,28 --weights student.safetensors
     """
+    require("train", "cpu", purpose="exporting")
     from edgekd.stages.alone import export_model
 
     result = export_model(
@@ -118,6 +120,7 @@ def quantize(
     ] = None,
 ) -> None:
     """Float ONNX to a smaller one: static or dynamic int8, fp16, 4-bit weights. Works on anybody's ONNX file."""
+    require("graph", "cpu", purpose="quantizing")
     from edgekd.stages.alone import quantize_model
 
     bounds = {
@@ -185,6 +188,7 @@ def verify(
                 "Choose another variant, or report the CPU (edgekd doctor)"
             )
         return
+    require("graph", "cpu", purpose="comparing two models")
     from edgekd.stages.alone import verify_models
 
     result = verify_models(first, second, samples=samples, strict=strict, seed=common.seed or 0)
@@ -228,6 +232,7 @@ def bundle(
     licence: Annotated[str | None, typer.Option("--licence", help="For an ONNX file: its licence; asked for.")] = None,
 ) -> None:
     """Write a deployable bundle: ONNX, preprocessing, labels, hashes, golden vectors, licences."""
+    require("graph", "cpu", purpose="making a bundle")
     from edgekd.stages.alone import bundle_model, bundle_run
 
     if source.suffix == ".onnx":
@@ -292,6 +297,7 @@ def inspect(
 ) -> None:
     """What is inside: operators, MACs, parameters, opset, shapes, runtimes that can read it; a bundle's manifest."""
     if path.is_file() and path.suffix == ".onnx":
+        require("graph", purpose="inspecting an ONNX file")
         from edgekd.graph.inspection import inspect as inspect_model
 
         found = inspect_model(path).to_json()

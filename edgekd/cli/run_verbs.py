@@ -14,6 +14,7 @@ from edgekd import assets
 from edgekd.cli import tables
 from edgekd.cli.options import Common
 from edgekd.cli.progress import bars
+from edgekd.doctor import require
 from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def distill_and_export(
 
       edgekd distill-and-export my.toml --dry-run
     """
+    require("train", "cpu", purpose="distilling and exporting")
     from edgekd import pipeline
 
     overrides = common.overrides(sets) + ([] if target is None else [f"target.name={json.dumps(target)}"])
@@ -119,6 +121,7 @@ def distill(
 
     The weights are plain safetensors in RUN/student. distill-and-export into the same folder goes on from here.
     """
+    require("train", "cpu", purpose="distilling")
     from edgekd import pipeline
 
     with bars(common) as listener:
@@ -159,6 +162,7 @@ def recipes(
 ) -> None:
     """List the shipped recipes, show one, or copy one to start from."""
     if models:
+        require("train", purpose="building models")
         tables.print_models(common)
         return
     if name is None:
@@ -216,6 +220,8 @@ def report(
 
     Without options: report.html and report.md beside the results.
     """
+    if html is not None or (md is None and csv is None):
+        require("report", purpose="report.html")
     from edgekd import report as reports
     from edgekd.files import write_text
     from edgekd.results import read_results

@@ -186,23 +186,20 @@ def print_diagnosis(common: Common, diagnosis: Diagnosis) -> None:
     common.say(
         f"edgekd {diagnosis.edgekd}, Python {diagnosis.python}, {machine['cpu']}, {machine['cores_allowed']} cores"
     )
-    rows: list[tuple[str, ...]] = [
-        (item.name, "works" if item.works else "-", item.detail if item.works else f"{item.detail}; {item.install}")
-        for item in diagnosis.runtimes
-    ]
-    common.out.print(plain_table(("runtime", "", "detail"), rows, left=3))
-    rows = [
-        (
-            item.name,
-            item.purpose,
-            "installed" if not item.missing else f"lacks {', '.join(item.missing)}: {item.install}",
-        )
-        for item in diagnosis.extras
-    ]
-    common.out.print(plain_table(("extra", "for", "state"), rows, left=3))
-    rows = [(item.name, item.version or "-") for item in diagnosis.packages]
-    common.out.print(plain_table(("package", "version"), rows, left=2))
-    rows = [(item.name, item.value, item.advice) for item in diagnosis.noise]
-    common.out.print(plain_table(("noise", "now", "advice"), rows, left=3))
+    cells: list[tuple[str, ...]]
+    cells = [(item.name, "works" if item.works else "-", item.detail) for item in diagnosis.runtimes]
+    common.out.print(plain_table(("runtime", "", "detail"), cells, left=3))
+    cells = [(item.name, item.purpose, "missing" if item.missing else "installed") for item in diagnosis.extras]
+    common.out.print(plain_table(("extra", "for", ""), cells, left=3))
+    for item in diagnosis.extras:
+        if item.missing:
+            common.say(f"{item.name} lacks {', '.join(item.missing)}: {item.install}")
+    cells = [(item.name, item.version or "-") for item in diagnosis.packages]
+    common.out.print(plain_table(("package", "version"), cells, left=2))
+    cells = [(item.name, item.value) for item in diagnosis.noise]
+    common.out.print(plain_table(("noise", "now"), cells, left=2))
+    for source in diagnosis.noise:
+        if source.advice:
+            common.say(f"{source.name}: {source.advice}")
     for problem in diagnosis.problems:
         common.out.print(f"[yellow]problem:[/yellow] {escape(problem)}", soft_wrap=True)

@@ -310,7 +310,7 @@ def bundle_model(
                 "scheme": None,
                 "opset": found.opset,
                 "ir_version": found.ir_version,
-                "min_runtime": {"onnxruntime": found.min_runtime},
+                "min_runtime": found.min_runtime,
                 "tolerance": golden_tolerance(tolerance.to_json(), quantized=False),
                 "metrics": {},
             }
