@@ -1,4 +1,4 @@
-"""Residual network for small images: a teacher that trains in minutes on a CPU.
+"""Residual networks for small images: a teacher that trains in minutes on a CPU, and students of the same kind.
 
 He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2015, arXiv:1512.03385, section 4.2 (the
 CIFAR networks of depth 6n + 2), with a 1x1 convolution in the shortcut where the size changes.
@@ -33,6 +33,21 @@ def resnet_teacher(*, num_outputs: int, input_shape: Sequence[int], width: int =
             layers.append(ResidualBlock(channels, after, stride=2 if stage > 0 and block == 0 else 1))
             channels = after
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, num_outputs))
+
+
+def resnet_s(*, num_outputs: int, input_shape: Sequence[int]) -> nn.Module:
+    """A student of 8, 16 and 32 channels: 20 thousand parameters, residual where `cnn_m` is plain."""
+    return resnet_teacher(num_outputs=num_outputs, input_shape=input_shape, width=8, depth=8)
+
+
+def resnet_m(*, num_outputs: int, input_shape: Sequence[int]) -> nn.Module:
+    """A student of 12, 24 and 48 channels."""
+    return resnet_teacher(num_outputs=num_outputs, input_shape=input_shape, width=12, depth=8)
+
+
+def resnet_l(*, num_outputs: int, input_shape: Sequence[int]) -> nn.Module:
+    """A student of 16, 32 and 64 channels."""
+    return resnet_teacher(num_outputs=num_outputs, input_shape=input_shape, width=16, depth=8)
 
 
 class ResidualBlock(nn.Module):

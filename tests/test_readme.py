@@ -1,0 +1,116 @@
+"""The README's commands, as printed, in their order."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekd.recipe import load_recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(heading: str, language: str = "") -> list[str]:
+    """The fenced blocks below a heading."""
+    part = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    return re.findall(rf"^```{language}\n(.*?)^```$", part, flags=re.M | re.S)
+
+
+def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run `edgekd ...` or Python in `folder`."""
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600, env={**os.environ})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a reader works: after `make demo`'s run, with a picture of a digit."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("readme")
+    done = run([sys.executable, "-m", "edgekd", "distill-and-export", "digits", "--out", "runs/digits"], folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "demo.txt").write_text(done.stdout)
+    picture = np.kron(load_digits().images[0], np.ones((4, 4))) * (255 / 16)
+    Image.fromarray(picture.astype(np.uint8)).save(folder / "digit.png")
+    return folder
+
+
+def test_the_demo_prints_what_the_readme_shows(folder: Path) -> None:
+    shown = README.split("<!-- demo -->")[1].split("<!-- /demo -->")[0]
+    printed = (folder / "demo.txt").read_text()
+    for row in ("Teacher, PyTorch", "Teacher, ONNX", "Student alone", "float32", "int8_u8s8"):
+        assert row in shown
+        assert row in printed
+    assert [line for line in shown.splitlines() if line.startswith("  edgekd")] == [
+        line for line in printed.splitlines() if line.startswith("  edgekd")
+    ]
+
+
+def test_the_demo_reaches_its_promise(folder: Path) -> None:
+    """Wide ratios only: ten times smaller, and validation accuracy at most a point below the teacher's."""
+    from edgekd.results import read_results
+
+    results = read_results(folder / "runs" / "digits")
+    described = results["run"]
+    sizes = {row["candidate"]: row["size_bytes"] for row in results["rows"]}
+    assert sizes["teacher-onnx"] >= 10 * sizes[described["chosen"]]
+    assert described["validation"][described["chosen"]]["drop_points"]["value"] <= 1.0
+    assert [item["verdict"] for item in described["limits"] if item["name"] != "accuracy_drop_points"] == ["met"] * 2
+
+
+def test_the_stages_alone(folder: Path) -> None:
+    commands = [line.split("#")[0].strip() for line in blocks("The stages alone")[0].splitlines()]
+    assert len(commands) == 9
+    for command in commands:
+        program, *args = shlex.split(command)
+        assert program == "edgekd"
+        done = run([sys.executable, "-m", "edgekd", *args], folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+
+
+@pytest.mark.parametrize("heading", ["In your app", "The stages alone"])
+def test_python_examples(folder: Path, heading: str) -> None:
+    for code in blocks(heading, "python"):
+        done = run([sys.executable, "-c", code], folder)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+
+
+def test_the_app_sees_the_digit(folder: Path) -> None:
+    done = run([sys.executable, "-m", "edgekd", "predict", "runs/digits/student.edgekd", "digit.png"], folder)
+    assert done.stdout.startswith("digit.png: 0 "), done.stdout
+
+
+def test_the_recipe_is_valid(tmp_path: Path) -> None:
+    path = tmp_path / "parts.toml"
+    path.write_text(blocks("Your own teacher, data and limits", "toml")[0])
+    (tmp_path / "teacher.safetensors").touch()
+    (tmp_path / "photos").mkdir()
+    assert load_recipe(path, environ={}).recipe.name == "parts"
+
+
+def test_links_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md", "export/README.md", "benchmarks/README.md"):
+        page = ROOT / name
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{name} links to {target}"
+
+
+def test_sizes_of_the_built_in_models_are_right() -> None:
+    import json
+
+    page = (ROOT / "export" / "README.md").read_text(encoding="utf-8")
+    table = page.split("<!-- models -->")[1].split("<!-- /models -->")[0]
+    found = json.loads(run([sys.executable, "-m", "edgekd", "recipes", "--models", "--json"], ROOT).stdout)
+    for row in found:
+        shape = "x".join(map(str, row["input_shape"]))
+        assert f"| {row['model']} | {shape} | {row['parameters']:,} | {row['macs']:,} |" in table
