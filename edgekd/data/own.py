@@ -7,28 +7,25 @@ gets data.root. An error inside it is not hidden: it comes out as it is, with it
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
 from edgekd.data.arrays import from_arrays
 from edgekd.data.source import Request, Source
-from edgekd.errors import DataError, nearest
+from edgekd.errors import DataError
+from edgekd.references import import_reference, importing_from
 
 EXTRAS = ("labels", "licence")
 
 
 def read(request: Request) -> Source:
     """Call the function and take its arrays. Raises `DataError` when it is not there or returns something else."""
-    function = find_function(request.kind, request.search_path)
+    function = import_reference(request.kind, search_path=request.search_path, refusal=DataError)
     arguments = {"root": request.root} if "root" in inspect.signature(function).parameters else {}
-    with _on_path(request.search_path):
+    # The user's function may import its neighbours only when it is called.
+    with importing_from(request.search_path):
         returned = function(**arguments)
     if not isinstance(returned, Mapping):
         raise DataError(
@@ -45,61 +42,3 @@ def read(request: Request) -> Source:
         prepare=request.prepare,
         licence=str(returned.get("licence", "not stated")),
     )
-
-
-def find_function(reference: str, search_path: Path | None) -> Callable[..., Any]:
-    """The function of "package.module:function", looked for in `search_path` first."""
-    module_name, _, name = reference.partition(":")
-    _forget_namesake(module_name.partition(".")[0], search_path)
-    with _on_path(search_path):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            if error.name is None or not (module_name == error.name or module_name.startswith(f"{error.name}.")):
-                raise
-            raise DataError(
-                f"data.kind: there is no module '{module_name}' in {search_path} or among the installed packages; "
-                "expected 'package.module:function'"
-            ) from error
-    function: Callable[..., Any] | None = vars(module).get(name)
-    if not callable(function):
-        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
-        raise DataError(f"data.kind: {module_name} has no function '{name}'. {nearest(name, functions)}")
-    return function
-
-
-def find_file(reference: str, search_path: Path | None) -> Path | None:
-    """The file of the module of "package.module:function", found without running it; None if there is none."""
-    module_name = reference.partition(":")[0]
-    if search_path is not None:
-        place = search_path.joinpath(*module_name.split("."))
-        for path in (place.with_suffix(".py"), place / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
-
-
-def _forget_namesake(name: str, search_path: Path | None) -> None:
-    """Drop `name` from Python's cache when it was imported from another project's folder than `search_path`."""
-    module = sys.modules.get(name)
-    if search_path is None or module is None or find_file(f"{name}:", search_path) is None:
-        return
-    if not Path(module.__file__ or "").resolve().is_relative_to(search_path.resolve()):
-        for known in [known for known in sys.modules if known == name or known.startswith(f"{name}.")]:
-            del sys.modules[known]
-
-
-@contextmanager
-def _on_path(folder: Path | None) -> Iterator[None]:
-    """`folder` in front of Python's search path for as long as needed."""
-    if folder is None:
-        yield
-        return
-    entry = str(folder.resolve())
-    sys.path.insert(0, entry)
-    importlib.invalidate_caches()
-    try:
-        yield
-    finally:
-        if entry in sys.path:
-            sys.path.remove(entry)

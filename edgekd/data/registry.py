@@ -18,7 +18,7 @@ from edgekd.data.checks import check_splits
 from edgekd.data.source import Pool, Prepare, Request, Source, UnusableSamples
 from edgekd.data.splits import Positions, shuffled, split_positions
 from edgekd.errors import DataError, nearest
-from edgekd.files import sha256_file
+from edgekd.references import code_sha256
 from edgekd.spec import Dataset, Split, Task
 
 KINDS: dict[str, str] = {
@@ -99,10 +99,7 @@ def source_signature(
     """Changes when the source changes (names, sizes and times of its files, the text of its code); reads no sample."""
     digest = hashlib.sha256(f"{kind}\n{root}\n".encode())
     if ":" in kind:
-        from edgekd.data.own import find_file
-
-        code = find_file(kind, None if search_path is None else Path(search_path))
-        digest.update((kind if code is None else sha256_file(code)).encode())
+        digest.update((code_sha256(kind, search_path) or "").encode())
     if kind == "digits":
         from importlib.metadata import version
 

@@ -222,9 +222,9 @@ def test_own_data_comes_from_a_function(tmp_path: Path) -> None:
     assert load_dataset(kind="samples:make", search_path=tmp_path, licence="MIT").licence == "MIT"
     with pytest.raises(DataError, match="samples:wrong returned list, expected a mapping of arrays"):
         load_dataset(kind="samples:wrong", search_path=tmp_path)
-    with pytest.raises(DataError, match=r"samples has no function 'mak'\. Did you mean 'make'\?"):
+    with pytest.raises(DataError, match=r"the module samples has no 'mak'\. Did you mean 'make'\?"):
         load_dataset(kind="samples:mak", search_path=tmp_path)
-    with pytest.raises(DataError, match="there is no module 'simples'"):
+    with pytest.raises(DataError, match="no module 'simples' was found in"):
         load_dataset(kind="simples:make", search_path=tmp_path)
 
 

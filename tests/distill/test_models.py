@@ -197,7 +197,7 @@ def test_a_function_of_the_user_gets_what_its_signature_names(project: Path) -> 
     ("reference", "args", "text"),
     [
         ("my_models:fixed", {"width": 3}, "my_models:fixed() does not take the arguments ['width']"),
-        ("my_models:fiksed", {}, "the module my_models has no 'fiksed'; it has buggy, build, fixed"),
+        ("my_models:fiksed", {}, "the module my_models has no 'fiksed'. Did you mean 'fixed'? Known: "),
         ("my_models:NUMBER", {}, "'my_models:NUMBER' is a int, expected a function"),
         ("my_modells:fixed", {}, "no module 'my_modells' was found in"),
         ("my_models:wrong", {}, "my_models:wrong returned a int, expected a torch.nn.Module"),

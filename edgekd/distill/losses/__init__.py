@@ -14,8 +14,8 @@ from os import PathLike
 
 from torch import Tensor
 
-from edgekd.distill.models.references import import_reference
 from edgekd.errors import UsageError, nearest
+from edgekd.references import import_reference
 
 # name -> module:function
 LOSSES: dict[str, str] = {
@@ -44,4 +44,4 @@ def find_loss(name: str, *, search_path: str | PathLike[str] | None = None) -> C
     """
     if ":" not in name and name not in LOSSES:
         raise UsageError(f"unknown loss '{name}'. {nearest(name, LOSSES)}. Or your own package.module:function")
-    return import_reference(LOSSES.get(name, name), search_path=search_path)
+    return import_reference(LOSSES.get(name, name), search_path=None if name in LOSSES else search_path)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import nn
 
-from edgekd.distill.models.references import accepted, call, import_reference, importing_from
 from edgekd.distill.models.vision import torchvision_model
 from edgekd.distill.models.weights import count, load_weights, save_weights
 from edgekd.errors import ModelError, nearest
+from edgekd.references import import_reference, importing_from
 
 __all__ = ["MODELS", "TYPICAL_INPUT", "build_model", "count", "load_weights", "logits_of", "save_weights"]
 
@@ -73,11 +74,13 @@ def build_model(
             "package.module:function"
         )
     else:
-        function = import_reference(MODELS.get(reference, reference), search_path=search_path)
+        place = None if reference in MODELS else search_path
+        function = import_reference(MODELS.get(reference, reference), search_path=place)
         offered = {"num_outputs": num_outputs, "input_shape": tuple(input_shape)}
+        named = {name: value for name, value in offered.items() if name in inspect.signature(function).parameters}
         # The user's function may import its neighbours only when it is called.
-        with importing_from(search_path):
-            model = call(function, reference, {**accepted(function, offered), **own})
+        with importing_from(place):
+            model = _call(function, reference, {**named, **own})
     if not isinstance(model, nn.Module):
         raise ModelError(f"{reference} returned a {type(model).__name__}, expected a torch.nn.Module")
     _check_forward(model, reference, num_outputs, tuple(input_shape))
@@ -95,6 +98,17 @@ def logits_of(output: object, what: str = "the model") -> torch.Tensor:
         kind = f"a mapping with {sorted(output)}" if isinstance(output, Mapping) else f"a {type(output).__name__}"
         raise ModelError(f"{what} gives {kind}, expected a tensor or a mapping that holds 'logits'")
     return output
+
+
+def _call(function: Callable[..., object], what: str, arguments: dict[str, Any]) -> object:
+    """`function(**arguments)`. Raises `ModelError` when the signature does not take them; `what` names it."""
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise ModelError(
+            f"{what}{inspect.signature(function)} does not take the arguments {sorted(arguments)}: {error}"
+        ) from error
+    return function(**arguments)
 
 
 def _check_forward(model: nn.Module, reference: str, num_outputs: int, input_shape: tuple[int, ...]) -> None:
