@@ -69,7 +69,7 @@ class Plain(nn.Module):
 
 
 # One of each family: the sizes of a family differ in their widths alone.
-FAMILIES = ["mlp_s", "mlp_teacher", "cnn_s", "dscnn_s", "resnet_teacher", "tcn_s", "tcn_teacher"]
+FAMILIES = ["mlp_s", "mlp_teacher", "cnn_s", "dscnn_s", "resnet_s", "resnet_teacher", "tcn_s", "tcn_teacher"]
 
 
 def test_the_families_are_all_there_are() -> None:
