@@ -17,7 +17,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,9 @@ from edgekd.files import write_json, write_text
 from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
 from edgekd.results import read_results
 from edgekd.run_folder import Listener, RunFolder, Silence, Stage, locked
-from edgekd.stages import choosing, graphs, shipping, training
-from edgekd.stages.workspace import Workspace, work_on_data
+from edgekd.stages import graphs, shipping, training
+from edgekd.stages.table import stages
+from edgekd.stages.workspace import Workspace
 from edgekd.version import __version__
 
 TRAINING_STAGES = ("data", "teacher", "student", "student_alone")
@@ -137,91 +137,6 @@ def run_path(loaded: LoadedRecipe, out: str | Path | None) -> Path:
     return Path(out) if out is not None else Path("runs") / loaded.recipe.name
 
 
-def stages(space: Workspace) -> tuple[Stage, ...]:
-    """The graph of stages, in an order in which they can run."""
-    recipe = space.recipe
-    baseline = recipe.distill.baseline
-    limits = recipe.limits.model_dump(mode="json")
-    students = ("student", "student_alone") if baseline else ("student",)
-    table = [
-        Stage("data", (), (), lambda: _data_inputs(space), partial(work_on_data, space)),
-        Stage(
-            "teacher",
-            ("data",),
-            ("teacher",),
-            lambda: training.teacher_inputs(space),
-            partial(training.work_on_teacher, space),
-        ),
-        Stage(
-            "student",
-            ("data", "teacher"),
-            ("student",),
-            lambda: training.student_inputs(space, alone=False),
-            partial(training.work_on_student, space),
-        ),
-        Stage(
-            "student_alone",
-            ("data",),
-            ("student_alone",),
-            lambda: training.student_inputs(space, alone=True),
-            partial(training.work_on_student_alone, space),
-        ),
-        Stage(
-            "export",
-            ("data", "teacher", *students),
-            ("export",),
-            lambda: {"export": recipe.export.model_dump(mode="json"), "licence": recipe.student.licence},
-            partial(graphs.work_on_export, space),
-        ),
-        Stage(
-            "quantize",
-            ("data", "export"),
-            ("variants",),
-            lambda: {
-                "quantize": recipe.quantize.model_dump(mode="json"),
-                "variants": list(graphs.variant_names(space)),
-            },
-            partial(graphs.work_on_quantize, space),
-        ),
-        Stage(
-            "verify",
-            ("data", "export", "quantize"),
-            ("outputs",),
-            lambda: {"confidence": recipe.limits.confidence},
-            partial(graphs.work_on_verify, space),
-        ),
-        Stage(
-            "select",
-            ("data", "export", "quantize", "verify"),
-            (),
-            lambda: {"limits": limits, "threads": recipe.benchmark.threads},
-            partial(choosing.work_on_select, space),
-        ),
-        Stage(
-            "bundle",
-            ("data", "teacher", "export", "quantize", "verify", "select"),
-            (shipping.BUNDLE,),
-            lambda: {"recipe": recipe.model_dump(mode="json"), "version": __version__},
-            partial(shipping.work_on_bundle, space),
-        ),
-        Stage(
-            "benchmark",
-            ("data", "teacher", "export", "bundle", "select"),
-            ("benchmark.json", "benchmark.json.gz"),
-            lambda: {"benchmark": recipe.benchmark.model_dump(mode="json"), "confidence": recipe.limits.confidence},
-            partial(shipping.work_on_benchmark, space),
-        ),
-        Stage(
-            "report",
-            ("data", "teacher", *students, "export", "quantize", "verify", "select", "bundle", "benchmark"),
-            ("results.json", "results.json.gz", "report.html", "report.md"),
-            lambda: {"version": __version__},
-            partial(shipping.work_on_report, space),
-        ),
-    ]
-    return tuple(stage for stage in table if baseline or stage.name != "student_alone")
-
-
 def open_workspace(
     loaded: LoadedRecipe,
     path: Path,
@@ -237,6 +152,9 @@ def open_workspace(
     one is asked for.
     """
     require("train", "cpu", purpose="distilling and exporting")
+    from edgekd.distill.execution import choose_device
+
+    place = str(choose_device(device))
     wanted = threads if threads is not None else loaded.recipe.threads or None
     state = _read_state(path)
     if wanted is None:
@@ -254,27 +172,7 @@ def open_workspace(
     text = recipe_to_toml(loaded.recipe)
     if not (path / "recipe.toml").is_file() or (path / "recipe.toml").read_text() != text:
         write_text(path / "recipe.toml", text)
-    return Workspace(loaded.recipe, loaded.folder, path, listener, resolve_device(device), number, created, command)
-
-
-def resolve_device(device: str) -> str:
-    """cpu, cuda or mps; `auto` takes the best that is here. A device that is not here is an error, not a fallback."""
-    import torch
-
-    from edgekd.errors import MissingHere
-
-    here = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if device == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if here[name])
-    if device not in here:
-        raise UsageError(f"--device {device}: expected auto, cpu, cuda or mps")
-    if not here[device]:
-        raise MissingHere(f"--device {device}: PyTorch sees no such device here; use --device cpu, or --device auto")
-    return device
+    return Workspace(loaded.recipe, loaded.folder, path, listener, place, number, created, command)
 
 
 @dataclass(frozen=True)
@@ -350,17 +248,6 @@ def _load(recipe: str | Path | LoadedRecipe, overrides: Sequence[str]) -> Loaded
     if isinstance(recipe, LoadedRecipe):
         return recipe
     return load_recipe(recipe, overrides=overrides)
-
-
-def _data_inputs(space: Workspace) -> Mapping[str, Any]:
-    recipe = space.recipe
-    return {
-        "signature": space.data_signature(),
-        "data": recipe.data.model_dump(mode="json", exclude={"augment"}),
-        "preprocess": recipe.preprocess.model_dump(mode="json"),
-        "task": recipe.task,
-        "seed": recipe.seed,
-    }
 
 
 def _read_state(path: Path) -> dict[str, Any]:

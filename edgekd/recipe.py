@@ -31,12 +31,7 @@ def _texts(value: object) -> object:
     return (value,) if isinstance(value, str) else _tuple(value)
 
 
-def _counts(value: object) -> object:
-    return (value,) if isinstance(value, int) else _tuple(value)
-
-
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], BeforeValidator(_counts)]
 Steps = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_tuple)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -136,7 +131,7 @@ class DistillSection(Section):
 class ExportSection(Section):
     """`[export]`: which runtimes can read the graph."""
 
-    opset: Annotated[int, Field(ge=18, le=26)] = 18
+    opset: Annotated[int, Field(ge=18, le=24)] = 18
     ir_version: Annotated[int, Field(ge=8, le=13)] = 8
 
 
@@ -174,7 +169,6 @@ class BenchmarkSection(Section):
 
     suite: str = "quick"
     threads: Annotated[int, Field(ge=1)] = 1
-    batch: Counts = (1,)
 
 
 class Recipe(Section):

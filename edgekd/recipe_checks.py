@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 VERSION = 1
 WEIGHTS = (".safetensors", ".pt", ".pth")
+# Steps that leave the meaning of the outputs: the losses work on logits, and on targets without their units.
+POST_STEPS_OF = {
+    "classification": ("softmax",),
+    "multilabel": ("sigmoid", "threshold"),
+    "regression": ("denormalize",),
+}
 # What a student learns from when the recipe names no terms.
 DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
     "classification": (
@@ -63,7 +69,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
                 f"version = {recipe.version}, but this edgekd reads version {VERSION}; install a newer edgekd"
             )
         split_steps(parse_steps(recipe.preprocess.steps))
-        parse_post_steps(recipe.postprocess.steps or ())
+        _check_postprocess(recipe)
         _check_data(recipe)
         _check_teacher(recipe)
         _check_terms(recipe)
@@ -77,6 +83,20 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         raise RecipeError(f"{source}: {error}") from None
     except ModelError as error:
         raise ModelError(f"{source}: {error}") from None
+
+
+def _check_postprocess(recipe: Recipe) -> None:
+    if recipe.postprocess.steps is None:
+        return
+    ops, fitting = [step.op for step in parse_post_steps(recipe.postprocess.steps)], POST_STEPS_OF[recipe.task]
+    for op in ops:
+        if op not in fitting:
+            raise RecipeError(
+                f"postprocess.steps: '{op}' makes no sense of the outputs of task = '{recipe.task}'; expected "
+                f"{' and '.join(fitting)}"
+            )
+    if recipe.task == "multilabel" and "sigmoid" not in ops:
+        raise RecipeError("postprocess.steps: 'sigmoid' is missing: the graph of a multilabel student gives logits")
 
 
 def _check_data(recipe: Recipe) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd import assets
+from edgekd.device.benchmark import SCHEMA
 from edgekd.errors import InputRefused, MissingExtra
 from edgekd.files import write_text
 from edgekd.reporting.answer import answer
@@ -33,7 +34,6 @@ from edgekd.reporting.training import training_panels
 
 __all__ = ["check", "table_rows", "to_csv", "to_html", "to_markdown", "write_report"]
 
-SCHEMA = "edgekd.results/1"
 TERMINAL_TITLES = {"p50": "p50", "p90": "p90", "memory": "Peak"}
 VERDICT_MARKS = {"met": "✓", "missed": "✗", "unproven": "?"}
 FINE_PRINT = (

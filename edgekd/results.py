@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from edgekd.device.benchmark import SCHEMA
 from edgekd.errors import InputRefused
 from edgekd.files import write_bytes
 
-SCHEMA = "edgekd.results/1"
 # Raw samples of a long benchmark take megabytes; above this size the file is compressed.
 PLAIN_BYTES = 1_000_000
 # Far above any real result: a file that grows beyond this when it is unpacked is not one.
@@ -45,7 +46,7 @@ def read_results(path: Path) -> dict[str, Any]:
     found = find_results(path)
     try:
         results = json.loads(_unpacked(found))
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
         raise InputRefused(f"{found} is not JSON: {error}; expected a result file that edgekd wrote") from error
     schema = results.get("schema") if isinstance(results, dict) else None
     if schema != SCHEMA:

@@ -54,7 +54,6 @@ def test_a_minimal_recipe_gets_the_defaults(write) -> None:
     assert recipe.distill.baseline
     assert (recipe.export.opset, recipe.export.ir_version) == (18, 8)
     assert recipe.quantize.variants == ()
-    assert recipe.benchmark.batch == (1,)
     assert recipe.limits.to_limits() == Limits()
     assert [(term.name, term.weight, dict(term.options)) for term in recipe.distill_terms] == [
         ("kd", 0.9, {"temperature": 4.0}),
@@ -150,7 +149,8 @@ def test_an_unknown_key_in_a_list_of_tables_is_found(write) -> None:
         ("student={}", "'student.model' is missing; expected model ="),
         ("name=a/b", "expected letters, digits, '.', '_' and '-' only"),
         ("export.opset=17", "expected a number of at least 18"),
-        ("benchmark.batch=[1, 'a']", 'benchmark.batch.1: found "a" (a text), expected a whole number'),
+        ("data.labels=['a', 1]", "data.labels.1: found 1 (a whole number), expected a text"),
+        ("export.opset=25", "expected a number of at most 24"),
     ],
 )
 def test_a_wrong_value_is_told_the_place_what_was_found_and_what_was_expected(write, override, expected) -> None:
@@ -192,6 +192,7 @@ def test_missing_tables_are_named_with_an_example(write) -> None:
         (MINIMAL, ["preprocess.steps=[{op='scal'}]"], "preprocess.steps[0]: unknown op 'scal'. Did you mean 'scale'?"),
         (MINIMAL, ["preprocess.steps=[{op='scale'}, {op='decode'}]"], "'decode' stands after 'scale'"),
         (MINIMAL, ["postprocess.steps=[{op='softmx'}]"], "postprocess.steps[0]: unknown op 'softmx'. Did you mean"),
+        (MINIMAL, ["postprocess.steps=[{op='sigmoid'}]"], "'sigmoid' makes no sense of the outputs of task = 'class"),
         (MINIMAL, ["benchmark.suite=quik"], "no suite is called 'quik'. Did you mean 'quick'?"),
         (MINIMAL, ["target.name=cpus"], "no target is called 'cpus'. Did you mean 'cpu'?"),
         (
@@ -259,7 +260,6 @@ def test_shipped_recipes_start_at_the_current_folder(tmp_path, monkeypatch) -> N
         ("distill.terms.0.weight=0.25", lambda r: r.distill_terms[0].weight, 0.25),
         ("distill.terms.0.options.temperature=8", lambda r: r.distill_terms[0].options, {"temperature": 8}),
         ("limits.size_kb=12", lambda r: r.limits.size_kb, 12.0),
-        ("benchmark.batch=8", lambda r: r.benchmark.batch, (8,)),
     ],
 )
 def test_set_reads_its_value_as_toml_else_as_text(write, override, read, value) -> None:

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from edgekd.device import verdict
-from edgekd.device.candidates import Candidate, Plan, Samples, check_request, make_plan, write_arrays
+from edgekd.device.archive import arrays_to_bytes
+from edgekd.device.candidates import Candidate, Plan, Samples, check_request, make_plan
 from edgekd.device.isolation import Child, ChildFailed, Crew
 from edgekd.device.machine import allowed_cores, available_cores, describe, versions
 from edgekd.device.rows import Measured, describe_candidate, make_row, raw_samples
@@ -50,6 +51,7 @@ def benchmark(
     samples: Samples | None = None,
     golden: Mapping[str, Array] | None = None,
     seed: int = 0,
+    confidence: float = 0.95,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Measure the candidates beside each other; the result has the shape of results.json.
@@ -57,6 +59,7 @@ def benchmark(
     suite    a `Suite`, the name of a shipped one or the path of a .toml file
     against  id of the candidate that speed-up and drop refer to
     samples  labelled samples: for accuracy, and the first of them are the inputs that are timed
+    confidence  of the intervals of percentiles, accuracy and drop; a speed-up has its own (99 %)
     golden   arrays `input.NAME` to time on when there are no samples (default: the bundle's own, else random numbers)
     A candidate that fails is a row with `error`; the others go on. Raises `UsageError` for a request that cannot
     be measured: no candidate, equal ids, an unknown reference, more threads than cores.
@@ -90,7 +93,8 @@ def benchmark(
         "seed": seed,
         "candidates": [describe_candidate(plan, measured) for plan, measured in run.all()],
         "rows": [
-            make_row(plan, measured, reference=reference, samples=samples, seed=seed) for plan, measured in run.all()
+            make_row(plan, measured, reference=reference, samples=samples, seed=seed, confidence=confidence)
+            for plan, measured in run.all()
         ],
         "samples": {plan.candidate.id: raw_samples(measured) for plan, measured in run.all()},
         "conditions": asdict(conditions),
@@ -130,7 +134,8 @@ class _Run:
             self._samples = folder / "samples.npy"
             np.save(self._samples, samples.x)
         if golden is not None:
-            self._golden = write_arrays(folder / "golden.npz", golden)
+            self._golden = folder / "golden.npz"
+            self._golden.write_bytes(arrays_to_bytes(golden))
         for index, candidate in enumerate(self._candidates):
             own = folder / str(index)
             own.mkdir()

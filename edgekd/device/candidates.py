@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgekd.device.bundle import Bundle
+from edgekd.device.archive import arrays_to_bytes
+from edgekd.device.bundle import Bundle, looks_like_bundle
 from edgekd.device.machine import resolve_threads
 from edgekd.device.postprocess import PostStep, parse_post_steps
 from edgekd.device.preprocess import split_steps
@@ -24,8 +22,7 @@ class Candidate:
     """One model as it is to run: a bundle (folder or zip) and its variant, or a model file.
 
     preprocess   the arithmetic steps; empty means the bundle's own (none for a model file)
-    postprocess  the steps from outputs to what `Samples.y` holds; empty means the bundle's own. Only a regression
-                 needs them (its targets come back standardized): labels do not change with a softmax
+    postprocess  the steps from outputs to what `Samples.y` holds; empty means the bundle's own, or the task's
     options      for the runtime's adapter
     """
 
@@ -103,22 +100,13 @@ def make_plan(candidate: Candidate, folder: Path) -> Plan:
     try:
         if not path.exists():
             raise ModelError(f"{path} does not exist; expected a bundle (folder or zip) or a model file")
-        if path.is_dir() or zipfile.is_zipfile(path):
+        if looks_like_bundle(path):
             _look_into_bundle(plan, Bundle.open(path), folder)
         else:
             plan.size_bytes = _file_size(path)
     except EdgekdError as error:
         plan.error = str(error)
     return plan
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
-    """Arrays by name as an .npz file. (`np.savez` would take a name for one of its own arguments.)"""
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
-    return path
 
 
 def _look_into_bundle(plan: Plan, bundle: Bundle, folder: Path) -> None:
@@ -131,7 +119,8 @@ def _look_into_bundle(plan: Plan, bundle: Bundle, folder: Path) -> None:
     plan.size_bytes = int(bundle.manifest["variants"][variant]["size_bytes"])
     golden = bundle.golden()
     if any(key.startswith(f"output.{variant}.") for key in golden):
-        plan.golden = write_arrays(folder / "golden.npz", golden)
+        plan.golden = folder / "golden.npz"
+        plan.golden.write_bytes(arrays_to_bytes(golden))
 
 
 def _file_size(path: Path) -> int:

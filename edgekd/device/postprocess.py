@@ -131,6 +131,26 @@ def threshold_of(steps: Iterable[PostStep]) -> float:
     return 0.5
 
 
+def as_judged(task: str, steps: Sequence[PostStep], outputs_ND: Array) -> tuple[Array, float]:
+    """Outputs as the metrics read them, with the threshold of a label: what a predictor says, and nothing rounded away.
+
+    Classes are read off the scores of the graph (a softmax changes no order, but its large values tie), labels and
+    targets off the postprocessed outputs. No steps: those of the task.
+    """
+    if task == "classification":
+        return outputs_ND, 0.0
+    known = tuple(steps) or default_post_steps(task)
+    return apply_post(known, outputs_ND), threshold_of(known)
+
+
+def without_units(steps: Iterable[PostStep], targets_ND: Array) -> Array:
+    """What the graph must give so that the denormalize steps make `targets_ND` of it: float32 (N, D)."""
+    values_ND = targets_ND.astype(np.float64)
+    for step in reversed([step for step in steps if isinstance(step, Denormalize)]):
+        values_ND = (values_ND - np.array(step.mean)) / np.array(step.std)
+    return values_ND.astype(np.float32)
+
+
 def _check(value: object, key: str, place: str) -> None:
     def is_number(item: object) -> bool:
         return isinstance(item, (int, float)) and not isinstance(item, bool) and math.isfinite(item)
@@ -139,6 +159,8 @@ def _check(value: object, key: str, place: str) -> None:
         fits = isinstance(value, tuple) and len(value) > 0 and all(is_number(item) for item in value)
         if not fits:
             raise RecipeError(f"{place}: found {key} = {value!r}, expected a list of finite numbers")
+        if key == "std" and isinstance(value, tuple) and 0 in value:
+            raise RecipeError(f"{place}: found {key} = {value!r}, expected no std of 0")
     elif not is_number(value) or (key == "temperature" and isinstance(value, (int, float)) and value <= 0):
         expected = "a temperature above 0" if key == "temperature" else "a finite number"
         raise RecipeError(f"{place}: found {key} = {value!r}, expected {expected}")

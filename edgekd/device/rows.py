@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.device.candidates import Plan, Samples
 from edgekd.device.metrics import agreement, contributions, drop_points, score_interval
-from edgekd.device.postprocess import Denormalize, apply_post
+from edgekd.device.postprocess import as_judged
 from edgekd.device.statistics import block_bootstrap_ratio, latency_interval, median_interval
 from edgekd.errors import UsageError
 from edgekd.spec import Array, Interval
@@ -50,6 +50,7 @@ def make_row(
     reference: tuple[Plan, Measured] | None,
     samples: Samples | None,
     seed: int,
+    confidence: float = 0.95,
 ) -> dict[str, Any]:
     """One row of results.json. Speed-up and drop are told against `reference`, and not for the reference itself."""
     candidate = plan.candidate
@@ -74,14 +75,17 @@ def make_row(
     if plan.error is not None:
         return {**row, "error": plan.error}
     if len(measured.latency_ns):
-        row["latency_ms"] = {name: _json(latency_interval(measured.latency_ns, q)) for name, q in PERCENTILES.items()}
+        row["latency_ms"] = {
+            name: _json(latency_interval(measured.latency_ns, q, confidence=confidence))
+            for name, q in PERCENTILES.items()
+        }
         row["throughput_per_s"] = candidate.batch * 1e9 / float(np.mean(measured.latency_ns))
         row["cpu_ms"] = measured.cpu_s / measured.calls * 1e3
     usable = reference if reference is not None and reference[0].error is None else None
     if usable is not None and usable[0] is not plan:
         row["speedup"] = _speedup(plan, measured, usable, seed)
     if samples is not None and measured.outputs is not None:
-        row |= _accuracy(plan, measured.outputs, usable, samples, seed)
+        row |= _accuracy(plan, measured.outputs, usable, samples, seed=seed, confidence=confidence)
     return row
 
 
@@ -103,22 +107,26 @@ def _speedup(plan: Plan, measured: Measured, reference: tuple[Plan, Measured], s
 
 
 def _accuracy(
-    plan: Plan, outputs: Array, reference: tuple[Plan, Measured] | None, samples: Samples, seed: int
+    plan: Plan,
+    outputs: Array,
+    reference: tuple[Plan, Measured] | None,
+    samples: Samples,
+    *,
+    seed: int,
+    confidence: float,
 ) -> dict[str, Any]:
-    own = contributions(samples.task, _in_units(plan, outputs), samples.y)
-    told: dict[str, Any] = {"accuracy": score_interval(samples.task, own, seed=seed).to_json()}
+    task, y = samples.task, samples.y
+    scores, threshold = as_judged(task, plan.postprocess, outputs)
+    own = contributions(task, scores, y, threshold=threshold)
+    told: dict[str, Any] = {"accuracy": score_interval(task, own, confidence=confidence, seed=seed).to_json()}
     if reference is None or reference[1].outputs is None or reference[0] is plan:
         return told
-    theirs = _in_units(reference[0], reference[1].outputs)
-    drop = drop_points(samples.task, contributions(samples.task, theirs, samples.y), own, seed=seed)
-    told["drop_points"] = drop.to_json()
-    told["agreement"] = agreement(samples.task, theirs, _in_units(plan, outputs))
+    others, limit = as_judged(task, reference[0].postprocess, reference[1].outputs)
+    theirs = contributions(task, others, y, threshold=limit)
+    told["drop_points"] = drop_points(task, theirs, own, confidence=confidence, seed=seed).to_json()
+    # Both relative to their own threshold: a label agrees when both call it present, or neither does.
+    told["agreement"] = agreement(task, others - limit, scores - threshold)
     return told
-
-
-def _in_units(plan: Plan, outputs: Array) -> Array:
-    """Regression outputs in the units of the targets. Labels are read off the logits, so those stay as they are."""
-    return apply_post([step for step in plan.postprocess if isinstance(step, Denormalize)], outputs)
 
 
 def raw_samples(measured: Measured) -> dict[str, Sequence[int]]:

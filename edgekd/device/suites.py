@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgekd import assets
+from edgekd import assets, toml
 from edgekd.errors import InputRefused, UsageError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 # Fewer starts give no interval worth telling.
 LEAST_COLD_STARTS = 10
@@ -63,10 +57,10 @@ def load_suite(name: str | Path) -> Suite:
     text = str(name)
     path = Path(text) if text.endswith(".toml") else assets.find("benchmarks", "suites", text)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = toml.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputRefused(f"cannot read the suite {path}: {error.strerror}; expected a .toml file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (toml.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputRefused(f"{path} is not TOML: {error}; see benchmarks/suites/quick.toml for an example") from error
     return parse_suite(raw, name=path.stem, where=path.name)
 

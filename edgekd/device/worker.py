@@ -19,7 +19,7 @@ from edgekd.device import memory
 from edgekd.device.bundle import Bundle
 from edgekd.device.preprocess import apply_arithmetic
 from edgekd.device.runtimes import Session, open_session
-from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.device.selftest import check_variant
 from edgekd.device.timing import time_calls, warm_up
 from edgekd.errors import UsageError
@@ -115,14 +115,14 @@ def check_golden(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """The first output for every sample, through the same steps and session as the timing, into a .npy file."""
+    """The answer for every sample, through the same steps and session as the timing, into a .npy file."""
     assert state.session is not None
     samples = np.load(command["samples"], mmap_mode="r")
     name = _single_input(state.session.inputs).name
     parts = []
     for start in range(0, len(samples), EVALUATION_BATCH):
         feed = apply_arithmetic(state.steps, np.asarray(samples[start : start + EVALUATION_BATCH]))
-        parts.append(run_in_chunks(state.session, {name: feed})[state.session.outputs[0].name])
+        parts.append(run_in_chunks(state.session, {name: feed})[answer_name(state.session)])
     np.save(command["out"], np.concatenate(parts))
     return {}
 

@@ -27,7 +27,7 @@ from edgekd.distill.evaluation import evaluate
 from edgekd.distill.execution import choose_device, choose_precision, contained, placed, resume_threads
 from edgekd.distill.objective import Objective
 from edgekd.distill.optimization import build_optimizer, check_optimization
-from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, Teacher
+from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, StandardizedTeacher, Teacher
 from edgekd.distill.training import Progress, Run, fresh, train_epochs
 from edgekd.errors import UsageError, nearest
 from edgekd.spec import Dataset, Step, steps_to_json
@@ -187,6 +187,8 @@ def _modules(teachers: Sequence[Teacher]) -> Iterator[nn.Module]:
             yield teacher.module
         elif isinstance(teacher, EnsembleTeacher):
             yield from _modules(teacher.teachers)
+        elif isinstance(teacher, StandardizedTeacher):
+            yield from _modules((teacher.teacher,))
 
 
 def _ignore(text: str, done: int, total: int, numbers: Mapping[str, float]) -> None:

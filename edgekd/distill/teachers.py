@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgekd.device.postprocess import Denormalize
 from edgekd.device.runtimes import Session, open_session
+from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
 from edgekd.distill.models import logits_of
 from edgekd.errors import ModelError, StageFailed, UsageError
-from edgekd.spec import Array
 
 _NAMED_IDS = 5
 
@@ -72,15 +73,12 @@ class OnnxTeacher:
             names = [spec.name for spec in self._session.inputs]
             raise ModelError(f"{self.path} has the inputs {names}, expected one; wrap it in a teacher of your own")
         self._input = self._session.inputs[0]
-        outputs = [spec.name for spec in self._session.outputs]
-        self._output = "logits" if "logits" in outputs else outputs[0]
+        self._output = answer_name(self._session)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         x = np.ascontiguousarray(batch["x"].detach().cpu().numpy(), dtype=self._input.dtype)
-        size = self._input.shape[0] if self._input.shape else "N"
-        rows = len(x) if isinstance(size, str) else size
-        parts = [self._run(x[start : start + rows], rows) for start in range(0, len(x), rows)]
-        logits = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+        outputs = run_in_chunks(self._session, {self._input.name: x}, size=len(x))
+        logits = torch.from_numpy(outputs[self._output].astype(np.float32))
         check_finite(logits, batch, str(self.path))
         return {"logits": _as_logits(logits)}
 
@@ -88,11 +86,22 @@ class OnnxTeacher:
         """Free the session."""
         self._session.close()
 
-    def _run(self, x: Array, rows: int) -> Array:
-        """Outputs of `x`; a last piece that is too short for a fixed batch axis is filled up with its last row."""
-        padded = x if len(x) == rows else np.concatenate([x, np.repeat(x[-1:], rows - len(x), axis=0)])
-        output: Array = self._session.run({self._input.name: padded})[self._output]
-        return output[: len(x)]
+
+class StandardizedTeacher:
+    """A teacher that speaks in the units of the targets, brought to what a graph gives before the denormalize steps.
+
+    A regression that was trained elsewhere is one; its student learns standardized targets.
+    """
+
+    def __init__(self, teacher: Teacher, steps: Sequence[Denormalize]) -> None:
+        self.teacher = teacher
+        self.steps = tuple(steps)
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        logits_ND = self.teacher(batch)["logits"]
+        for step in reversed(self.steps):
+            logits_ND = (logits_ND - logits_ND.new_tensor(step.mean)) / logits_ND.new_tensor(step.std)
+        return {"logits": logits_ND}
 
 
 class EnsembleTeacher:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgekd.device.benchmark import Candidate, benchmark
-from edgekd.device.metrics import contributions, drop_points, needed_n
+from edgekd.device.metrics import drop_points, needed_n
 from edgekd.device.statistics import early_stopping_minimum
 from edgekd.device.suites import Suite
 from edgekd.errors import StageFailed
@@ -74,7 +74,7 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
     results = benchmark(
         candidates,
         suite=suite,
-        samples=prepared.labelled(prepared.dataset.val, space.recipe.task),
+        samples=prepared.labelled(prepared.dataset.val),
         seed=space.recipe.seed,
         progress=lambda text, done, total: space.listener.step(text, done, total, {}),
     )
@@ -99,9 +99,9 @@ def judge(space: Workspace, name: str, row: Mapping[str, Any], limits: Limits) -
             else judge_exact("peak_memory_mb", limits.peak_memory_mb, max(memory.values()))
         )
     if limits.accuracy_drop_points is not None:
-        task, y = space.recipe.task, space.prepared.dataset.val.y
-        teacher = contributions(task, load_outputs(space, "teacher"), y)
-        own = contributions(task, load_outputs(space, name), y)
+        task, prepared = space.recipe.task, space.prepared
+        teacher = prepared.judge(load_outputs(space, "teacher"), prepared.dataset.val, space.teacher_post)
+        own = prepared.judge(load_outputs(space, name), prepared.dataset.val)
         drop = drop_points(task, teacher, own, confidence=limits.confidence)
         needed = needed_n(task, teacher, own, limits.accuracy_drop_points, confidence=limits.confidence)
         verdicts.append(judge_interval("accuracy_drop_points", limits.accuracy_drop_points, drop, needed=needed))
@@ -173,6 +173,23 @@ def choose(
 ) -> str:
     """The first of `rank`."""
     return rank(judged, p50_ms=p50_ms, size_bytes=size_bytes)[0]
+
+
+# Limits whose figures are the same on every machine.
+PORTABLE = ("size_kb", "accuracy_drop_points")
+
+
+def equally_good_elsewhere(limits: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """Of the judged variants (name -> its verdicts as JSON) those that no machine rules out: fewest portable limits
+    missed, then fewest exceeded."""
+
+    def key(name: str) -> tuple[int, int]:
+        verdicts = [item for item in limits[name] if item["name"] in PORTABLE]
+        missed = sum(item["verdict"] == "missed" for item in verdicts)
+        return missed, sum(item["value"] is not None and item["value"] > item["limit"] for item in verdicts)
+
+    best = min(map(key, limits))
+    return [name for name in limits if key(name) == best]
 
 
 UNITS = {

@@ -97,6 +97,6 @@ def _first(outputs: Tensor | dict[str, Tensor]) -> Tensor:
 def _wait(device: str) -> float:
     import torch
 
-    if device == "cuda":
+    if device.startswith("cuda"):
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.device.metrics import contributions, drop_points, score_interval
+from edgekd.device.metrics import drop_points, score_interval
 from edgekd.device.runtimes import open_session
+from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors, nearest
 from edgekd.files import write_bytes
 from edgekd.graph.quantization import VARIANTS, Config, Int8Static, quantize
@@ -49,10 +50,21 @@ def target(space: Workspace) -> Target:
 
 
 def check(space: Workspace) -> None:
-    """Raise `UsageError` for a variant or a target that does not exist."""
+    """Raise `UsageError` for a variant or a target that does not exist, or a graph that the target cannot load."""
     for name in variant_names(space)[1:]:
         if name not in VARIANTS:
             raise UsageError(f"quantize.variants: unknown variant '{name}'. {nearest(name, [FLOAT, *VARIANTS])}")
+
+    wanted, limits = space.recipe.export, target(space)
+    for key, found, most in (
+        ("opset", wanted.opset, limits.max_opset),
+        ("ir_version", wanted.ir_version, limits.max_ir),
+    ):
+        if found > most:
+            raise UsageError(
+                f"export.{key} = {found}, but the target '{limits.name}' loads at most {most}; add "
+                f"--set export.{key}={most}, or choose another target"
+            )
 
 
 def variant_path(space: Workspace, name: str) -> Path:
@@ -112,7 +124,7 @@ def metadata(space: Workspace) -> dict[str, str]:
     return {
         "task": space.recipe.task,
         "names": str(dict(enumerate(dataset.labels))),
-        "licence": space.recipe.student.licence or dataset.licence,
+        "licence": space.recipe.student.licence or "not stated",
         "producer": "edgekd",
     }
 
@@ -162,7 +174,7 @@ def calibration_feeds(space: Workspace) -> dict[str, Array]:
 
 def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     """Parity of each variant with the float student at several batch sizes, and everybody's score on validation."""
-    prepared = space.prepared
+    prepared, confidence = space.prepared, space.recipe.limits.confidence
     task, val = space.recipe.task, prepared.dataset.val
     feeds = prepared.feeds(val)
     parity: dict[str, Any] = {}
@@ -186,13 +198,13 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
             }
             for problem in result.problems:
                 space.listener.warn(f"variant {name} is out: {problem}")
-        outputs = run_in_batches(path, feeds)
+        outputs = answers(path, feeds)
         save_outputs(space, name, outputs)
-        own = contributions(task, outputs, val.y)
+        own = prepared.judge(outputs, val, space.teacher_post if name == "teacher" else None)
         teacher_rows = own if teacher_rows is None else teacher_rows
         rows[name] = {
-            "accuracy": score_interval(task, own, confidence=space.recipe.limits.confidence).to_json(),
-            "drop_points": drop_points(task, teacher_rows, own, confidence=space.recipe.limits.confidence).to_json(),
+            "accuracy": score_interval(task, own, confidence=confidence).to_json(),
+            "drop_points": drop_points(task, teacher_rows, own, confidence=confidence).to_json(),
         }
     if not parity[FLOAT]["ok"]:
         raise AnswerIsNo(f"the exported student fails its own verification: {'; '.join(parity[FLOAT]['problems'])}")
@@ -200,19 +212,13 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     return {"parity": parity, "validation": rows}, f"{len(good)} of {len(parity)} variants hold: {', '.join(good)}"
 
 
-def run_in_batches(path: Path, feeds: dict[str, Array]) -> Array:
-    """Outputs of an ONNX file for all samples, (N, D)."""
+def answers(path: Path, feeds: dict[str, Array]) -> Array:
+    """Outputs of an ONNX file with one input for all samples, (N, D)."""
     session = open_session(path, threads=1)
     try:
-        name = session.inputs[0].name
-        x = feeds[INPUT]
-        parts = [
-            session.run({name: x[start : start + OUTPUT_BATCH]})[session.outputs[0].name]
-            for start in range(0, len(x), OUTPUT_BATCH)
-        ]
+        return run_in_chunks(session, {session.inputs[0].name: feeds[INPUT]}, size=OUTPUT_BATCH)[answer_name(session)]
     finally:
         session.close()
-    return np.concatenate(parts)
 
 
 def save_outputs(space: Workspace, name: str, outputs: Array) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,12 @@ from edgekd.device.preprocess import apply_arithmetic
 from edgekd.device.suites import load_suite
 from edgekd.errors import AnswerIsNo
 from edgekd.files import sha256_bytes
-from edgekd.graph.inspection import min_onnxruntime
+from edgekd.graph.inspection import inspect
 from edgekd.recipe import recipe_to_toml
 from edgekd.results import read_results, write_results
 from edgekd.spec import Array, TensorSpec, steps_to_json
-from edgekd.stages.graphs import FLOAT, run_in_batches, target, variant_path
+from edgekd.stages.choosing import equally_good_elsewhere
+from edgekd.stages.graphs import FLOAT, answers, target, variant_path
 from edgekd.stages.workspace import INPUT, OUTPUT, Prepared, Workspace
 from edgekd.version import __version__
 
@@ -68,7 +69,7 @@ def make_golden(
     feeds = {INPUT: apply_arithmetic(prepared.arithmetic, raw)}
     golden: dict[str, Array] = {"raw": raw, f"input.{INPUT}": feeds[INPUT]}
     for name, path in graphs.items():
-        golden[f"output.{name}.{OUTPUT}"] = run_in_batches(path, feeds)
+        golden[f"output.{name}.{OUTPUT}"] = answers(path, feeds)
     return golden, {name: [OUTPUT] for name in graphs}
 
 
@@ -77,7 +78,7 @@ def build_manifest(space: Workspace, names: tuple[str, ...], outputs: dict[str, 
     recipe, prepared = space.recipe, space.prepared
     select, verify = space.result("select"), space.result("verify")
     validation = verify["validation"]
-    opset, ir_version = recipe.export.opset, recipe.export.ir_version
+    inspected = {name: inspect(variant_path(space, name)) for name in names}
     num_outputs = prepared.dataset.num_outputs
     output = TensorSpec(OUTPUT, "float32", ("N", num_outputs))
     teacher = recipe.teacher
@@ -113,9 +114,9 @@ def build_manifest(space: Workspace, names: tuple[str, ...], outputs: dict[str, 
             name: {
                 "precision": name.partition("_")[0],
                 "scheme": name.partition("_")[2] or None,
-                "opset": opset,
-                "ir_version": ir_version,
-                "min_runtime": {"onnxruntime": min_onnxruntime(opset, ir_version)},
+                "opset": inspected[name].opset,
+                "ir_version": inspected[name].ir_version,
+                "min_runtime": dict(inspected[name].min_runtime),
                 "tolerance": golden_tolerance(verify["parity"][name]["tolerance"], quantized=name != FLOAT),
                 "metrics": {"val": validation[name]},
             }
@@ -143,12 +144,19 @@ def golden_tolerance(parity: Mapping[str, Any], *, quantized: bool) -> dict[str,
 
 
 def default_variants(space: Workspace, names: tuple[str, ...]) -> dict[str, str]:
-    """Per CPU kind: what was chosen here for this kind, elsewhere the first of the target's preference that holds."""
-    defaults = {
-        kind: next((name for name in preference if name in names), FLOAT)
-        for kind, preference in target(space).default.items()
-    }
-    return {"*": FLOAT, **defaults, cpu_kind(): str(space.result("select")["chosen"])}
+    """Per CPU kind: what was chosen here for this kind, elsewhere the first of the target's preference.
+
+    Size and accuracy are the same elsewhere: a variant that misses them here is preferred nowhere, unless the
+    preference has no other (it knows which kernels saturate, and wrong answers are worse than large files).
+    """
+    select = space.result("select")
+    chosen, fitting = str(select["chosen"]), equally_good_elsewhere(select["limits"])
+
+    def best(preference: Sequence[str]) -> str:
+        shipped = [name for name in (*preference, FLOAT, chosen) if name in names]
+        return next((name for name in preference if name in shipped and name in fitting), shipped[0])
+
+    return {**{kind: best(preference) for kind, preference in target(space).default.items()}, cpu_kind(): chosen}
 
 
 def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
@@ -191,7 +199,7 @@ def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
             runtime=models[name][2],
             threads=threads,
             preprocess=prepared.arithmetic,
-            postprocess=prepared.post,
+            postprocess=space.teacher_post if name.startswith("teacher-") else prepared.post,
         )
         for name in roles(space)
     ]
@@ -199,8 +207,9 @@ def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
         candidates,
         suite=load_suite(space.recipe.benchmark.suite),
         against="teacher-onnx",
-        samples=prepared.labelled(prepared.dataset.test, space.recipe.task),
+        samples=prepared.labelled(prepared.dataset.test),
         seed=space.recipe.seed,
+        confidence=space.recipe.limits.confidence,
         progress=lambda text, done, total: space.listener.step(text, done, total, {}),
     )
     write_results(space.path / "benchmark.json", results)
@@ -242,7 +251,7 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         "all_limits": select["limits"],
         "licences": {
             "teacher": recipe.teacher.licence or "not stated",
-            "data": space.result("data")["licence"],
+            "data": space.prepared.dataset.licence,
             "student": recipe.student.licence or "not stated",
         },
         "budget": {

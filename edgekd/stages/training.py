@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.errors import ModelError, explain_os_errors
-from edgekd.files import sha256_file
+from edgekd.spec import Array
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -86,6 +86,17 @@ def load_teacher(space: Workspace) -> Teacher:
     return ModuleTeacher(load_trained(space, "teacher"))
 
 
+def teacher_for_student(space: Workspace) -> Teacher:
+    """The teacher in the units that the student learns in."""
+    from edgekd.device.postprocess import Denormalize
+    from edgekd.distill.teachers import StandardizedTeacher
+
+    teacher, post = load_teacher(space), space.prepared.post
+    if space.teacher_post == post:
+        return teacher
+    return StandardizedTeacher(teacher, [step for step in post if isinstance(step, Denormalize)])
+
+
 def work_on_teacher(space: Workspace) -> tuple[dict[str, Any], str]:
     """Train the teacher, or take the one that the recipe points to."""
     section = space.recipe.teacher
@@ -111,7 +122,7 @@ def work_on_teacher(space: Workspace) -> tuple[dict[str, Any], str]:
 
 def work_on_student(space: Workspace) -> tuple[dict[str, Any], str]:
     """Distil the student from the teacher with the recipe's terms."""
-    teachers = (load_teacher(space),)
+    teachers = (teacher_for_student(space),)
     trained = _train(space, "student", space.recipe.student, teachers=teachers, objective=student_objective(space))
     return trained, _summary(space, trained)
 
@@ -120,58 +131,6 @@ def work_on_student_alone(space: Workspace) -> tuple[dict[str, Any], str]:
     """Train the same student on the same budget without the teacher, so that the gain is visible."""
     trained = _train(space, "student_alone", space.recipe.student, teachers=(), objective=_alone(space, 0.0))
     return trained, _summary(space, trained)
-
-
-def teacher_inputs(space: Workspace) -> Mapping[str, Any]:
-    """What the teacher depends on beside the data: its section, its files, the user's code."""
-    section = space.recipe.teacher
-    files = {str(path): sha256_file(path) for path in (section.weights, section.onnx) if path is not None}
-    return {
-        "section": section.model_dump(mode="json"),
-        "files": files,
-        "code": code_signature(section.model, space.search_path),
-        **training_inputs(space),
-    }
-
-
-def student_inputs(space: Workspace, *, alone: bool) -> Mapping[str, Any]:
-    """What a student depends on beside data and teacher."""
-    distill = space.recipe.distill.model_dump(mode="json")
-    if alone:
-        distill.pop("terms")
-    section = space.recipe.student
-    files = {} if section.weights is None else {str(section.weights): sha256_file(section.weights)}
-    return {
-        "section": section.model_dump(mode="json"),
-        "files": files,
-        "distill": distill,
-        "code": code_signature(section.model, space.search_path),
-        **training_inputs(space),
-    }
-
-
-def training_inputs(space: Workspace) -> dict[str, Any]:
-    """Bytes of trained weights depend on these too."""
-    import importlib.metadata
-
-    return {
-        "seed": space.recipe.seed,
-        "threads": space.threads,
-        "device": space.device,
-        "augment": space.recipe.data.augment,
-        "torch": importlib.metadata.version("torch"),
-    }
-
-
-def code_signature(reference: str | None, search_path: Path) -> str | None:
-    """sha256 of the user's own module, so that a changed model is trained again; None for everything installed."""
-    if reference is None or ":" not in reference:
-        return None
-    parts = reference.partition(":")[0].split(".")
-    for candidate in (search_path.joinpath(*parts).with_suffix(".py"), search_path.joinpath(*parts, "__init__.py")):
-        if candidate.is_file():
-            return sha256_file(candidate)
-    return None
 
 
 def _alone(space: Workspace, label_smoothing: float) -> Objective:
@@ -232,27 +191,33 @@ def _numbers(result: TrainResult) -> dict[str, Any]:
 
 
 def _scored(space: Workspace, name: str) -> dict[str, Any]:
-    """The score on validation of a teacher that was not trained here."""
-    from edgekd.device.metrics import contributions, score
+    """The score on validation of a teacher that was not trained here. Raises `ModelError` when it cannot teach."""
+    from edgekd.device.metrics import METRIC, score
     from edgekd.distill.engine import evaluate
-    from edgekd.distill.teachers import OnnxTeacher
+    from edgekd.distill.models import count
 
-    prepared = space.prepared
+    prepared, task = space.prepared, space.recipe.task
     is_onnx = space.recipe.teacher.onnx is not None
     model: Any = load_teacher(space) if is_onnx else load_trained(space, name)
-    outputs = evaluate(model, prepared.dataset.val, prepared.arithmetic, task=space.recipe.task)
+    outputs = evaluate(model, prepared.dataset.val, prepared.arithmetic, task=task)
     if outputs.shape[1:] != (prepared.dataset.num_outputs,):
         raise ModelError(
             f"the teacher gives {list(outputs.shape)} for {len(outputs)} samples, but the data has "
             f"{prepared.dataset.num_outputs} labels; is this the right teacher for the data?"
         )
-    if isinstance(model, OnnxTeacher):
-        parameters, macs = None, None
-    else:
-        from edgekd.distill.models import count
-
-        parameters, macs = count(model, prepared.input_shape)
-    value = score(space.recipe.task, contributions(space.recipe.task, outputs, prepared.dataset.val.y))
+    if task != "regression" and is_probabilities(outputs, task):
+        raise ModelError(
+            "the teacher gives probabilities, expected logits: scores before the softmax or sigmoid, which the losses "
+            "apply themselves; take its last layer off"
+        )
+    value = score(task, prepared.judge(outputs, prepared.dataset.val, space.teacher_post))
+    if task == "regression" and value < 0:
+        raise ModelError(
+            f"the teacher's {METRIC[task]} on validation is {value:.3g}: worse than always answering with the mean, "
+            "so nothing can be learned from it. Expected targets in the units of the data (postprocess.steps says it "
+            "where the graph gives others), and the preprocessing that it was trained with"
+        )
+    parameters, macs = (None, None) if is_onnx else count(model, prepared.input_shape)
     return {
         "best": value,
         "last": value,
@@ -264,6 +229,12 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
         "parameters": parameters,
         "macs": macs,
     }
+
+
+def is_probabilities(outputs_ND: Array, task: str) -> bool:
+    """Whether outputs for a whole split lie in 0..1, and add up to 1 where one class is right: no logits do."""
+    within = bool(((outputs_ND >= 0) & (outputs_ND <= 1)).all())
+    return within and (task != "classification" or bool((abs(outputs_ND.sum(axis=1) - 1) < 1e-3).all()))
 
 
 def _save_model_json(space: Workspace, name: str, section: Any) -> None:

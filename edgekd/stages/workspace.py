@@ -10,13 +10,23 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.data.registry import load_dataset, source_signature
+from edgekd.data.registry import load_dataset
 from edgekd.device.benchmark import Samples
-from edgekd.device.postprocess import PostStep, apply_post, default_post_steps, parse_post_steps
+from edgekd.device.metrics import Contributions, contributions
+from edgekd.device.postprocess import (
+    Denormalize,
+    PostStep,
+    apply_post,
+    as_judged,
+    default_post_steps,
+    parse_post_steps,
+    post_steps_to_json,
+    without_units,
+)
 from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
 from edgekd.recipe import Recipe
 from edgekd.run_folder import Listener, Record
-from edgekd.spec import Array, Dataset, Normalize, Split, Step, Task, TensorSpec, parse_steps, steps_to_json
+from edgekd.spec import Array, Dataset, Normalize, Split, Step, TensorSpec, parse_steps, steps_to_json
 
 INPUT = "input"
 OUTPUT = "logits"
@@ -26,7 +36,7 @@ OUTPUT = "logits"
 class Prepared:
     """A data set whose samples have gone through the spatial steps, and the steps that remain.
 
-    For regression the targets are standardized with the figures of the train split; `post` undoes it.
+    The targets of a regression are those that the graph learns; `post` brings them back to the user's units.
     """
 
     dataset: Dataset
@@ -44,10 +54,16 @@ class Prepared:
         """The model's input with its symbolic batch axis N."""
         return TensorSpec(INPUT, "float32", ("N", *self.input_shape))
 
-    def labelled(self, split: Split, task: Task) -> Samples:
+    def labelled(self, split: Split) -> Samples:
         """Samples of `split` for the benchmark, with targets in the user's units."""
-        y = apply_post(self.post, split.y) if task == "regression" else split.y
-        return Samples(split.x, y, task)
+        task = self.dataset.task
+        return Samples(split.x, apply_post(self.post, split.y) if task == "regression" else split.y, task)
+
+    def judge(self, outputs_ND: Array, split: Split, post: tuple[PostStep, ...] | None = None) -> Contributions:
+        """What each sample of `split` adds to the metric, outputs read as the predictor reads them (through `post`)."""
+        samples = self.labelled(split)
+        scores, threshold = as_judged(samples.task, self.post if post is None else post, outputs_ND)
+        return contributions(samples.task, scores, samples.y, threshold=threshold)
 
     def feeds(self, split: Split, limit: int | None = None) -> dict[str, Array]:
         """Model-ready samples of `split`, at most `limit` of them."""
@@ -77,9 +93,20 @@ class Workspace:
         """The data set, read once."""
         return prepare_data(self.recipe, self.search_path)
 
-    def data_signature(self) -> str:
-        """Changes when the source of the data changes, without reading all of it."""
-        return source_signature(kind=self.recipe.data.kind, root=self.recipe.data.root, search_path=self.search_path)
+    @property
+    def teacher_is_finished(self) -> bool:
+        """Whether the teacher comes trained, from somewhere else."""
+        return self.recipe.teacher.weights is not None or self.recipe.teacher.onnx is not None
+
+    @property
+    def teacher_post(self) -> tuple[PostStep, ...]:
+        """From the teacher's outputs to the user's units.
+
+        A regression that was trained elsewhere speaks in them already, unless the recipe's own postprocess says what
+        graphs give.
+        """
+        is_foreign = self.teacher_is_finished and self.recipe.postprocess.steps is None
+        return () if is_foreign and self.recipe.task == "regression" else self.prepared.post
 
 
 def prepare_data(recipe: Recipe, search_path: Path) -> Prepared:
@@ -102,12 +129,13 @@ def prepare_data(recipe: Recipe, search_path: Path) -> Prepared:
         limit=data.limit,
     )
     arithmetic = resolve_train_figures(arithmetic, dataset.train.x)
-    post = default_post_steps(recipe.task)
-    if recipe.task == "regression":
-        dataset, mean, std = standardize_targets(dataset)
-        post = default_post_steps(recipe.task, mean=mean, std=std)
     if recipe.postprocess.steps is not None:
         post = parse_post_steps(recipe.postprocess.steps)
+    else:
+        mean, std = target_figures(dataset) if recipe.task == "regression" else (None, None)
+        post = default_post_steps(recipe.task, mean=mean, std=std)
+    if recipe.task == "regression":
+        dataset = learned_targets(dataset, post)
     input_shape = apply_arithmetic(arithmetic, dataset.train.x[:1]).shape[1:]
     return Prepared(dataset, (*spatial, *arithmetic), post, input_shape)
 
@@ -128,17 +156,20 @@ def resolve_train_figures(arithmetic: tuple[Step, ...], train_x: Array) -> tuple
     return tuple(resolved)
 
 
-def standardize_targets(dataset: Dataset) -> tuple[Dataset, tuple[float, ...], tuple[float, ...]]:
-    """Targets with mean 0 and deviation 1 on the train split, and the figures that undo it."""
+def target_figures(dataset: Dataset) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each target on the train split; 1 for a target that never changes."""
     y = dataset.train.y.astype(np.float64)
-    mean, std = y.mean(axis=0), y.std(axis=0)
-    std = np.where(std > 1e-12, std, 1.0)
+    std = y.std(axis=0)
+    return y.mean(axis=0).tolist(), np.where(std > 1e-12, std, 1.0).tolist()
 
-    def scaled(split: Split) -> Split:
-        return Split(split.x, ((split.y - mean) / std).astype(np.float32), split.ids)
 
-    changed = replace(dataset, train=scaled(dataset.train), val=scaled(dataset.val), test=scaled(dataset.test))
-    return changed, tuple(float(v) for v in mean), tuple(float(v) for v in std)
+def learned_targets(dataset: Dataset, post: tuple[PostStep, ...]) -> Dataset:
+    """The data set with the targets that the graph must give so that `post` makes the user's of them."""
+
+    def changed(split: Split) -> Split:
+        return replace(split, y=without_units(post, split.y))
+
+    return replace(dataset, train=changed(dataset.train), val=changed(dataset.val), test=changed(dataset.test))
 
 
 def work_on_data(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -150,9 +181,9 @@ def work_on_data(space: Workspace) -> tuple[dict[str, Any], str]:
         "name": dataset.name,
         "sha256": dataset.sha256,
         "labels": list(dataset.labels),
-        "licence": dataset.licence,
         "counts": counts,
         "steps": steps_to_json(prepared.steps),
+        "target_units": post_steps_to_json(step for step in prepared.post if isinstance(step, Denormalize)),
         "input_shape": list(prepared.input_shape),
     }
     return result, f"{dataset.name}: {counts['train']} train, {counts['val']} validation, {counts['test']} test"

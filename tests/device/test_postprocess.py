@@ -14,10 +14,12 @@ from edgekd.device.postprocess import (
     Softmax,
     Threshold,
     apply_post,
+    as_judged,
     default_post_steps,
     parse_post_steps,
     post_steps_to_json,
     threshold_of,
+    without_units,
 )
 from edgekd.errors import DataError, RecipeError, UsageError
 
@@ -104,3 +106,26 @@ def test_json_round_trip():
 def test_refusals(step, text):
     with pytest.raises(RecipeError, match=text):
         parse_post_steps([step])
+
+
+@given(arrays(np.float32, (4, 2), elements=st.floats(-1e3, 1e3, width=32)))
+def test_targets_without_their_units_get_them_back(targets):
+    steps = [Denormalize((5.0, -20.0), (30.0, 0.5)), Denormalize((1.0,), (2.0,))]
+    np.testing.assert_allclose(apply_post(steps, without_units(steps, targets)), targets, rtol=1e-4, atol=1e-2)
+    np.testing.assert_array_equal(without_units([], targets), targets)
+
+
+def test_outputs_are_judged_as_the_predictor_reads_them():
+    logits = np.array([[-1.0, 3.0]], np.float32)
+    steps = [Sigmoid(), Threshold(0.2)]
+    scores, threshold = as_judged("multilabel", steps, logits)
+    assert threshold == threshold_of(steps)
+    np.testing.assert_array_equal(scores, apply_post(steps, logits))
+    assert as_judged("multilabel", (), logits)[1] == 0.5
+    assert as_judged("classification", [Softmax()], logits)[0] is logits, "large probabilities would tie"
+    np.testing.assert_array_equal(as_judged("regression", [Denormalize((1.0,), (2.0,))], logits)[0], [[-1.0, 7.0]])
+
+
+def test_nothing_is_divided_by_a_deviation_of_zero():
+    with pytest.raises(RecipeError, match="expected no std of 0"):
+        parse_post_steps([{"op": "denormalize", "mean": [0.0], "std": [1.0, 0.0]}])

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgekd.device.candidates import Candidate, Plan, Samples
-from edgekd.device.postprocess import Denormalize, PostStep, Softmax
+from edgekd.device.postprocess import Denormalize, PostStep, Sigmoid, Threshold
 from edgekd.device.rows import PLACEMENT, Measured, describe_candidate, make_row, raw_samples
 from edgekd.spec import Array
 
@@ -116,13 +116,41 @@ def test_regression_outputs_are_scored_in_the_units_of_the_targets() -> None:
     assert wrong["accuracy"]["value"] < -1
 
 
-def test_multilabel_outputs_are_read_as_logits_whatever_comes_after() -> None:
+def test_labels_are_present_from_where_the_predictor_says_so() -> None:
     y = np.array([[1, 0], [0, 1], [1, 1], [0, 0]], np.uint8)
     logits = (y.astype(np.float32) - 0.5) * 0.2
     samples = Samples(np.zeros((4, 2), np.uint8), y, "multilabel")
-    plan = _plan("a", postprocess=(Softmax(),))
-    row = make_row(plan, _measured(1.0, outputs=logits), reference=None, samples=samples, seed=0)
-    assert row["accuracy"]["value"] == 1.0
+    teacher = (_plan("teacher"), _measured(1.0, outputs=logits))
+    own = make_row(*teacher, reference=None, samples=samples, seed=0)
+    assert own["accuracy"]["value"] == 1.0, "without steps: those of the task"
+    strict = _plan("a", postprocess=(Sigmoid(), Threshold(0.6)))
+    row = make_row(strict, _measured(1.0, outputs=logits), reference=teacher, samples=samples, seed=0)
+    assert row["accuracy"]["value"] == 0.0, "probabilities are 0.475 and 0.525"
+    assert row["agreement"] == 0.5
+    low = _plan("a", postprocess=(Sigmoid(), Threshold(0.3)))
+    assert make_row(low, _measured(1.0, outputs=logits - 0.5), reference=teacher, samples=samples, seed=0)["accuracy"][
+        "value"
+    ] == pytest.approx(2 / 3)
+
+
+def test_intervals_are_as_sure_as_asked_for() -> None:
+    y = np.arange(200) % 2
+    outputs = np.eye(2, dtype=np.float32)[np.where(np.arange(200) < 20, 1 - y, y)]
+    samples = Samples(np.zeros((200, 2), np.uint8), y, "classification")
+    teacher = (_plan("teacher"), _measured(6.0, outputs=np.eye(2, dtype=np.float32)[y]))
+
+    def widths(confidence: float) -> list[float]:
+        row = make_row(
+            _plan("a"),
+            _measured(2.0, outputs=outputs),
+            reference=teacher,
+            samples=samples,
+            seed=0,
+            confidence=confidence,
+        )
+        return [item["high"] - item["low"] for item in (row["accuracy"], row["drop_points"], row["latency_ms"]["p90"])]
+
+    assert all(narrow < wide for narrow, wide in zip(widths(0.8), widths(0.99)))
 
 
 def test_a_failed_candidate_is_a_row_with_its_error() -> None:

@@ -515,5 +515,5 @@ def test_a_loss_of_the_user(tmp_path: Path) -> None:
     (tmp_path / "my_losses.py").write_text("def twice(student, teacher):\n    return 2 * (student - teacher).mean()\n")
     loss = find_loss("my_losses:twice", search_path=tmp_path)
     assert float(loss(torch.ones(2), torch.zeros(2))) == 2.0
-    with pytest.raises(ModelError, match="the module my_losses has no 'thrice'. Did you mean 'twice'"):
+    with pytest.raises(ModelError, match=r"the module my_losses has no 'thrice'\. Did you mean 'twice'\?"):
         find_loss("my_losses:thrice", search_path=tmp_path)

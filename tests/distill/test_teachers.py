@@ -11,9 +11,10 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor, nn
 
+from edgekd.device.postprocess import Denormalize
 from edgekd.distill.losses.logits import kd
 from edgekd.distill.models import build_model
-from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher
+from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher, StandardizedTeacher
 from edgekd.errors import ModelError, StageFailed, UsageError
 from edgekd.graph.clean import save_model
 
@@ -164,3 +165,10 @@ def test_an_ensemble_that_does_not_fit() -> None:
         EnsembleTeacher([Constant(1.0)] * 2, [1.0])
     with pytest.raises(UsageError, match="do all end in the same classes"):
         EnsembleTeacher([Constant(1.0, 2.0), Constant(1.0)])(batch_of(torch.zeros(2, 1)))
+
+
+def test_a_teacher_in_units_is_brought_to_standardized_targets() -> None:
+    inner = ModuleTeacher(nn.Identity())
+    teacher = StandardizedTeacher(inner, [Denormalize((10.0, 20.0), (2.0, 4.0)), Denormalize((1.0,), (5.0,))])
+    given = teacher(batch_of(torch.tensor([[61.0, 101.0]])))
+    assert given["logits"].tolist() == [[1.0, 0.0]], "((61 - 1) / 5 - 10) / 2 and ((101 - 1) / 5 - 20) / 4"

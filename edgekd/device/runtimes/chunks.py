@@ -13,6 +13,12 @@ from edgekd.spec import Array
 CHUNK = 64
 
 
+def answer_name(session: Session) -> str:
+    """The output that holds the answer: "logits", where a graph names one so, else its first."""
+    names = [spec.name for spec in session.outputs]
+    return "logits" if "logits" in names else names[0]
+
+
 def run_in_chunks(session: Session, feeds: Mapping[str, Array], *, size: int = CHUNK) -> dict[str, Array]:
     """The outputs of N samples, `size` at a time, or as many as a graph with a fixed batch axis takes.
 

@@ -1,0 +1,152 @@
+"""What the outputs of each stage depend on, beside the results of the stages before it.
+
+Everything that changes an output is in, and nothing else: a licence or a moved file must not train for hours again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from edgekd.data.registry import source_signature
+from edgekd.device.machine import cpu_kind, describe, versions
+from edgekd.device.suites import load_suite
+from edgekd.files import sha256_file
+from edgekd.recipe import StudentSection, TeacherSection
+from edgekd.references import code_sha256
+from edgekd.stages.graphs import target, variant_names
+from edgekd.stages.workspace import Workspace
+
+Inputs = Mapping[str, Any]
+
+
+def data(space: Workspace) -> Inputs:
+    """The source of the samples, how they are split, and the steps that are applied once."""
+    recipe = space.recipe
+    source = source_signature(kind=recipe.data.kind, root=recipe.data.root, search_path=space.search_path)
+    return {
+        "signature": source,
+        "data": recipe.data.model_dump(mode="json", exclude={"augment", "licence"}),
+        "preprocess": recipe.preprocess.model_dump(mode="json"),
+        "postprocess": recipe.postprocess.model_dump(mode="json"),
+        "task": recipe.task,
+        "seed": recipe.seed,
+        **_tools("pillow"),
+    }
+
+
+def teacher(space: Workspace) -> Inputs:
+    """Its section, its files, the user's code; how it is trained, if it is."""
+    section = space.recipe.teacher
+    if space.teacher_is_finished:
+        return _model(space, section, without=("train",))
+    return {**_model(space, section), **_training(space)}
+
+
+def student(space: Workspace) -> Inputs:
+    """The student's section, files and code, its budget, the terms and the user's losses."""
+    losses = [term.loss for term in space.recipe.distill_terms]
+    return {
+        **student_alone(space),
+        "terms": [term.model_dump(mode="json") for term in space.recipe.distill_terms],
+        "losses": {loss: code_sha256(loss, space.search_path) for loss in losses},
+    }
+
+
+def student_alone(space: Workspace) -> Inputs:
+    """As `student`, without what only the distilled one sees."""
+    budget = space.recipe.distill.model_dump(mode="json", exclude={"terms", "baseline"})
+    return {**_model(space, space.recipe.student), "distill": budget, **_training(space)}
+
+
+def export(space: Workspace) -> Inputs:
+    """The graph's versions, what is written into it, and the tools that write it."""
+    return {
+        "export": space.recipe.export.model_dump(mode="json"),
+        "licence": space.recipe.student.licence,
+        **_tools("edgekd", "torch", "onnx", "onnxscript", "onnxruntime"),
+    }
+
+
+def quantize(space: Workspace) -> Inputs:
+    """The variants, their calibration, and what the target can load."""
+    limits = target(space)
+    return {
+        "quantize": space.recipe.quantize.model_dump(mode="json"),
+        "variants": list(variant_names(space)),
+        "target": [limits.max_opset, limits.max_ir],
+        **_tools("edgekd", "onnx", "onnxruntime"),
+    }
+
+
+def verify(space: Workspace) -> Inputs:
+    """How outputs are judged, and what computes them: integer kernels differ from CPU to CPU."""
+    return {"confidence": space.recipe.limits.confidence, **_judging(space)}
+
+
+def select(space: Workspace) -> Inputs:
+    """The limits, and what the timings depend on."""
+    return {
+        "limits": space.recipe.limits.model_dump(mode="json", exclude={"unproven"}),
+        "threads": space.recipe.benchmark.threads,
+        **_judging(space),
+    }
+
+
+def bundle(space: Workspace) -> Inputs:
+    """The whole recipe, whose hash the manifest holds; the target's preferences; what computes the golden outputs."""
+    return {"recipe": space.recipe.model_dump(mode="json"), "target": asdict(target(space)), **_judging(space)}
+
+
+def benchmark(space: Workspace) -> Inputs:
+    """The suite's own numbers, not only its name, and the machine."""
+    return {
+        "suite": asdict(load_suite(space.recipe.benchmark.suite)),
+        "threads": space.recipe.benchmark.threads,
+        "confidence": space.recipe.limits.confidence,
+        **_judging(space),
+        **_tools("torch"),
+    }
+
+
+def report(space: Workspace) -> Inputs:
+    """What draws it; what it tells comes from the stages before."""
+    return _tools("edgekd")
+
+
+def _model(space: Workspace, section: TeacherSection | StudentSection, *, without: tuple[str, ...] = ()) -> Inputs:
+    files = {"weights": section.weights, "onnx": section.onnx if isinstance(section, TeacherSection) else None}
+    reference = section.model or ""
+    return {
+        "section": section.model_dump(mode="json", exclude={"licence", *files, *without}),
+        "files": {key: None if path is None else sha256_file(path) for key, path in files.items()},
+        "code": code_sha256(reference, space.search_path),
+        **(_tools("torchvision") if reference.startswith("torchvision:") else {}),
+    }
+
+
+def _training(space: Workspace) -> Inputs:
+    """What the bytes of trained weights depend on, whatever is trained."""
+    return {
+        "seed": space.recipe.seed,
+        "threads": space.threads,
+        "device": space.device,
+        "precision": space.recipe.distill.precision,
+        "augment": space.recipe.data.augment,
+        **_tools("torch"),
+    }
+
+
+def _judging(space: Workspace) -> Inputs:
+    """Where outputs are computed, and how they are read."""
+    return {
+        "machine": [cpu_kind(), describe()["cpu"]],
+        "postprocess": space.recipe.postprocess.model_dump(mode="json"),
+        **_tools("edgekd", "onnxruntime", "onnxruntime-gpu"),
+    }
+
+
+def _tools(*packages: str) -> dict[str, str | None]:
+    installed = versions()
+    return {package: installed.get(package) for package in packages}

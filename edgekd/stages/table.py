@@ -1,0 +1,61 @@
+"""The graph of stages: what each needs, leaves behind, depends on and does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from edgekd.run_folder import Stage
+from edgekd.stages import choosing, fingerprints, graphs, shipping, training
+from edgekd.stages.workspace import Workspace, work_on_data
+
+Inputs = Callable[[Workspace], Mapping[str, Any]]
+Work = Callable[[Workspace], tuple[Mapping[str, Any], str]]
+
+STUDENTS = ("student", "student_alone")
+# name: (the stages whose results it reads, what it leaves in the run folder, what else it depends on, what it does)
+STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]] = {
+    "data": ((), (), fingerprints.data, work_on_data),
+    "teacher": (("data",), ("teacher",), fingerprints.teacher, training.work_on_teacher),
+    "student": (("data", "teacher"), ("student",), fingerprints.student, training.work_on_student),
+    "student_alone": (("data",), ("student_alone",), fingerprints.student_alone, training.work_on_student_alone),
+    "export": (("data", "teacher", *STUDENTS), ("export",), fingerprints.export, graphs.work_on_export),
+    "quantize": (("data", "export"), ("variants",), fingerprints.quantize, graphs.work_on_quantize),
+    "verify": (("data", "export", "quantize"), ("outputs",), fingerprints.verify, graphs.work_on_verify),
+    "select": (("data", "export", "quantize", "verify"), (), fingerprints.select, choosing.work_on_select),
+    "bundle": (
+        ("data", "teacher", "export", "quantize", "verify", "select"),
+        (shipping.BUNDLE,),
+        fingerprints.bundle,
+        shipping.work_on_bundle,
+    ),
+    "benchmark": (
+        ("data", "teacher", "export", "bundle", "select"),
+        ("benchmark.json", "benchmark.json.gz"),
+        fingerprints.benchmark,
+        shipping.work_on_benchmark,
+    ),
+    "report": (
+        ("data", "teacher", *STUDENTS, "export", "quantize", "verify", "select", "bundle", "benchmark"),
+        ("results.json", "results.json.gz", "report.html", "report.md"),
+        fingerprints.report,
+        shipping.work_on_report,
+    ),
+}
+
+
+def stages(space: Workspace) -> tuple[Stage, ...]:
+    """The stages of this run, in an order in which they can run; without a baseline no student is trained alone."""
+    left_out = () if space.recipe.distill.baseline else ("student_alone",)
+    return tuple(
+        Stage(
+            name,
+            tuple(need for need in needs if need not in left_out),
+            outputs,
+            partial(inputs, space),
+            partial(work, space),
+        )
+        for name, (needs, outputs, inputs, work) in STAGES.items()
+        if name not in left_out
+    )

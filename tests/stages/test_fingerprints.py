@@ -1,0 +1,153 @@
+"""What makes a stage run again, and what does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from spaces import make_space, write_project
+
+from edgekd.files import canonical_json
+from edgekd.stages import fingerprints
+from edgekd.stages.table import STAGES, stages
+
+CODE = {
+    "models.py": "import parts\n\n\ndef build():\n    return parts.net()\n",
+    "parts.py": "def net():\n    raise RuntimeError('never run')\n",
+    "losses.py": "def own(student, teacher):\n    return (student - teacher).abs().mean()\n",
+    "my_target.toml": """
+version = 1
+description = "mine"
+runtime = "onnxruntime"
+variants = ["float32", "int8_u8s8"]
+max_opset = 18
+max_ir = 8
+[default]
+"*" = ["float32"]
+""",
+    "my_suite.toml": "min_calls = 10\nmax_seconds = 1\nblock_ms = 1\ncold_starts = 0\nmemory = false\n",
+}
+EXTRA = """
+[[distill.terms]]
+loss = "losses:own"
+[target]
+name = "my_target.toml"
+[benchmark]
+suite = "my_suite.toml"
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    for name, text in CODE.items():
+        (tmp_path / name).write_text(text)
+    path = write_project(tmp_path, "classification")
+    text = path.read_text().replace('[student]\nmodel = "mlp_s"', '[student]\nmodel = "models:build"')
+    path.write_text(text + EXTRA)
+    return path
+
+
+def changed(recipe: Path, *overrides: str, threads: int = 1) -> set[str]:
+    """The stages whose own inputs differ from those of the recipe as it was when `before` was taken."""
+    space = make_space(recipe, *overrides, threads=threads)
+    return {name for name, (_, _, inputs, _) in STAGES.items() if canonical_json(inputs(space)) != BEFORE[name]}
+
+
+BEFORE: dict[str, str] = {}
+
+
+@pytest.fixture(autouse=True)
+def before(recipe: Path) -> None:
+    space = make_space(recipe)
+    BEFORE.update({name: canonical_json(inputs(space)) for name, (_, _, inputs, _) in STAGES.items()})
+
+
+TRAINED = {"teacher", "student", "student_alone"}
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("teacher.licence=MIT", {"bundle"}),
+        ("data.licence=MIT", {"bundle"}),
+        ("student.licence=MIT", {"export", "bundle"}),
+        ("description=other", {"bundle"}),
+        ("distill.baseline=false", {"bundle"}),
+        ("distill.precision=bfloat16", {*TRAINED, "bundle"}),
+        ("distill.epochs=7", {"student", "student_alone", "bundle"}),
+        ("distill.terms.0.weight=0.5", {"student", "bundle"}),
+        ("data.augment={noise=0.1}", {*TRAINED, "bundle"}),
+        ("export.opset=19", {"export", "bundle"}),
+        ("limits.unproven=fail", {"bundle"}),
+        ("limits.size_kb=3", {"select", "bundle"}),
+        ("limits.confidence=0.9", {"verify", "select", "bundle", "benchmark"}),
+        ("quantize.calibration=entropy", {"quantize", "bundle"}),
+        ("seed=3", {"data", *TRAINED, "bundle"}),
+    ],
+)
+def test_a_changed_key_touches_what_depends_on_it(recipe: Path, override: str, expected: set[str]) -> None:
+    assert changed(recipe, override) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        ("models.py", "import parts", "import parts  # changed", {"student", "student_alone"}),
+        ("parts.py", "never run", "changed", {"student", "student_alone"}),
+        ("losses.py", "abs()", "square()", {"student"}),
+        ("my_target.toml", "max_opset = 18", "max_opset = 20", {"quantize", "bundle"}),
+        ("my_target.toml", '["float32"]', '["int8_u8s8"]', {"bundle"}),
+        ("my_suite.toml", "min_calls = 10", "min_calls = 11", {"benchmark"}),
+    ],
+)
+def test_a_changed_file_touches_what_reads_it(recipe: Path, file: str, old: str, new: str, expected: set[str]) -> None:
+    text = (recipe.parent / file).read_text()
+    assert old in text
+    (recipe.parent / file).write_text(text.replace(old, new))
+    assert changed(recipe) == expected
+
+
+def test_changed_data_touches_the_data(recipe: Path) -> None:
+    (recipe.parent / "data.npz").write_bytes((recipe.parent / "data.npz").read_bytes() + b"\0")
+    assert changed(recipe) == {"data"}
+
+
+@pytest.mark.parametrize(
+    ("package", "expected"),
+    [
+        ("torch", {*TRAINED, "export", "benchmark"}),
+        ("onnx", {"export", "quantize"}),
+        ("onnxscript", {"export"}),
+        ("onnxruntime", {"export", "quantize", "verify", "select", "bundle", "benchmark"}),
+        ("pillow", {"data"}),
+    ],
+)
+def test_another_version_of_a_tool_touches_what_it_makes(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, package: str, expected: set[str]
+) -> None:
+    installed = fingerprints.versions()
+    monkeypatch.setattr(fingerprints, "versions", lambda: {**installed, package: "0.0.1"})
+    assert changed(recipe) == expected
+
+
+def test_another_cpu_is_measured_anew_and_not_trained_anew(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fingerprints, "cpu_kind", lambda: "aarch64")
+    assert changed(recipe) == {"verify", "select", "bundle", "benchmark"}
+
+
+def test_weights_count_by_their_content_not_by_their_place(recipe: Path) -> None:
+    weights = recipe.parent / "w.safetensors"
+    weights.write_bytes(b"1")
+    here = dict(fingerprints.teacher(make_space(recipe, f"teacher.weights={weights}", "seed=1")))
+    moved = weights.rename(recipe.parent / "v.safetensors")
+    there = dict(fingerprints.teacher(make_space(recipe, f"teacher.weights={moved}", "seed=2")))
+    assert here == there, "a finished teacher depends on no seed either"
+    moved.write_bytes(b"2")
+    assert fingerprints.teacher(make_space(recipe, f"teacher.weights={moved}")) != here
+
+
+def test_without_a_baseline_no_student_is_trained_alone(recipe: Path) -> None:
+    table = stages(make_space(recipe, "distill.baseline=false"))
+    assert "student_alone" not in {stage.name for stage in table}
+    assert not any("student_alone" in stage.needs for stage in table)
+    assert [stage.name for stage in stages(make_space(recipe))] == list(STAGES)
