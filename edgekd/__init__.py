@@ -10,9 +10,9 @@ Importing edgekd imports nothing heavier than numpy; `edgekd.load` needs onnxrun
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from edgekd.lazy import lazy_names
 from edgekd.version import __version__
 
 if TYPE_CHECKING:
@@ -22,21 +22,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Bundle", "Prediction", "Predictor", "__version__", "load", "open_session"]
 
-_PLACES = {
-    "Bundle": "edgekd.device.bundle",
-    "Prediction": "edgekd.device.predictor",
-    "Predictor": "edgekd.device.predictor",
-    "load": "edgekd.device.predictor",
-    "open_session": "edgekd.device.runtimes",
-}
-
-
-def __getattr__(name: str) -> Any:
-    """Import what is asked for, when it is asked for."""
-    if name not in _PLACES:
-        raise AttributeError(f"module 'edgekd' has no attribute '{name}'")
-    return getattr(importlib.import_module(_PLACES[name]), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Bundle": "edgekd.device.bundle",
+        "Prediction": "edgekd.device.predictor",
+        "Predictor": "edgekd.device.predictor",
+        "load": "edgekd.device.predictor",
+        "open_session": "edgekd.device.runtimes",
+    },
+)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_PLACES})
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,58 @@
 """Trains: models, losses, teachers, the engine, and the way out to ONNX. The only floor that imports torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgekd.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from edgekd.distill.engine import TrainResult, distill, evaluate
+    from edgekd.distill.losses import LOSSES
+    from edgekd.distill.models import MODELS, build_model
+    from edgekd.distill.objective import Objective, Schedule, Term
+    from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher, Teacher
+    from edgekd.distill.to_onnx import ExportResult, export
+
+__all__ = [
+    "LOSSES",
+    "MODELS",
+    "EnsembleTeacher",
+    "ExportResult",
+    "ModuleTeacher",
+    "Objective",
+    "OnnxTeacher",
+    "Schedule",
+    "Teacher",
+    "Term",
+    "TrainResult",
+    "build_model",
+    "distill",
+    "evaluate",
+    "export",
+]
+
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "EnsembleTeacher": "edgekd.distill.teachers",
+        "ExportResult": "edgekd.distill.to_onnx",
+        "LOSSES": "edgekd.distill.losses",
+        "MODELS": "edgekd.distill.models",
+        "ModuleTeacher": "edgekd.distill.teachers",
+        "Objective": "edgekd.distill.objective",
+        "OnnxTeacher": "edgekd.distill.teachers",
+        "Schedule": "edgekd.distill.objective",
+        "Teacher": "edgekd.distill.teachers",
+        "Term": "edgekd.distill.objective",
+        "TrainResult": "edgekd.distill.engine",
+        "build_model": "edgekd.distill.models",
+        "distill": "edgekd.distill.engine",
+        "evaluate": "edgekd.distill.engine",
+        "export": "edgekd.distill.to_onnx",
+    },
+)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
