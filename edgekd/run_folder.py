@@ -4,7 +4,7 @@ RUN/recipe.toml        the resolved recipe
 RUN/run.json           what belongs to the whole run: when it began, with how many threads
 RUN/run.lock           held while a process works here
 RUN/stages/NAME.json   written last, when a stage has ended: fingerprint, outputs with hashes, result
-RUN/stages/NAME.started  the fingerprint that the stage's half-finished files belong to
+RUN/stages/NAME.started  the fingerprints that the stage's half-finished files belong to
 RUN/...                the outputs that each stage lists
 """
 
@@ -63,13 +63,20 @@ class Silence:
 
 @dataclass(frozen=True)
 class Stage:
-    """One station of the way. `inputs` gives everything, beside the results of `needs`, that its outputs depend on."""
+    """One station of the way.
+
+    inputs        gives everything, beside the results of `needs`, that its outputs depend on
+    salvage       gives those that half-finished files depend on in any case. Where a failure left the file
+                  `salvage_mark` in an output, the others may change and the stage still goes on from there
+    """
 
     name: str
     needs: tuple[str, ...]
     outputs: tuple[str, ...]
     inputs: Callable[[], Mapping[str, Any]]
     work: Callable[[], tuple[Mapping[str, Any], str]]
+    salvage: Callable[[], Mapping[str, Any]] | None = None
+    salvage_mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -131,8 +138,11 @@ class RunFolder:
 
     def fingerprint(self, stage: Stage) -> str:
         """sha256 over the stage's inputs and the identities of the stages that it needs."""
+        return self._hash_inputs(stage, stage.inputs())
+
+    def _hash_inputs(self, stage: Stage, inputs: Mapping[str, Any]) -> str:
         needs = {need: self.records[need].identity for need in stage.needs}
-        return sha256_bytes(canonical_json({"stage": stage.name, "inputs": stage.inputs(), "needs": needs}).encode())
+        return sha256_bytes(canonical_json({"stage": stage.name, "inputs": inputs, "needs": needs}).encode())
 
     def run(self, stages: tuple[Stage, ...]) -> list[str]:
         """Run what is not done; returns the names of the stages that had to run."""
@@ -170,13 +180,25 @@ class RunFolder:
     def _prepare(self, stage: Stage) -> None:
         """Throw away half-finished files that belong to other inputs; keep those of the same inputs, to resume."""
         marker = self.path / "stages" / f"{stage.name}.started"
-        fingerprint = self.fingerprint(stage)
         with explain_os_errors(self.path):
             self._record_path(stage.name).unlink(missing_ok=True)
-            if self.force == stage.name or not marker.is_file() or marker.read_text() != fingerprint:
+            if self.force == stage.name or not self._may_resume(stage, marker):
                 for output in stage.outputs:
                     _remove(self.path / output)
-        write_text(marker, fingerprint)
+        write_text(marker, "\n".join([self.fingerprint(stage), self._salvage_fingerprint(stage)]))
+
+    def _may_resume(self, stage: Stage, marker: Path) -> bool:
+        """Whether the half-finished files belong to these inputs, or were left by a failure that other inputs cure."""
+        if not marker.is_file():
+            return False
+        begun, salvage, *_ = [*marker.read_text(encoding="utf-8").splitlines(), "", ""]
+        if begun == self.fingerprint(stage):
+            return True
+        is_left = any((self.path / output / stage.salvage_mark).is_file() for output in stage.outputs)
+        return stage.salvage is not None and is_left and salvage == self._salvage_fingerprint(stage)
+
+    def _salvage_fingerprint(self, stage: Stage) -> str:
+        return "" if stage.salvage is None else self._hash_inputs(stage, stage.salvage())
 
     def _finish(self, stage: Stage, result: Mapping[str, Any], seconds: float) -> None:
         record = Record(self.fingerprint(stage), self._hash_outputs(stage), json.loads(json.dumps(result)), seconds)

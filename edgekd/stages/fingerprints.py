@@ -20,6 +20,9 @@ from edgekd.stages.workspace import Workspace
 
 Inputs = Mapping[str, Any]
 
+# edgekd.distill.checkpoint.CURES, by the names that recipes have for them.
+CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "terms", "losses"})
+
 
 def data(space: Workspace) -> Inputs:
     """The source of the samples, how they are split, and the steps that are applied once."""
@@ -58,6 +61,17 @@ def student_alone(space: Workspace) -> Inputs:
     """As `student`, without what only the distilled one sees."""
     budget = space.recipe.distill.model_dump(mode="json", exclude={"terms", "baseline"})
     return {**_model(space, space.recipe.student), "distill": budget, **_training(space)}
+
+
+def without_cures(inputs: Inputs) -> Inputs:
+    """The inputs of a training less those that may change after it diverged: what was learned until then stays."""
+
+    def strip(value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {key: strip(item) for key, item in value.items() if key not in CURES}
+
+    return {key: strip(item) for key, item in inputs.items() if key not in CURES}
 
 
 def export(space: Workspace) -> Inputs:

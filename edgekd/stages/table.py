@@ -13,7 +13,9 @@ from edgekd.stages.workspace import Workspace, work_on_data
 Inputs = Callable[[Workspace], Mapping[str, Any]]
 Work = Callable[[Workspace], tuple[Mapping[str, Any], str]]
 
+DIVERGED = "diverged.json"  # edgekd.distill.checkpoint writes it beside the last good checkpoint
 STUDENTS = ("student", "student_alone")
+TRAINED = ("teacher", *STUDENTS)
 # name: (the stages whose results it reads, what it leaves in the run folder, what else it depends on, what it does)
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]] = {
     "data": ((), (), fingerprints.data, work_on_data),
@@ -47,6 +49,10 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]] = {
 
 def stages(space: Workspace) -> tuple[Stage, ...]:
     """The stages of this run, in an order in which they can run; without a baseline no student is trained alone."""
+
+    def salvage(inputs: Inputs) -> Mapping[str, Any]:
+        return fingerprints.without_cures(inputs(space))
+
     left_out = () if space.recipe.distill.baseline else ("student_alone",)
     return tuple(
         Stage(
@@ -55,6 +61,8 @@ def stages(space: Workspace) -> tuple[Stage, ...]:
             outputs,
             partial(inputs, space),
             partial(work, space),
+            salvage=partial(salvage, inputs) if name in TRAINED else None,
+            salvage_mark=DIVERGED,
         )
         for name, (needs, outputs, inputs, work) in STAGES.items()
         if name not in left_out
