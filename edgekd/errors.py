@@ -26,6 +26,21 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 
+# A path that cannot be, whatever the permissions: a file where a folder is wanted, the other way round, too long.
+_NO_SUCH_PLACE = frozenset(
+    {
+        errno.EISDIR,
+        errno.ENOTDIR,
+        errno.EEXIST,
+        errno.ENOTEMPTY,
+        errno.ENAMETOOLONG,
+        errno.ELOOP,
+        errno.EBUSY,
+        errno.ENOENT,
+        errno.EINVAL,
+    }
+)
+
 
 class EdgekdError(Exception):
     """Base of all errors that a user can cause or cure."""
@@ -105,6 +120,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"{hint}Known: {', '.join(names) if names else 'none'}"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: torch raises a RuntimeError that says so, on the CPU and on a GPU."""
+    texts = ("allocate memory", "out of memory", "bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    )
+
+
 @contextmanager
 def explain_os_errors(path: str | PathLike[str]) -> Iterator[None]:
     """Turn the operating system's refusals around `path` into a `StorageError` that says what to do."""
@@ -118,6 +141,10 @@ def explain_os_errors(path: str | PathLike[str]) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StorageError(
-                f"cannot write {path}: {error.strerror}; choose a folder that you may write to with --out"
+                f"cannot write {path}: {error.strerror}; choose a place that you may write to"
             ) from error
-        raise
+        if error.errno in _NO_SUCH_PLACE:
+            raise UsageError(
+                f"cannot write {path}: {error.strerror}; check the path: is there a file where a folder should be?"
+            ) from error
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; choose another place") from error

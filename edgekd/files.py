@@ -10,9 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import explain_os_errors
+from edgekd.errors import UsageError, explain_os_errors
 
 CHUNK_BYTES = 1 << 20
+# What is being written is called this and something random.
+TEMPORARY = ".tmp-"
 
 
 def sha256_bytes(data: bytes) -> str:
@@ -38,12 +40,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
     """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it into place.
 
     A reader sees the old file or the new one, never a part; a crash leaves at most a `.tmp-*` file behind.
-    Raises `StorageError` when the disk is full or the folder may not be written.
+    A symbolic link stays, the file that it leads to is replaced. Raises `StorageError` when the disk is full or the
+    folder may not be written, `UsageError` when a folder or a device (renaming would replace /dev/null!) lies there.
     """
-    target = Path(path)
-    with explain_os_errors(target):
+    with explain_os_errors(path):
+        if Path(path).is_dir():
+            raise UsageError(f"cannot write {path}: it is a folder; expected the name of a file")
+        if Path(path).exists() and not Path(path).is_file():
+            raise UsageError(f"cannot write {path}: it is a device or a pipe; expected the name of a file")
+        target = Path(os.path.realpath(path))
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".tmp-", suffix=target.suffix, dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=TEMPORARY, suffix=target.suffix, dir=target.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -54,7 +61,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-    return target
+    return Path(path)
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:

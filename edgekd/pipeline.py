@@ -22,11 +22,11 @@ from typing import Any
 
 from edgekd.device.machine import available_cores, resolve_threads
 from edgekd.doctor import require
-from edgekd.errors import InputRefused, StageFailed, UsageError
+from edgekd.errors import InputRefused, StageFailed, UsageError, is_out_of_memory
 from edgekd.files import write_json, write_text
 from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
 from edgekd.results import read_results
-from edgekd.run_folder import Listener, RunFolder, Silence, Stage, locked
+from edgekd.run_folder import Listener, RunFolder, Silence, Stage, check_folder, locked
 from edgekd.stages import graphs, shipping, training
 from edgekd.stages.table import stages
 from edgekd.stages.workspace import Workspace
@@ -133,8 +133,10 @@ def train(
 
 
 def run_path(loaded: LoadedRecipe, out: str | Path | None) -> Path:
-    """The run folder: `out`, or runs/NAME below the current folder."""
-    return Path(out) if out is not None else Path("runs") / loaded.recipe.name
+    """The run folder: `out`, or runs/NAME below the current folder. Raises `UsageError` for somebody's own folder."""
+    path = Path(out) if out is not None else Path("runs") / loaded.recipe.name
+    check_folder(path)
+    return path
 
 
 def open_workspace(
@@ -166,12 +168,18 @@ def open_workspace(
             )
     created = str(state.get("created") or datetime.now(timezone.utc).isoformat(timespec="seconds"))
     number = resolve_threads(wanted)
+    if state.get("threads", number) != number:
+        listener.warn(
+            f"this run began with {state['threads']} training threads; with {number} other weights come out, so "
+            "everything is trained again"
+        )
     state = {"created": created, "threads": number, "edgekd_version": __version__}
     if _read_state(path) != state:
         write_json(path / "run.json", state)
     text = recipe_to_toml(loaded.recipe)
-    if not (path / "recipe.toml").is_file() or (path / "recipe.toml").read_text() != text:
-        write_text(path / "recipe.toml", text)
+    known = path / "recipe.toml"
+    if not known.is_file() or known.read_bytes() != text.encode():
+        write_text(known, text)
     return Workspace(loaded.recipe, loaded.folder, path, listener, place, number, created, command)
 
 
@@ -237,7 +245,9 @@ def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> li
             training.check(space)
             graphs.check(space)
         return folder.run(table)
-    except MemoryError as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         raise StageFailed(
             "out of memory; lower distill.batch_size or data.limit and run the same command again: finished stages "
             "are kept"
@@ -254,11 +264,14 @@ def _read_state(path: Path) -> dict[str, Any]:
     state = path / "run.json"
     if not state.is_file():
         return {}
+    advice = "delete its folder, or choose another with --out"
     try:
-        raw = json.loads(state.read_text())
-    except ValueError as error:
-        raise InputRefused(f"{state} is not JSON; delete it to let the run begin anew") from error
-    return raw if isinstance(raw, dict) else {}
+        raw = json.loads(state.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise InputRefused(f"{state} cannot be read as JSON ({error}); {advice}") from error
+    if not isinstance(raw, dict) or not isinstance(raw.get("threads", 1), int):
+        raise InputRefused(f"{state} does not say how the run began; {advice}")
+    return raw
 
 
 def _free_mb(path: Path) -> float:

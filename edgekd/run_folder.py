@@ -20,7 +20,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgekd.errors import MissingExtra, StorageError, UsageError, explain_os_errors, nearest
-from edgekd.files import canonical_json, sha256_bytes, sha256_file, write_json, write_text
+from edgekd.files import TEMPORARY, canonical_json, sha256_bytes, sha256_file, write_json, write_text
+
+# What says that a folder is a run's: the first is made first, the second with it.
+OWN = ("run.lock", "run.json")
 
 
 class Listener(Protocol):
@@ -147,6 +150,7 @@ class RunFolder:
     def run(self, stages: tuple[Stage, ...]) -> list[str]:
         """Run what is not done; returns the names of the stages that had to run."""
         check_force(self.force, stages)
+        self._sweep(stages)
         worked: list[str] = []
         for index, stage in enumerate(stages):
             if self.is_done(stage):
@@ -177,14 +181,33 @@ class RunFolder:
                 todo.append(stage.name)
         return todo
 
+    def _sweep(self, stages: tuple[Stage, ...]) -> None:
+        """Throw away the temporary files of a process that was killed while writing; the lock says that it is gone."""
+        places = {
+            self.path,
+            self.path / "stages",
+            *(self.path / output for stage in stages for output in stage.outputs),
+        }
+        with explain_os_errors(self.path):
+            for place in filter(Path.is_dir, places):
+                for path in place.glob(f"{TEMPORARY}*"):
+                    _remove(path)
+
     def _prepare(self, stage: Stage) -> None:
         """Throw away half-finished files that belong to other inputs; keep those of the same inputs, to resume."""
         marker = self.path / "stages" / f"{stage.name}.started"
+        record = self._record_path(stage.name)
         with explain_os_errors(self.path):
-            self._record_path(stage.name).unlink(missing_ok=True)
-            if self.force == stage.name or not self._may_resume(stage, marker):
+            # With a record the stage had ended: its files are whole, and were changed, or are to be made anew.
+            if (
+                record.is_file()
+                or self.force == stage.name
+                or not self._may_resume(stage, marker)
+            ):
                 for output in stage.outputs:
                     _remove(self.path / output)
+            # After the outputs: killed between the two, the next run finds the record and removes them all.
+            record.unlink(missing_ok=True)
         write_text(marker, "\n".join([self.fingerprint(stage), self._salvage_fingerprint(stage)]))
 
     def _may_resume(self, stage: Stage, marker: Path) -> bool:
@@ -220,7 +243,7 @@ class RunFolder:
             root = self.path / output
             files = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
             for path in files:
-                if path.is_file() and not path.name.startswith(".tmp-"):
+                if path.is_file() and not path.name.startswith(TEMPORARY):
                     hashes[path.relative_to(self.path).as_posix()] = sha256_file(path)
         return hashes
 
@@ -230,10 +253,25 @@ class RunFolder:
     def _read(self, name: str) -> Record | None:
         """The stage's record, or None: a record that cannot be read is as good as none, the stage runs again."""
         try:
-            raw = json.loads(self._record_path(name).read_text())
+            raw = json.loads(self._record_path(name).read_text(encoding="utf-8"))
             return Record(raw["fingerprint"], raw["outputs"], raw["result"], float(raw["seconds"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+
+def check_folder(path: Path) -> None:
+    """Raise `UsageError` when `path` holds something that is no run: stages replace folders such as `teacher` in it."""
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"{path} is a file, expected a run folder, or a new one; choose another with --out")
+    with explain_os_errors(path):
+        found = sorted(item.name for item in path.iterdir()) if path.is_dir() else []
+    others = [name for name in found if not name.startswith(TEMPORARY)]
+    if others and not set(OWN) & set(others):
+        more = ", ..." if len(others) > 3 else ""
+        raise UsageError(
+            f"{path} is not empty ({', '.join(others[:3])}{more}) and no run folder: a run would replace what is in "
+            "it. Choose a new folder with --out"
+        )
 
 
 def check_force(force: str | None, stages: tuple[Stage, ...]) -> None:

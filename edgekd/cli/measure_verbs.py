@@ -87,12 +87,10 @@ def benchmark(
         tables.print_results_table(common, results)
         tables.print_next(
             common,
-            *(
-                [f"edgekd report {out}"]
-                if out is not None
-                else [f"edgekd benchmark {shlex.join(candidates)} --out here.json"]
-            ),
-            f"edgekd benchmark {shlex.join(candidates)} --suite full",
+            tables.command("benchmark", *candidates, "--out", "here.json")
+            if out is None
+            else tables.command("report", out),
+            tables.command("benchmark", *candidates, "--suite", "full"),
             "edgekd doctor",
         )
     failed = [item for item in results["candidates"] if item.get("error") or item["golden"] == "WRONG"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,7 @@ def export(
         typer.Option("--inputs", metavar="NAME:N,1,28,28", help="Input name and shape; letters are symbolic axes."),
     ] = None,
     num_outputs: Annotated[
-        int, typer.Option("--num-outputs", min=1, help="Classes or targets of a built-in model.")
+        int, typer.Option("--num-outputs", min=1, max=10_000_000, help="Classes or targets of a built-in model.")
     ] = 10,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="safetensors, or a state dict (never an arbitrary pickle).")
@@ -43,8 +44,10 @@ def export(
     args: Annotated[
         str | None, typer.Option("--args", metavar="JSON", help="Arguments of the model's function.")
     ] = None,
-    opset: Annotated[int, typer.Option("--opset", help="ONNX opset.")] = 18,
-    ir_version: Annotated[int, typer.Option("--ir-version", help="ONNX IR version; 8 loads in onnxruntime 1.14.")] = 8,
+    opset: Annotated[int, typer.Option("--opset", min=1, help="ONNX opset.")] = 18,
+    ir_version: Annotated[
+        int, typer.Option("--ir-version", min=3, max=20, help="ONNX IR version; 8 loads in onnxruntime 1.14.")
+    ] = 8,
     samples: Samples = None,
 ) -> None:
     """PyTorch model to one ONNX file, proven against PyTorch at several batch sizes before it counts.
@@ -60,13 +63,17 @@ def export(
     require("train", "cpu", purpose="exporting")
     from edgekd.stages.alone import export_model
 
+    arguments = parse_json(args, option="--args")
+    if not (arguments is None or isinstance(arguments, dict)):
+        raise UsageError(f"--args {args}: expected a JSON object, for example '{{\"width\": 8}}'")
+
     result = export_model(
         model,
         out,
         inputs=inputs,
         num_outputs=num_outputs,
         weights=weights,
-        args=parse_json(args, option="--args"),
+        args=arguments,
         opset=opset,
         ir_version=ir_version,
         samples=samples,
@@ -90,9 +97,11 @@ def export(
     )
     tables.print_next(
         common,
-        f"edgekd inspect {out}",
-        f"edgekd quantize {out} {out.with_suffix('')}.int8.onnx --config int8_static --data samples.npz",
-        f"edgekd benchmark {out}",
+        tables.command("inspect", out),
+        tables.command(
+            "quantize", out, out.with_suffix(".int8.onnx"), "--config", "int8_static", "--data", "samples.npz"
+        ),
+        tables.command("benchmark", out),
     )
 
 
@@ -138,9 +147,9 @@ def quantize(
         common.say(f"same answer as the float model on {result['label_agreement']:.2%} of the samples")
     tables.print_next(
         common,
-        f"edgekd verify {model} {out} --samples samples.npz",
-        f"edgekd benchmark {model} {out}",
-        f"edgekd inspect {out}",
+        tables.command("verify", model, out, "--samples", "samples.npz" if data is None else data),
+        tables.command("benchmark", model, out),
+        tables.command("inspect", out),
     )
 
 
@@ -157,6 +166,11 @@ def verify(
     from edgekd.device.bundle import Bundle
 
     if second is None:
+        if samples is not None or strict:
+            raise UsageError(
+                f"verify {first}: --samples and --strict are for two models; a bundle is judged by its own golden "
+                "vectors and tolerances. Leave them out, or give a second model"
+            )
         if first.suffix == ".onnx":
             raise UsageError(
                 f"verify {first}: one ONNX file has nothing to be compared with; give a second, or a bundle"
@@ -235,8 +249,13 @@ def bundle(
     require("graph", "cpu", purpose="making a bundle")
     from edgekd.stages.alone import bundle_model, bundle_run
 
+    of_model = {"--name": name, "--labels": labels, "--preprocess": preprocess, "--licence": licence}
     if source.suffix == ".onnx":
-        steps = parse_json(preprocess, option="--preprocess") or []
+        if samples:
+            raise UsageError(f"--samples is for a run, which has validation samples; {source} is an ONNX file")
+        steps = [] if preprocess is None else parse_json(preprocess, option="--preprocess")
+        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+            raise UsageError(f'--preprocess {preprocess}: expected a list of steps, e.g. \'[{{"op":"scale"}}]\'')
         written = bundle_model(
             source,
             out,
@@ -249,13 +268,16 @@ def bundle(
             seed=common.seed or 0,
         )
     else:
+        ignored = [option for option, value in of_model.items() if value is not None]
+        if ignored:
+            raise UsageError(f"{', '.join(ignored)}: for an ONNX file only; a run's bundle has them from its recipe")
         written = bundle_run(source, out, as_zip=as_zip, samples=samples)
     manifest = written.manifest
     if common.as_json:
         common.print_json({"path": str(written.path), "id": manifest["id"], "variants": list(manifest["variants"])})
         return
     common.say(f"wrote {written.path}: {', '.join(manifest['variants'])}; id {manifest['id']}")
-    tables.print_next(common, f"edgekd verify {out}", f"edgekd benchmark {out}", f"edgekd inspect {out}")
+    tables.print_next(common, *(tables.command(name, out) for name in ("verify", "benchmark", "inspect")))
 
 
 def predict(
@@ -367,8 +389,11 @@ def parse_json(text: str | None, *, option: str) -> Any:
 
 
 def number(text: str, *, option: str) -> float:
-    """The value of an option that holds a number."""
+    """The value of an option that holds a number; not NaN, with which every comparison would pass."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError as error:
         raise UsageError(f"{option}: found '{text}', expected a number") from error
+    if not math.isfinite(value):
+        raise UsageError(f"{option}: found '{text}', expected a finite number")
+    return value

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from edgekd.errors import EdgekdError, UsageError
+from edgekd.errors import EdgekdError, MissingHere, StageFailed, UsageError, is_out_of_memory
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no warnings, only the result.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Also say what was skipped and why.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")]
 Seed = Annotated[
-    int | None, typer.Option("--seed", min=0, help="Seed of everything random (default: that of the recipe, or 0).")
+    int | None,
+    typer.Option("--seed", min=0, max=2**63 - 1, help="Seed of everything random (default: that of the recipe, or 0)."),
 ]
 Threads = Annotated[
     int | None,
@@ -66,7 +71,8 @@ class Common:
 
     def print_json(self, value: Any) -> None:
         """One JSON object on stdout."""
-        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+        sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n")
 
     def say(self, text: str = "") -> None:
         """A line of the result, as it is: nothing in it is markup."""
@@ -83,12 +89,10 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def run(**values: Any) -> None:
         common = Common(**{name: values.pop(name) for name in COMMON})
-        try:
+        # Here and not in run_app: typer would swallow Ctrl-C, a closed pipe and the end of a file on the way there.
+        with clear_ending(debug=common.debug):
             function(common=common, **values)
-        except EdgekdError as error:
-            if common.debug:
-                raise
-            stop(str(error), error.exit_code)
+            sys.stdout.flush()
 
     signature = inspect.signature(function, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "common"]
@@ -103,37 +107,73 @@ def verb(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def stop(text: str, code: int) -> None:
-    """Print an error and leave with its code."""
-    Console(stderr=True, highlight=False).print(f"[bold red]error:[/bold red] {escape(text)}", soft_wrap=True)
-    raise typer.Exit(code)
-
-
-def run_app(app: typer.Typer) -> None:
-    """Run the command line; every way out has its exit code, and only our own bugs show a traceback (with --debug)."""
-    debug = "--debug" in sys.argv
+@contextmanager
+def clear_ending(*, debug: bool) -> Iterator[None]:
+    """Every way out of the block ends in one sentence and its exit code; with `debug` the traceback comes first."""
     try:
-        app()
+        yield
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; what was finished is kept: run the same command again to go on")
-        sys.exit(130)
+        # A second Ctrl-C, while threads and children end, kills instead of showing their tracebacks.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        complain("interrupted; what was finished is kept: run the same command again to go on", 130)
     except BrokenPipeError:
         # The reader of our output has gone (| head). Say nothing, and keep Python from saying it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except EdgekdError as error:
-        if debug:
-            raise
-        sys.exit(error.exit_code)
-    except Exception as error:  # the last line: a bug of ours must still end in one clear sentence
-        if debug:
-            raise
-        Console(stderr=True, highlight=False).print(
+        show_traceback(debug)
+        complain(f"[bold red]error:[/bold red] {escape(str(error))}", error.exit_code)
+    except OSError as error:
+        # What no verb foresaw, but the system said clearly: a path too long, a disk that fails, too many open files.
+        show_traceback(debug)
+        names = ": ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+        complain(
+            f"[bold red]error:[/bold red] {escape(names or type(error).__name__)}: "
+            f"{escape(error.strerror or str(error))}; check the path, its permissions and the disk",
+            MissingHere.exit_code,
+        )
+    except Exception as error:  # noqa: BLE001  the last line: a bug of ours must still end in one clear sentence
+        show_traceback(debug)
+        if is_out_of_memory(error):
+            complain("[bold red]error:[/bold red] out of memory; take fewer or smaller samples", StageFailed.exit_code)
+        complain(
             f"[bold red]this is a bug in edgekd:[/bold red] {escape(type(error).__name__)}: {escape(str(error))}\n"
             "Run the same command with --debug and report the traceback. What was finished is kept.",
-            soft_wrap=True,
+            EdgekdError.exit_code,
         )
-        sys.exit(70)
+
+
+def show_traceback(debug: bool) -> None:
+    """The traceback of the error at hand on stderr, if it was asked for."""
+    if debug:
+        traceback.print_exc()
+
+
+def complain(text: str, code: int) -> NoReturn:
+    """Print why it ends on stderr, and leave with the code."""
+    with suppress(OSError):  # nobody may read stderr any more; the code still tells
+        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    sys.exit(code)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line. Being asked to end (SIGTERM) and a closed terminal (SIGHUP) are treated like Ctrl-C."""
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    # A terminal that knows no box-drawing characters gets their numbers, not an error.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    with clear_ending(debug="--debug" in sys.argv):
+        for word in sys.argv[1:]:
+            if not word.isprintable() and any("\ud800" <= character <= "\udfff" for character in word):
+                raise UsageError(
+                    f"the argument {word!a} is not text in {sys.getfilesystemencoding()}; "
+                    "rename the file, or set LANG=C.UTF-8"
+                )
+        app()
 
 
 def parse_pairs(text: str, *, option: str) -> dict[str, str]:

@@ -143,9 +143,9 @@ def distill(
     tables.print_training(common, path, results)
     tables.print_next(
         common,
-        f"edgekd distill-and-export {recipe} --out {path}",
-        f"edgekd export {path} student.onnx",
-        f"edgekd distill {recipe} --out {path} --force student",
+        tables.command("distill-and-export", recipe, "--out", path),
+        tables.command("export", path, "student.onnx"),
+        tables.command("distill", recipe, "--out", path, "--force", "student"),
     )
 
 
@@ -171,7 +171,7 @@ def recipes(
         tables.print_recipes(common)
         return
     path = assets.find("export", "recipes", name)
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     if copy is None:
         if common.as_json:
             common.print_json({"name": name, "toml": text})
@@ -182,8 +182,11 @@ def recipes(
         raise UsageError(f"{copy} is there already; choose another name, or delete it first")
     with explain_os_errors(copy):
         copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(text)
-    common.say(f"wrote {copy}; run it with: edgekd distill-and-export {copy}")
+        copy.write_text(text, encoding="utf-8")
+    if common.as_json:
+        common.print_json({"name": name, "path": str(copy)})
+        return
+    common.say(f"wrote {copy}; run it with: {tables.command('distill-and-export', copy)}")
 
 
 def init(
@@ -201,7 +204,7 @@ def init(
         common.say(str(path))
     tables.print_next(
         common,
-        f"cd {folder}",
+        shlex.join(["cd", str(folder)]),
         "edgekd distill-and-export recipe.toml",
         "python -m pytest tests",
     )
@@ -226,6 +229,9 @@ def report(
     from edgekd.files import write_text
     from edgekd.results import read_results
 
+    places = [place for place in (html, md, csv) if place is not None]
+    if len(set(places)) < len(places):
+        raise UsageError("--html, --md and --csv name the same file; give each its own")
     results = read_results(source)
     makers = {html: reports.to_html, md: reports.to_markdown, csv: reports.to_csv}
     written = [write_text(place, make(results)) for place, make in makers.items() if place is not None]

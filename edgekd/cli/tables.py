@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,11 +33,16 @@ def plain_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: 
     return table
 
 
+def command(*words: object) -> str:
+    """`edgekd verify 'my run/student.edgekd'`: as it can be pasted into a shell."""
+    return shlex.join(["edgekd", *map(str, words)])
+
+
 def print_next(common: Common, *commands: str) -> None:
     """The commands that a user would type next."""
     common.out.print("[bold]next[/bold]")
-    for command in commands:
-        common.out.print(f"  [cyan]{escape(command)}[/cyan]", soft_wrap=True)
+    for text in commands:
+        common.out.print(f"  [cyan]{escape(text)}[/cyan]", soft_wrap=True)
 
 
 def print_results_table(common: Common, results: Mapping[str, Any]) -> None:
@@ -73,9 +79,9 @@ def print_run(common: Common, run: RunResult) -> None:
         common.out.print(f"  {label:<8} {escape(str(path))}", soft_wrap=True)
     print_next(
         common,
-        f"edgekd verify {run.bundle}",
-        f"edgekd benchmark {run.bundle}",
-        f"edgekd inspect {run.bundle}",
+        command("verify", run.bundle),
+        command("benchmark", run.bundle),
+        command("inspect", run.bundle),
     )
 
 

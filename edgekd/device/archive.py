@@ -105,7 +105,11 @@ class _Folder:
 
     def read(self, name: str, *, limit: int) -> bytes:
         if self.size(name) is None:
-            raise BundleError(f"{name} is missing in {self._root}; {ADVICE}")
+            # Somebody gave the run folder, or the folder around the bundle.
+            inside = sorted(item.parent for item in self._root.glob(f"*.edgekd/{name}"))
+            raise BundleError(
+                f"{name} is missing in {self._root}; {f'did you mean {inside[0]}?' if inside else ADVICE}"
+            )
         try:
             with (self._root / name).open("rb") as file:
                 return _read_at_most(file, name, limit)

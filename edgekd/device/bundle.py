@@ -265,7 +265,7 @@ def _check_place(target: Path, as_zip: bool) -> None:
     if not target.exists():
         return
     if as_zip:
-        harmless = target.is_file() and is_zip(target)
+        harmless = target.is_file() and is_zip(target) and open_reader(target).size(MANIFEST) is not None
     else:
         harmless = target.is_dir() and ((target / MANIFEST).is_file() or not any(target.iterdir()))
     if not harmless:

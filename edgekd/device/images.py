@@ -40,7 +40,7 @@ def decode_image(raw: str | os.PathLike[str] | bytes, step: Decode) -> Array:
     Raises `DataError` that names the file (missing, empty, damaged, too large), `MissingExtra` without Pillow.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError as error:
         raise MissingExtra("pillow", "image", purpose="decoding images") from error
 
@@ -55,6 +55,8 @@ def decode_image(raw: str | os.PathLike[str] | bytes, step: Decode) -> Array:
             return _as_array(upright, step)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} is too large to decode safely ({error}); scale it down first") from error
+    except UnidentifiedImageError as error:  # its own text names an object in memory
+        raise DataError(f"{name} cannot be decoded as an image (no known format); remove or replace it") from error
     except _DAMAGED as error:
         raise DataError(f"{name} cannot be decoded as an image ({error}); remove or replace it") from error
 

@@ -135,7 +135,7 @@ class RunFiles:
         if not self._history.is_file() or not weights.is_file():
             return None
         try:
-            raw = json.loads(self._history.read_text())
+            raw = json.loads(self._history.read_text(encoding="utf-8"))
             settings, record = raw["settings"], _record(raw)
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{self._history} cannot be read: {error}; delete it to train again") from error

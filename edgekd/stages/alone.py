@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,7 +17,7 @@ from edgekd.device.runtimes import open_session
 from edgekd.errors import AnswerIsNo, InputRefused, RecipeError, UsageError, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.inspection import inspect
-from edgekd.graph.quantization import VARIANTS, quantize
+from edgekd.graph.quantization import VARIANTS, Int8Static, quantize
 from edgekd.graph.targets import load_target
 from edgekd.graph.verification import Precision, tolerance_for, verify
 from edgekd.spec import TASKS, Array, Task, TensorSpec, parse_steps, steps_to_json
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from edgekd.distill.to_onnx import ExportResult
 
 RANDOM_SAMPLES = 256
+# Fewer of large ones: this many numbers altogether (256 MB), but a whole batch of the largest size that is tried.
+RANDOM_NUMBERS = 1 << 26
+LEAST_SAMPLES = 16
+# A sample of 1 GB: beyond it somebody has mistyped a size.
+MAX_ELEMENTS = 1 << 28
 # --config names that mean the target's own scheme.
 SCHEME_OF_TARGET = "int8_static"
 
@@ -38,13 +44,19 @@ def parse_input(text: str) -> TensorSpec:
     """`x:N,1,28,28` as a float32 tensor; letters are symbolic axes and the first axis must be one."""
     name, colon, shape = text.partition(":")
     sizes = [part.strip() for part in shape.split(",")]
-    if not colon or not name or not all(part.isidentifier() or part.isdigit() for part in sizes):
+    if not colon or not name or not all(part.isidentifier() or part.isdecimal() for part in sizes):
         raise UsageError(f"--inputs {text}: expected NAME:N,1,28,28 with a name, a colon and sizes or axis names")
-    if sizes[0].isdigit():
+    if sizes[0].isdecimal():
         raise UsageError(
             f"--inputs {text}: the first axis is the batch; write a letter, as in {name}:N,{','.join(sizes[1:])}"
         )
-    return TensorSpec(name, "float32", tuple(int(part) if part.isdigit() else part for part in sizes))
+    spec = TensorSpec(name, "float32", tuple(int(part) if part.isdecimal() else part for part in sizes))
+    if not 0 < math.prod(spec.concrete()) <= MAX_ELEMENTS:
+        raise UsageError(
+            f"--inputs {text}: a sample would hold {math.prod(spec.concrete()):,} numbers, expected 1 to "
+            f"{MAX_ELEMENTS:,}; check the sizes"
+        )
+    return spec
 
 
 def random_feeds(specs: Sequence[TensorSpec], count: int, seed: int) -> dict[str, Array]:
@@ -57,6 +69,12 @@ def random_feeds(specs: Sequence[TensorSpec], count: int, seed: int) -> dict[str
         values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
         feeds[spec.name] = values.astype(dtype)
     return feeds
+
+
+def sample_count(specs: Sequence[TensorSpec]) -> int:
+    """How many random samples to compare on."""
+    size = sum(math.prod(spec.concrete()[1:]) for spec in specs)
+    return min(RANDOM_SAMPLES, max(LEAST_SAMPLES, RANDOM_NUMBERS // max(size, 1)))
 
 
 def export_model(
@@ -97,7 +115,7 @@ def export_model(
             )
     if weights is not None:
         load_weights(module, weights)
-    feeds = random_feeds((spec,), RANDOM_SAMPLES, seed) if samples is None else read_npz(samples)
+    feeds = random_feeds((spec,), sample_count((spec,)), seed) if samples is None else read_npz(samples)
     return export(
         module.eval(), out, inputs=(spec,), outputs=(OUTPUT,), samples=feeds, opset=opset, ir_version=ir_version
     )
@@ -150,6 +168,13 @@ def quantize_model(
     for key in limits:
         if key not in known:
             raise UsageError(f"--limits {key}: unknown. {nearest(key, known)}")
+    if isinstance(VARIANTS[name], Int8Static) and data is None:
+        raise UsageError(
+            f"--config {config} needs calibration samples as the model sees them: add --data FILE.npz, or take "
+            "--config int8_dynamic, which needs none"
+        )
+    if out.exists() and model.exists() and out.samefile(model):
+        raise UsageError(f"{out} is the model itself, which would be lost; choose another name for the quantized one")
     calibration = None if data is None else read_npz(data)
     result = quantize(model, out, VARIANTS[name], calibration=calibration)
     agreement: float | None = None
@@ -200,7 +225,7 @@ def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bo
         session = open_session(first, threads=1)
         specs = session.inputs
         session.close()
-        feeds = random_feeds(specs, RANDOM_SAMPLES, seed)
+        feeds = random_feeds(specs, sample_count(specs), seed)
     else:
         feeds = read_npz(samples)
     result = verify(first, second, feeds, tolerance="float32" if strict else precision_of(second))
@@ -251,7 +276,7 @@ def bundle_model(
     seed: int,
 ) -> Bundle:
     """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it."""
-    if licence is None:
+    if not licence:
         raise UsageError(f"bundle {model}: say under which licence the model is, with --licence (for example MIT)")
     if task not in TASKS:
         raise UsageError(f"--task {task}: unknown. {nearest(task, TASKS)}")
@@ -349,4 +374,7 @@ def read_labels(text: str | None) -> list[str]:
     if text is None:
         return []
     path = Path(text)
-    return path.read_text().splitlines() if path.is_file() else text.split(",")
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    except ValueError as error:
+        raise InputRefused(f"--labels {path} is not text in UTF-8 ({error}); expected one label per line") from error

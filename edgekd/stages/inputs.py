@@ -17,7 +17,8 @@ ARRAYS = (".npy", ".npz")
 def read_npz(path: Path) -> dict[str, Array]:
     """All arrays of an npz. Raises `DataError` when it is missing, corrupt or holds pickled objects."""
     if not path.is_file():
-        raise DataError(f"{path} is not there; expected an .npz file that numpy.savez wrote")
+        found = "is no file" if path.exists() else "is not there"
+        raise DataError(f"{path} {found}; expected an .npz file that numpy.savez wrote")
     try:
         with np.load(path, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -34,7 +35,8 @@ def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:
     """
     for path in paths:
         if not path.is_file():
-            raise DataError(f"{path} is not there; expected an image, or an .npy or .npz file of samples")
+            found = "is no file" if path.exists() else "is not there"
+            raise DataError(f"{path} {found}; expected an image, or an .npy or .npz file of samples")
         if path.suffix not in ARRAYS:
             yield str(path), path
             continue
@@ -47,13 +49,15 @@ def read_array(path: Path) -> Array:
     if path.suffix == ".npz":
         arrays = read_npz(path)
         if "x" not in arrays and len(arrays) != 1:
-            raise DataError(f"{path} holds {', '.join(sorted(arrays))}; expected an array x, or only one array")
+            raise DataError(
+                f"{path} holds {', '.join(sorted(arrays)) or 'no arrays'}; expected an array x, or only one array"
+            )
         array = arrays["x"] if "x" in arrays else next(iter(arrays.values()))
     else:
         try:
             array = np.load(path, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"{path} cannot be read as .npy: {error}; write it with numpy.save") from error
-    if array.ndim < 2:
+    if array.ndim < 2 or len(array) == 0:
         raise DataError(f"{path} has the shape {array.shape}; expected samples along the first axis, (N, ...)")
     return array
