@@ -162,9 +162,9 @@ def check_variant(bundle: Bundle, name: str) -> None:
 
 def read_samples(path: Path, candidates: Sequence[str]) -> Samples:
     """x and y of an npz, with the task of the first bundle among the candidates."""
+    from edgekd.data.npz import read_npz
     from edgekd.device.benchmark import Samples
     from edgekd.device.bundle import Bundle
-    from edgekd.stages.inputs import read_npz
 
     arrays = read_npz(path)
     if not {"x", "y"} <= set(arrays):

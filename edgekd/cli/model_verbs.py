@@ -247,7 +247,7 @@ def bundle(
 ) -> None:
     """Write a deployable bundle: ONNX, preprocessing, labels, hashes, golden vectors, licences."""
     require("graph", "cpu", purpose="making a bundle")
-    from edgekd.stages.alone import bundle_model, bundle_run
+    from edgekd.stages.bundling import bundle_model, bundle_run
 
     of_model = {"--name": name, "--labels": labels, "--preprocess": preprocess, "--licence": licence}
     if source.suffix == ".onnx":

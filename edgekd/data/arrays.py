@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgekd.data.checks import as_samples, as_targets, check_lengths, default_labels
+from edgekd.data.npz import read_npz
 from edgekd.data.source import Prepare, Request, Source, array_pool
 from edgekd.errors import DataError, nearest
 from edgekd.spec import Array, Task
@@ -25,7 +25,7 @@ def read(request: Request) -> Source:
     if path is None or not path.is_file():
         raise DataError(f"arrays: there is no file {path}; expected data.root = a .npz or .csv file")
     if path.suffix == ".npz":
-        arrays = _read_npz(path)
+        arrays = read_npz(path)
         labels = request.labels
     elif path.suffix == ".csv":
         arrays, columns = _read_csv(path, request.target, request.task)
@@ -74,20 +74,6 @@ def from_arrays(
         pools[split] = array_pool(x, y, first_id=first_id, prepare=prepare)
         first_id += len(y)
     return Source(name, tuple(given), licence, pools)
-
-
-def _read_npz(path: Path) -> dict[str, Array]:
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except ValueError as error:
-        raise DataError(
-            f"{path}: {error}; expected arrays of numbers or texts (Python objects are never loaded from a file)"
-        ) from error
-    except (OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"{path} cannot be read as .npz ({error}); write it with numpy.savez(path, x=x, y=y)"
-        ) from error
 
 
 def _read_csv(path: Path, target: Sequence[str], task: Task) -> tuple[dict[str, Array], tuple[str, ...]]:

@@ -15,6 +15,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner
 
 from edgekd.graph.clean import load_model
 from edgekd.graph.traversal import all_nodes, subgraphs
+from edgekd.graph.verification import Precision
 from edgekd.spec import TensorSpec
 
 # onnxruntime release -> newest opset and IR version that it loads. Each line from 1.15 on was measured by loading
@@ -69,7 +70,7 @@ class Inspection:
     ops: Mapping[str, int]
     macs: int | None
     parameters: int
-    precision: str
+    precision: Precision
     opset: int
     ir_version: int
     inputs: tuple[TensorSpec, ...]
@@ -207,7 +208,7 @@ def _weights(graph: GraphProto) -> list[TensorProto]:
     return found
 
 
-def _precision(model: ModelProto) -> str:
+def _precision(model: ModelProto) -> Precision:
     ops = {node.op_type for node in all_nodes(model)}
     if "MatMulNBits" in ops:
         return "int4"

@@ -1,31 +1,24 @@
-"""The stages on somebody else's model, without a run: what `export`, `quantize`, `verify` and `bundle` do."""
+"""The stages on somebody else's model, without a run: what `export`, `quantize` and `verify` do."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.device.bundle import Bundle
-from edgekd.device.postprocess import default_post_steps, post_steps_to_json
-from edgekd.device.preprocess import apply_arithmetic, split_steps
+from edgekd.data.npz import read_npz
 from edgekd.device.runtimes import open_session
-from edgekd.errors import AnswerIsNo, InputRefused, RecipeError, UsageError, nearest
-from edgekd.files import sha256_file
+from edgekd.errors import AnswerIsNo, InputRefused, UsageError, nearest
 from edgekd.graph.inspection import inspect
 from edgekd.graph.quantization import VARIANTS, Int8Static, quantize
 from edgekd.graph.targets import load_target
-from edgekd.graph.verification import Precision, tolerance_for, verify
-from edgekd.spec import TASKS, Array, Task, TensorSpec, parse_steps, steps_to_json
+from edgekd.graph.verification import verify
+from edgekd.spec import Array, TensorSpec
 from edgekd.stages.graphs import precision
-from edgekd.stages.inputs import read_npz
-from edgekd.stages.shipping import BUNDLE, GOLDEN_SAMPLES, golden_tolerance, spec_to_json
 from edgekd.stages.workspace import OUTPUT
-from edgekd.version import __version__
 
 if TYPE_CHECKING:
     from edgekd.distill.to_onnx import ExportResult
@@ -204,21 +197,6 @@ def quantize_model(
     }
 
 
-# Operators that only a quantized graph has, and the precision that its differences are judged by.
-QUANTIZED_OPS: dict[str, Precision] = {
-    "MatMulNBits": "int4",
-    "QuantizeLinear": "int8",
-    "DynamicQuantizeLinear": "int8",
-    "DequantizeLinear": "int8",
-}
-
-
-def precision_of(model: Path) -> Precision:
-    """The precision that a graph computes in, by its operators and weights."""
-    found = inspect(model)
-    return next((kind for op, kind in QUANTIZED_OPS.items() if op in found.ops), "float32")
-
-
 def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bool, seed: int) -> dict[str, Any]:
     """Parity of two ONNX files; random inputs where no samples are given. JSON-able result."""
     if samples is None:
@@ -228,7 +206,7 @@ def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bo
         feeds = random_feeds(specs, sample_count(specs), seed)
     else:
         feeds = read_npz(samples)
-    result = verify(first, second, feeds, tolerance="float32" if strict else precision_of(second))
+    result = verify(first, second, feeds, tolerance="float32" if strict else inspect(second).precision)
     return {
         "ok": result.ok,
         "max_abs_diff": result.max_abs_diff,
@@ -239,142 +217,3 @@ def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bo
         "batch_sizes": list(result.batch_sizes),
         "problems": list(result.problems),
     }
-
-
-def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int) -> Bundle:
-    """A run's bundle again: elsewhere, as a zip, or with labelled validation samples."""
-    source = Bundle.open(run / BUNDLE) if (run / BUNDLE).exists() else None
-    if source is None:
-        raise InputRefused(
-            f"{run} holds no {BUNDLE} yet; expected a finished run (distill-and-export --out {run}), or an ONNX file"
-        )
-    labelled: dict[str, Array] | None = None
-    if samples:
-        from edgekd.recipe import load_recipe
-        from edgekd.stages.workspace import prepare_data
-
-        loaded = load_recipe(run / "recipe.toml")
-        val = prepare_data(loaded.recipe, loaded.folder).dataset.val
-        labelled = {"x": val.x[:samples], "y": val.y[:samples]}
-    graphs = {
-        variant: {role: source.graph(role, variant) for role in source.manifest["variants"][variant]["graphs"]}
-        for variant in source.variants
-    }
-    return Bundle.write(out, source.manifest, graphs, source.golden(), labelled, as_zip=as_zip)
-
-
-def bundle_model(
-    model: Path,
-    out: Path,
-    *,
-    name: str,
-    task: str,
-    labels: str | None,
-    steps: Sequence[Mapping[str, Any]],
-    licence: str | None,
-    as_zip: bool,
-    seed: int,
-) -> Bundle:
-    """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it."""
-    if not licence:
-        raise UsageError(f"bundle {model}: say under which licence the model is, with --licence (for example MIT)")
-    if task not in TASKS:
-        raise UsageError(f"--task {task}: unknown. {nearest(task, TASKS)}")
-    known_task: Task = next(item for item in TASKS if item == task)
-    found = inspect(model)
-    if len(found.inputs) != 1:
-        raise InputRefused(
-            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one"
-        )
-    try:
-        parsed = parse_steps(steps, where="--preprocess")
-    except RecipeError as error:
-        raise UsageError(str(error)) from error
-    spec, arithmetic = found.inputs[0], split_steps(parsed)[1]
-    names = read_labels(labels)
-    feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)
-    raw = feeds[spec.name]
-    if arithmetic:
-        raw = raw_for(arithmetic, spec, seed)
-        feeds = {spec.name: apply_arithmetic(arithmetic, raw)}
-    session = open_session(model, threads=1)
-    try:
-        outputs = session.run(feeds)
-    finally:
-        session.close()
-    width = int(outputs[found.outputs[0].name].shape[-1])
-    if names and len(names) != width:
-        raise UsageError(f"--labels names {len(names)} labels, but {model} has {width} outputs")
-    names = names or [str(index) for index in range(width)]
-    golden = {"raw": raw, f"input.{spec.name}": feeds[spec.name]}
-    golden |= {f"output.float32.{key}": value for key, value in outputs.items()}
-    tolerance = tolerance_for("float32", max(float(np.abs(value).max()) for value in outputs.values()))
-    manifest = {
-        "version": 1,
-        "name": name,
-        "task": task,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "edgekd_version": __version__,
-        "licence": licence,
-        "intended_use": "",
-        "provenance": {
-            "recipe_sha256": None,
-            "teacher": {"name": "none", "licence": "none", "sha256": ""},
-            "data": {"name": "not stated", "licence": "not stated", "sha256": ""},
-            "seed": seed,
-        },
-        "labels": names,
-        "default": {"*": "float32"},
-        "inputs": [spec_to_json(spec)],
-        "outputs": [spec_to_json(item) for item in found.outputs],
-        "preprocess": steps_to_json(parsed),
-        "postprocess": post_steps_to_json(default_post_steps(known_task)),
-        "variants": {
-            "float32": {
-                "precision": "as it came",
-                "scheme": None,
-                "opset": found.opset,
-                "ir_version": found.ir_version,
-                "min_runtime": found.min_runtime,
-                "tolerance": golden_tolerance(tolerance.to_json(), quantized=False),
-                "metrics": {},
-            }
-        },
-        "golden": {
-            "file": "golden.npz",
-            "inputs": [spec.name],
-            "outputs": {"float32": [item.name for item in found.outputs]},
-            "synthetic": True,
-        },
-        "samples": None,
-        "metrics": {"teacher": None, "student_alone": None, "student": None},
-        "limits": [],
-        "source_sha256": sha256_file(model),
-    }
-    return Bundle.write(out, manifest, {"float32": {"main": model}}, golden, as_zip=as_zip)
-
-
-def raw_for(arithmetic: Sequence[Any], spec: TensorSpec, seed: int) -> Array:
-    """Random uint8 images that end in the model's input shape after the steps, or a clear error."""
-    rng = np.random.default_rng(seed)
-    shape = spec.concrete()[1:]
-    moves = [step.to for step in arithmetic if step.op == "layout"]
-    before = (shape[1], shape[2], shape[0]) if "CHW" in moves and len(shape) == 3 else shape
-    raw: Array = rng.integers(0, 256, (GOLDEN_SAMPLES, *before), dtype=np.uint8)
-    made = apply_arithmetic(tuple(arithmetic), raw).shape[1:]
-    if made != shape:
-        raise UsageError(
-            f"--preprocess makes samples of shape {made}, but the model's input is {spec.shape}; check layout"
-        )
-    return raw
-
-
-def read_labels(text: str | None) -> list[str]:
-    """Labels from `a,b,c`, or from a file with one per line."""
-    if text is None:
-        return []
-    path = Path(text)
-    try:
-        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
-    except ValueError as error:
-        raise InputRefused(f"--labels {path} is not text in UTF-8 ({error}); expected one label per line") from error

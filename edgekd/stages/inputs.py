@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from edgekd.data.npz import read_npz
 from edgekd.errors import DataError
 from edgekd.spec import Array
 
 ARRAYS = (".npy", ".npz")
-
-
-def read_npz(path: Path) -> dict[str, Array]:
-    """All arrays of an npz. Raises `DataError` when it is missing, corrupt or holds pickled objects."""
-    if not path.is_file():
-        found = "is no file" if path.exists() else "is not there"
-        raise DataError(f"{path} {found}; expected an .npz file that numpy.savez wrote")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{path} is a single array; expected an .npz file with named arrays")
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} cannot be read as .npz: {error}; write it with numpy.savez") from error
 
 
 def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:

@@ -1,0 +1,156 @@
+"""Bundles that no run wrote: a run's own again, elsewhere or as a zip, and somebody's ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.device.bundle import Bundle
+from edgekd.device.postprocess import default_post_steps, post_steps_to_json
+from edgekd.device.preprocess import apply_arithmetic, split_steps
+from edgekd.device.runtimes import open_session
+from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.errors import InputRefused, RecipeError, UsageError, nearest
+from edgekd.files import sha256_file
+from edgekd.graph.inspection import inspect
+from edgekd.spec import TASKS, Array, Task, TensorSpec, parse_steps, steps_to_json
+from edgekd.stages.alone import random_feeds
+from edgekd.stages.shipping import BUNDLE, GOLDEN_SAMPLES, golden_tolerance, spec_to_json
+from edgekd.version import __version__
+
+
+def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int) -> Bundle:
+    """A run's bundle again: elsewhere, as a zip, or with labelled validation samples."""
+    source = Bundle.open(run / BUNDLE) if (run / BUNDLE).exists() else None
+    if source is None:
+        raise InputRefused(
+            f"{run} holds no {BUNDLE} yet; expected a finished run (distill-and-export --out {run}), or an ONNX file"
+        )
+    labelled: dict[str, Array] | None = None
+    if samples:
+        from edgekd.recipe import load_recipe
+        from edgekd.stages.workspace import prepare_data
+
+        loaded = load_recipe(run / "recipe.toml")
+        prepared = prepare_data(loaded.recipe, loaded.folder)
+        val = prepared.labelled(prepared.dataset.val.take(slice(samples)))
+        labelled = {"x": val.x, "y": val.y}
+    graphs = {
+        variant: {role: source.graph(role, variant) for role in source.manifest["variants"][variant]["graphs"]}
+        for variant in source.variants
+    }
+    return Bundle.write(out, source.manifest, graphs, source.golden(), labelled, as_zip=as_zip)
+
+
+def bundle_model(
+    model: Path,
+    out: Path,
+    *,
+    name: str,
+    task: str,
+    labels: str | None,
+    steps: Sequence[Mapping[str, Any]],
+    licence: str | None,
+    as_zip: bool,
+    seed: int,
+) -> Bundle:
+    """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it."""
+    if not licence:
+        raise UsageError(f"bundle {model}: say under which licence the model is, with --licence (for example MIT)")
+    if task not in TASKS:
+        raise UsageError(f"--task {task}: unknown. {nearest(task, TASKS)}")
+    known_task: Task = next(item for item in TASKS if item == task)
+    found = inspect(model)
+    if len(found.inputs) != 1:
+        raise InputRefused(
+            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one"
+        )
+    try:
+        parsed = parse_steps(steps, where="--preprocess")
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    spec, arithmetic = found.inputs[0], split_steps(parsed)[1]
+    names = read_labels(labels)
+    feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)
+    raw = feeds[spec.name]
+    if arithmetic:
+        raw = raw_for(arithmetic, spec, seed)
+        feeds = {spec.name: apply_arithmetic(arithmetic, raw)}
+    session = open_session(model, threads=1)
+    try:
+        outputs = run_in_chunks(session, feeds)
+    finally:
+        session.close()
+    width = int(outputs[found.outputs[0].name].shape[-1])
+    if names and len(names) != width:
+        raise UsageError(f"--labels names {len(names)} labels, but {model} has {width} outputs")
+    names = names or [str(index) for index in range(width)]
+    golden = {"raw": raw, f"input.{spec.name}": feeds[spec.name]}
+    variant = found.precision
+    golden |= {f"output.{variant}.{key}": value for key, value in outputs.items()}
+    manifest = {
+        "name": name,
+        "task": task,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "edgekd_version": __version__,
+        "licence": licence,
+        "intended_use": "",
+        "provenance": {
+            "recipe_sha256": None,
+            "teacher": {"name": "none", "licence": "none", "sha256": ""},
+            "data": {"name": "not stated", "licence": "not stated", "sha256": ""},
+            "seed": seed,
+        },
+        "labels": names,
+        "default": {"*": variant},
+        "inputs": [spec_to_json(spec)],
+        "outputs": [spec_to_json(item) for item in found.outputs],
+        "preprocess": steps_to_json(parsed),
+        "postprocess": post_steps_to_json(default_post_steps(known_task)),
+        "variants": {
+            variant: {
+                "precision": variant,
+                "scheme": None,
+                "opset": found.opset,
+                "ir_version": found.ir_version,
+                "min_runtime": found.min_runtime,
+                "tolerance": golden_tolerance(variant, outputs.values()),
+                "metrics": {},
+            }
+        },
+        "golden": {"synthetic": True},
+        "metrics": {"teacher": None, "student_alone": None, "student": None},
+        "limits": [],
+        "source_sha256": sha256_file(model),
+    }
+    return Bundle.write(out, manifest, {variant: {"main": model}}, golden, as_zip=as_zip)
+
+
+def raw_for(arithmetic: Sequence[Any], spec: TensorSpec, seed: int) -> Array:
+    """Random uint8 images that end in the model's input shape after the steps, or a clear error."""
+    rng = np.random.default_rng(seed)
+    shape = spec.concrete()[1:]
+    moves = [step.to for step in arithmetic if step.op == "layout"]
+    before = (shape[1], shape[2], shape[0]) if "CHW" in moves and len(shape) == 3 else shape
+    raw: Array = rng.integers(0, 256, (GOLDEN_SAMPLES, *before), dtype=np.uint8)
+    made = apply_arithmetic(tuple(arithmetic), raw).shape[1:]
+    if made != shape:
+        raise UsageError(
+            f"--preprocess makes samples of shape {made}, but the model's input is {spec.shape}; check layout"
+        )
+    return raw
+
+
+def read_labels(text: str | None) -> list[str]:
+    """Labels from `a,b,c`, or from a file with one per line."""
+    if text is None:
+        return []
+    path = Path(text)
+    try:
+        return path.read_text(encoding="utf-8").splitlines() if path.is_file() else text.split(",")
+    except ValueError as error:
+        raise InputRefused(f"--labels {path} is not text in UTF-8 ({error}); expected one label per line") from error
