@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from commands import edgekd, ok, ok_json
 
 from edgekd.results import read_results
 
@@ -19,32 +18,6 @@ QUICK = (
     "--set=teacher.args={width=8,depth=8}",
     "--set=distill.epochs=3",
 )
-
-
-def edgekd(
-    *args: str | Path, cwd: Path | None = None, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run the command line; colours and widths as in a pipe."""
-    return subprocess.run(
-        [sys.executable, "-W", "error::DeprecationWarning:edgekd", "-m", "edgekd", *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, "COLUMNS": "160", **(env or {})},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-def ok(*args: str | Path, cwd: Path | None = None) -> str:
-    """The stdout of a command that must succeed."""
-    done = edgekd(*args, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def ok_json(*args: str | Path) -> Any:
-    """The one JSON object that a command prints with --json; progress must not be in it."""
-    return json.loads(ok(*args, "--json"))
 
 
 @pytest.fixture(scope="session")
