@@ -65,7 +65,7 @@ def benchmark(
     runtimes = [item.strip() for item in runtime.split(",")]
     names = [*candidates, *([against] if against is not None and against not in candidates else [])]
     chosen = expand(names, runtimes=runtimes, batches=batches, threads=common.threads or 1)
-    reference = None if against is None else next(item.id for item in chosen if item.id.startswith(Path(against).name))
+    reference = None if against is None else find_reference(chosen, against)
     samples = None if data is None else read_samples(data, candidates)
     if cpus is not None:
         use_cpus(cpus)
@@ -123,19 +123,21 @@ def expand(names: Sequence[str], *, runtimes: Sequence[str], batches: Sequence[i
     found: list[Candidate] = []
     shared: tuple[Step, ...] = ()
     for name in names:
-        path_text, _, variant = name.partition(":") if not Path(name).exists() else (name, "", "")
-        path = Path(path_text)
+        path, variant = split_name(name)
+        # By the file's name, unless another candidate's file is called alike: two runs' bundles are.
+        alike = {str(other) for other, _ in map(split_name, names) if other.name == path.name}
+        title = path.name if len(alike) == 1 else str(path)
         if not path.exists():
             raise InputRefused(f"{path} is not there; expected a bundle (folder or zip) or an ONNX file")
         if path.is_file() and path.suffix in (".onnx", ".ort"):
-            found.append(Candidate(path.name, str(path)))
+            found.append(Candidate(title, str(path)))
             continue
         bundle = Bundle.open(path)
         steps = split_steps(parse_steps(bundle.manifest["preprocess"]))[1]
         shared = shared or steps
         for item in [variant] if variant else bundle.variants:
             check_variant(bundle, item)
-            found.append(Candidate(f"{path.name}:{item}", str(path), variant=item, preprocess=steps))
+            found.append(Candidate(f"{title}:{item}", str(path), variant=item, preprocess=steps))
     several = len(runtimes) * len(batches) > 1
     return [
         replace(
@@ -150,6 +152,18 @@ def expand(names: Sequence[str], *, runtimes: Sequence[str], batches: Sequence[i
         for runtime in runtimes
         for size in batches
     ]
+
+
+def split_name(name: str) -> tuple[Path, str]:
+    """The path and, behind a colon, the variant of a candidate as it was typed."""
+    path, _, variant = (name, "", "") if Path(name).exists() else name.partition(":")
+    return Path(path), variant
+
+
+def find_reference(candidates: Sequence[Candidate], name: str) -> str:
+    """The id of the first candidate that `name` stands for: a bundle's first variant, unless one is named."""
+    path, variant = split_name(name)
+    return next(item.id for item in candidates if item.model == str(path) and (not variant or item.variant == variant))
 
 
 def check_variant(bundle: Bundle, name: str) -> None:

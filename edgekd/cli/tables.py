@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from edgekd.doctor import Diagnosis
     from edgekd.pipeline import Plan, RunResult
 
-# Input of a built-in model's family for which its size is listed: images of MNIST, or 128 steps of 9 sensors.
-TYPICAL_INPUT = {"mlp": (784,), "cnn": (1, 28, 28), "dscnn": (1, 28, 28), "resnet": (1, 28, 28), "tcn": (128, 9)}
 COLOURS = {"met": "green", "missed": "red", "unproven": "yellow", "VALID": "green", "INVALID": "yellow"}
 
 
@@ -99,7 +97,8 @@ def limit_line(item: Mapping[str, Any]) -> str:
     if item["verdict"] == "missed":
         text += f", missed by {value - item['limit']:.3g} {unit}"
     if item["verdict"] == "unproven" and "needed_n" in item:
-        text += f", n too small: a proof takes about {item['needed_n']:,} validation samples"
+        what = "timed calls" if item["name"] == "latency_p90_ms" else "validation samples"
+        text += f", n too small: a proof takes about {item['needed_n']:,} {what}"
     return text
 
 
@@ -163,27 +162,21 @@ def print_recipes(common: Common) -> None:
 
 def print_models(common: Common) -> None:
     """The built-in models with their sizes, at a typical input and ten outputs."""
-    from edgekd.distill.models import MODELS, build_model, count
+    from edgekd.distill.models import TYPICAL_INPUT, build_model, count
 
     rows = []
-    for name in MODELS:
-        shape = TYPICAL_INPUT[name.partition("_")[0]]
+    for name, shape in TYPICAL_INPUT.items():
         parameters, macs = count(build_model(name, num_outputs=10, input_shape=shape), shape)
         rows.append({"model": name, "input_shape": list(shape), "parameters": parameters, "macs": macs})
     if common.as_json:
         common.print_json(rows)
         return
     cells = [
-        (str(row["model"]), "x".join(map(str, shape_of(row))), f"{row['parameters']:,}", f"{row['macs']:,}")
-        for row in rows
+        (name, "x".join(map(str, shape)), f"{row['parameters']:,}", f"{row['macs']:,}")
+        for (name, shape), row in zip(TYPICAL_INPUT.items(), rows)
     ]
     common.out.print(plain_table(("model", "input", "parameters", "MACs"), cells, left=2))
     common.say("10 outputs, batch 1; use one as student.model or teacher.model, or your own package.module:function")
-
-
-def shape_of(row: Mapping[str, Any]) -> list[int]:
-    """The input shape of a row of `print_models`."""
-    return list(row["input_shape"])
 
 
 def print_diagnosis(common: Common, diagnosis: Diagnosis) -> None:

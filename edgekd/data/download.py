@@ -11,6 +11,8 @@ from edgekd.errors import DataError, MissingExtra
 from edgekd.files import sha256_bytes, write_bytes
 
 TIMEOUT_S = 60
+# Above all that is fetched here; whatever else a server sends ends in a wrong checksum, not in a full memory.
+MAX_BYTES = 1 << 27
 
 
 def cache_folder(name: str) -> Path:
@@ -34,7 +36,7 @@ def fetch(url: str, path: Path, *, sha256: str) -> Path:
         return path
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
-            data = response.read()
+            data = response.read(MAX_BYTES)
     except (urllib.error.URLError, OSError) as error:
         raise DataError(
             f"cannot download {url} ({error}); check the connection, or put the file at {path} yourself"

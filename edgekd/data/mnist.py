@@ -83,7 +83,7 @@ def read(request: Request) -> Source:
     """
     published = SETS[request.kind]
     folder = folder_of(request.kind, request.root)
-    if request.root is None and "EDGEKD_DATA" not in os.environ and not _is_complete(folder):
+    if request.root is None and not os.environ.get("EDGEKD_DATA") and not _is_complete(folder):
         if not request.download:
             raise DataError(f"{request.kind} is not in {folder}, and downloading is off; set data.root or EDGEKD_DATA")
         for name, sha256 in published.sha256.items():

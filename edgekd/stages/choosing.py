@@ -213,5 +213,6 @@ def explain(verdict: LimitVerdict, confidence: float) -> str:
         return f"{found}, {value.value - verdict.limit:.3g} {unit} too much"
     if verdict.verdict == "unproven" and verdict.needed_n is not None:
         n = "" if value.n is None else f"; n = {value.n} is too small"
-        return f"{found}{n}, a proof takes about {verdict.needed_n:,} samples"
+        what = "timed calls" if verdict.name == "latency_p90_ms" else "samples"
+        return f"{found}{n}, a proof takes about {verdict.needed_n:,} {what}"
     return found
