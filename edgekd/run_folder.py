@@ -199,11 +199,7 @@ class RunFolder:
         record = self._record_path(stage.name)
         with explain_os_errors(self.path):
             # With a record the stage had ended: its files are whole, and were changed, or are to be made anew.
-            if (
-                record.is_file()
-                or self.force == stage.name
-                or not self._may_resume(stage, marker)
-            ):
+            if record.is_file() or self.force == stage.name or not self._may_resume(stage, marker):
                 for output in stage.outputs:
                     _remove(self.path / output)
             # After the outputs: killed between the two, the next run finds the record and removes them all.
