@@ -52,8 +52,8 @@ lint: $(VENV)/test.done
 # Every number in the README and in benchmarks/README.md, made again on this machine; keep it quiet meanwhile.
 bench: $(VENV)/test.done
 	$(BIN)/edgekd distill-and-export digits --out $(OUT)
-	$(BIN)/python benchmarks/peers/bare_loop.py --model $(OUT)/export/student.onnx --out benchmarks/results/bare_loop.json
-	$(BIN)/python benchmarks/peers/import_cost.py --bundle $(OUT)/student.edgekd --out benchmarks/results/import_cost.json
+	$(BIN)/python benchmarks/peers/bare_loop.py $(OUT)/export/student.onnx --out benchmarks/results/bare_loop.json
+	$(BIN)/python benchmarks/peers/import_cost.py $(OUT)/student.edgekd --out benchmarks/results/import_cost.json
 
 clean:
 	rm -rf $(VENV) runs dist
