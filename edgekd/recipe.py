@@ -57,6 +57,7 @@ class DataSection(Section):
     limit: Annotated[int, Field(ge=1)] | None = None
     licence: str | None = None
     augment: dict[str, Any] = {}
+    views: Annotated[int, Field(ge=1)] | None = None
 
 
 class PreprocessSection(Section):
@@ -84,15 +85,43 @@ class TrainSection(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
 
 
+class RequestSection(Section):
+    """`[teacher.request]`: how a teacher at a `url` is asked. `headers` name environment variables, never secrets."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    timeout_s: Positive = 60.0
+    retries: Annotated[int, Field(ge=0)] = 5
+    per_s: Positive | None = None
+    encoding: Literal["json", "npy"] = "json"
+    headers: dict[str, str] = {}
+    insecure: bool = False
+
+
 class TeacherSection(Section):
-    """`[teacher]`: a model by reference (loaded from `weights`, else trained here), or a black box (`onnx`)."""
+    """`[teacher]`: a model by reference (loaded from `weights`, else trained here), or a black box.
+
+    Black boxes: an `onnx` file, answers in a file (`logits`), an HTTP endpoint (`url`).
+    """
 
     model: str | None = None
     args: dict[str, Any] = {}
     weights: str | None = None
     onnx: str | None = None
+    logits: str | None = None
+    url: str | None = None
+    request: RequestSection = RequestSection()
     licence: str | None = None
     train: TrainSection = TrainSection()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it comes trained, from somewhere else."""
+        return self.model is None or self.weights is not None
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether it can be run as an ONNX file; of the others only answers are known."""
+        return self.model is not None or self.onnx is not None
 
 
 class StudentSection(Section):
@@ -125,6 +154,9 @@ class DistillSection(Section):
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     baseline: bool = True
+    cache: bool = False
+    cache_top_k: Annotated[int, Field(ge=1)] | None = None
+    cache_dtype: Literal["float32", "float16"] = "float32"
     terms: Annotated[tuple[TermSection, ...], BeforeValidator(_tuple)] = ()
 
 
@@ -191,6 +223,11 @@ class Recipe(Section):
     target: TargetSection = TargetSection()
     limits: LimitsSection = LimitsSection()
     benchmark: BenchmarkSection = BenchmarkSection()
+
+    @property
+    def keeps_answers(self) -> bool:
+        """Whether the teacher's answers are kept outside the run, for this student and those to come."""
+        return self.distill.cache or self.teacher.url is not None
 
     @property
     def distill_terms(self) -> tuple[TermSection, ...]:

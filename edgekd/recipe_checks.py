@@ -12,6 +12,7 @@ from edgekd.data.registry import KINDS
 from edgekd.device.postprocess import parse_post_steps
 from edgekd.device.preprocess import split_steps
 from edgekd.device.suites import load_suite
+from edgekd.distill.endpoint import check_url
 from edgekd.errors import ModelError, RecipeError, UsageError, nearest
 from edgekd.spec import parse_steps
 
@@ -57,6 +58,8 @@ TASK_OF_LOSS = {
     "regression_kd": "regression",
     "mean_squared_error": "regression",
 }
+# Teachers of which only the answers are seen.
+BLACK_BOXES = ("onnx", "logits", "url")
 CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder")
 KINDS_WITH_ROOT = ("image_folder", "arrays")
 
@@ -73,6 +76,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_data(recipe)
         _check_teacher(recipe)
         _check_terms(recipe)
+        _check_views(recipe)
         if check_files:
             _check_root(recipe)
             _check_files(recipe)
@@ -132,25 +136,31 @@ def _check_root(recipe: Recipe) -> None:
 def _check_teacher(recipe: Recipe) -> None:
     teacher = recipe.teacher
     defaults = type(teacher)()
-    if teacher.model is not None and teacher.onnx is not None:
-        raise RecipeError("teacher has both 'model' and 'onnx'; expected one of them")
-    if teacher.model is None and teacher.onnx is None:
+    given = [key for key in ("model", *BLACK_BOXES) if getattr(teacher, key) is not None]
+    if len(given) > 1:
+        raise RecipeError(f"teacher has {' and '.join(map(repr, given))}; expected one of them")
+    if not given:
         raise RecipeError(
-            "teacher has neither 'model' nor 'onnx'; expected a built-in name, your own 'package.module:function', "
-            "or onnx = 'FILE'"
+            "teacher has neither 'model' nor 'onnx', 'logits' or 'url'; expected a built-in name, your own "
+            "'package.module:function', onnx = 'FILE', logits = 'FILE' or url = 'URL'"
         )
+    black_box = given[0] if given[0] in BLACK_BOXES else None
     # A resolved recipe states the defaults too: only a value that differs from them was meant.
     trains = teacher.train != defaults.train
-    if teacher.onnx is not None:
+    if black_box is not None:
         useless = {"args": bool(teacher.args), "weights": teacher.weights is not None, "train": trains}
         for key, is_there in useless.items():
             if is_there:
-                raise RecipeError(f"teacher.onnx is a finished model; remove teacher.{key}")
+                raise RecipeError(f"teacher.{black_box} is a finished teacher; remove teacher.{key}")
         if not (teacher.licence or "").strip():
             raise RecipeError(
-                "teacher.licence is missing: teacher.onnx is a black box, and some licences forbid learning from a "
-                'model\'s outputs; look it up and state it, for example --set teacher.licence="Apache-2.0"'
+                f"teacher.licence is missing: teacher.{black_box} is a black box, and some licences forbid learning "
+                'from a model\'s outputs; look it up and state it, for example --set teacher.licence="Apache-2.0"'
             )
+    if teacher.url is not None:
+        check_url(teacher.url, insecure=teacher.request.insecure)
+    elif teacher.request != defaults.request:
+        raise RecipeError("teacher.request says how a teacher.url is asked, but there is none; remove it")
     if teacher.train.label_smoothing and recipe.task != "classification":
         raise RecipeError(f"teacher.train.label_smoothing works for classification only, but task = '{recipe.task}'")
 
@@ -172,14 +182,35 @@ def _check_terms(recipe: Recipe) -> None:
         raise RecipeError("distill.terms: every weight is 0, so nothing would be learned; expected one above 0")
 
 
+def _check_views(recipe: Recipe) -> None:
+    data, distill, teacher = recipe.data, recipe.distill, recipe.teacher
+    augments = any(data.augment.values())
+    if data.views is not None and data.views > 1 and not augments:
+        raise RecipeError(
+            f"data.views = {data.views}, but data.augment is empty: all views would be the same; remove it, or add "
+            "augmentation"
+        )
+    if distill.cache and teacher.logits is not None:
+        raise RecipeError("distill.cache keeps what a teacher answers, but teacher.logits is such a file; remove one")
+    if recipe.keeps_answers and augments and data.views is None:
+        why = "distill.cache" if distill.cache else "teacher.url"
+        raise RecipeError(
+            f"data.views is missing: {why} keeps the teacher's answers, and data.augment makes other samples in every "
+            "epoch; add data.views = 8, for example, to cycle through 8 augmentations of each sample"
+        )
+    if not recipe.keeps_answers and (distill.cache_top_k is not None or distill.cache_dtype != "float32"):
+        raise RecipeError("distill.cache_top_k and cache_dtype say how distill.cache keeps answers; add cache = true")
+
+
 def _check_files(recipe: Recipe) -> None:
     for key, value in (("teacher.weights", recipe.teacher.weights), ("student.weights", recipe.student.weights)):
         if value is not None:
             if Path(value).suffix not in WEIGHTS:
                 raise ModelError(f"{key}: found {value}, expected a file that ends in {', '.join(WEIGHTS)}")
             _check_file(key, value)
-    if recipe.teacher.onnx is not None:
-        _check_file("teacher.onnx", recipe.teacher.onnx)
+    for key, value in (("teacher.onnx", recipe.teacher.onnx), ("teacher.logits", recipe.teacher.logits)):
+        if value is not None:
+            _check_file(key, value)
     if recipe.target.name.endswith(".toml"):
         _check_file("target.name", recipe.target.name)
 

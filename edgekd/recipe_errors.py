@@ -124,7 +124,7 @@ def _missing(dotted: str) -> str:
     examples = {
         "data": '[data] with kind = "digits", for example',
         "data.kind": 'for example kind = "digits"',
-        "teacher": '[teacher] with model = "NAME" (built in, or your own "module:function"), or onnx = "FILE"',
+        "teacher": '[teacher] with model = "NAME" (built in, or your own "module:function"), or onnx, logits or url',
         "student": '[student] with model = "NAME" (built in, or your own "package.module:function")',
         "student.model": 'model = "NAME" (built in, or your own "package.module:function")',
     }

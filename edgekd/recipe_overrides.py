@@ -13,7 +13,13 @@ from edgekd.recipe_checks import DEFAULT_TERMS
 
 # Data sets in a public format that lie together in one folder, which EDGEKD_DATA may name.
 KINDS_IN_EDGEKD_DATA = ("mnist", "fashion_mnist")
-PATHS = (("data", "root"), ("teacher", "weights"), ("teacher", "onnx"), ("student", "weights"))
+PATHS = (
+    ("data", "root"),
+    ("teacher", "weights"),
+    ("teacher", "onnx"),
+    ("teacher", "logits"),
+    ("student", "weights"),
+)
 NAMES_OR_PATHS = (("target", "name"), ("benchmark", "suite"))  # a path where they end in .toml
 
 

@@ -182,7 +182,15 @@ def test_missing_tables_are_named_with_an_example(write) -> None:
         (MINIMAL, ["data.kind=arrays", "data.root=a.csv"], "data.target is missing: a .csv file needs the name"),
         (MINIMAL, ["data.val_fraction=0.6", "data.test_fraction=0.5"], "= 1.1: nothing is left to train on"),
         (MINIMAL, ["teacher={}"], "teacher has neither 'model' nor 'onnx'"),
-        (MINIMAL, ["teacher.onnx=t.onnx"], "teacher has both 'model' and 'onnx'; expected one of them"),
+        (MINIMAL, ["teacher.onnx=t.onnx"], "teacher has 'model' and 'onnx'; expected one of them"),
+        (MINIMAL, ["teacher={url='a', logits='b', onnx='c'}"], "teacher has 'onnx' and 'logits' and 'url'"),
+        (MINIMAL, ["teacher={logits='t.npz'}"], "teacher.licence is missing: teacher.logits is a black box"),
+        (MINIMAL, ["teacher={logits='t.npz', licence='MIT', train={epochs=3}}"], "remove teacher.train"),
+        (MINIMAL, ["teacher.request.batch_size=3"], "teacher.request says how a teacher.url is asked, but there is"),
+        (MINIMAL, ["data.views=2"], "data.views = 2, but data.augment is empty: all views would be the same"),
+        (MINIMAL, ["distill.cache=true", "data.augment={shift=1}"], "data.views is missing: distill.cache keeps the"),
+        (MINIMAL, ["distill.cache_top_k=3"], "say how distill.cache keeps answers; add cache = true"),
+        (MINIMAL, ["distill.cache=true", "teacher={logits='t.npz', licence='MIT'}"], "is such a file; remove one"),
         (MINIMAL, ["teacher={onnx='t.onnx'}"], "teacher.licence is missing: teacher.onnx is a black box"),
         (MINIMAL, ["teacher={onnx='t.onnx', licence=' '}"], "teacher.licence is missing"),
         (MINIMAL, ["teacher={onnx='t.onnx', licence='MIT', args={a=1}}"], "remove teacher.args"),
@@ -212,6 +220,45 @@ def test_a_black_box_with_a_licence_is_accepted(write, tmp_path: Path) -> None:
     (tmp_path / "t.onnx").touch()
     text = MINIMAL.replace('model = "resnet_teacher"', 'onnx = "t.onnx"\nlicence = "MIT"')
     assert load(write(text)).teacher.onnx == str(tmp_path / "t.onnx")
+
+
+@pytest.mark.parametrize(
+    ("request_", "expected"),
+    [
+        ("", "teacher.licence is missing: teacher.url is a black box"),
+        ("ftp://host/path", "found ftp://host/path, expected https://HOST/PATH"),
+        ("https://", "expected https://HOST/PATH"),
+        ("https://host:port/", "is no URL"),
+        ("http://elsewhere.example/x?a=1", "http://elsewhere.example/x would send the samples in the clear; use https"),
+        ("https://me:secret@host/x", "https://host/x holds a credential, and recipes are kept and passed on; put it"),
+        ("https://host/x?Token=secret", "https://host/x holds a credential"),
+    ],
+)
+def test_a_url_that_must_not_be_used(write, request_: str, expected: str) -> None:
+    url, licence = (request_, 'licence = "MIT"') if request_ else ("https://host/x", "")
+    text = MINIMAL.replace('model = "resnet_teacher"', f'url = "{url}"\n{licence}')
+    with pytest.raises(RecipeError) as caught:
+        load(write(text))
+    assert expected in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["https://host/x", "http://localhost:80/x", "http://127.0.0.2/x", "http://[::1]:8/x"])
+def test_urls_that_may_be_used(write, url: str) -> None:
+    text = MINIMAL.replace('model = "resnet_teacher"', f'url = "{url}"\nlicence = "MIT"')
+    recipe = load(write(text))
+    assert recipe.teacher.url == url
+    assert recipe.keeps_answers
+    assert recipe.teacher.is_finished
+    assert not recipe.teacher.has_graph
+    with pytest.raises(RecipeError, match=r"data\.views is missing: teacher.url keeps the teacher's answers"):
+        load(write(text), "data.augment={shift=1}")
+    assert load(write(text), "data.augment={shift=1}", "data.views=2").data.views == 2
+
+
+def test_insecure_http_only_when_asked_for(write) -> None:
+    text = MINIMAL.replace('model = "resnet_teacher"', 'url = "http://elsewhere.example/x"\nlicence = "MIT"')
+    assert load(write(text), "teacher.request.insecure=true").teacher.request.insecure
 
 
 @pytest.mark.parametrize("key", ["teacher.weights", "student.weights"])

@@ -1,9 +1,14 @@
 """Batches of a split: shuffled and augmented for training, in order for evaluation.
 
-    samples in memory -> order(seed, epoch) -> augment(seed, epoch, id) -> arithmetic steps -> named tensors
+    samples in memory -> order(seed, epoch) -> augment(seed, view, id) -> arithmetic steps -> named tensors
 
-A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64}; y is (N,) int64 classes, (N, L) float32 labels or
-(N, D) float32 targets. Everything is a function of seed, epoch and ids, so an epoch can be repeated at will.
+A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64, "view": (N,) int64}; y is (N,) int64 classes, (N, L)
+float32 labels or (N, D) float32 targets. Everything is a function of seed, epoch and ids, so an epoch can be repeated
+at will.
+
+`view` says which augmentation of the sample this is: (id, view) stands for exactly these pixels, and a teacher's
+answer to them may be kept. Epoch e shows view e, or view e mod K where K `views` are cycled. Samples that no
+augmentation touches have the one view 0; those left as they are by `full` although there is one have `PLAIN`.
 """
 
 from __future__ import annotations
@@ -24,6 +29,10 @@ from edgekd.spec import Layout, Split, Step, Task
 # Samples that never change are made model-ready once, up to this much memory; beyond it batch by batch.
 READY_BYTES = 512 << 20
 _CHUNK = 4096
+# The view of a sample that was not augmented although its training is.
+PLAIN = -1
+
+Positions = np.ndarray[tuple[int], np.dtype[np.intp]]
 
 
 class Batches:
@@ -31,10 +40,11 @@ class Batches:
 
     The last batch holds what remains, with one exception: a single remaining sample joins the batch before it,
     because batch norm cannot learn from one. `drop_last=True` leaves the remainder of each epoch out instead (but
-    never the only batch).
+    never the only batch). `views=K` cycles through K augmentations of each sample instead of making a new one in every
+    epoch.
 
-    Raises `UsageError` for a batch size below 1, `RecipeError` for an augmentation that does not fit and `DataError`
-    for an empty split.
+    Raises `UsageError` for a batch size or a number of views below 1, `RecipeError` for an augmentation that does not
+    fit and `DataError` for an empty split.
     """
 
     def __init__(
@@ -47,9 +57,12 @@ class Batches:
         augment: Augment | None = None,
         task: Task = "classification",
         drop_last: bool = False,
+        views: int | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"found batch_size = {batch_size}, expected a whole number from 1")
+        if views is not None and views < 1:
+            raise UsageError(f"found views = {views}, expected a whole number from 1")
         if len(split) == 0:
             raise DataError("found a split with 0 samples, expected at least 1; check the fractions of the splits")
         split = _with_channels(split, steps)
@@ -58,6 +71,7 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._augment = check_augment(augment or {}, split.x[:1])
+        self._views = views if self._augment else 1
         self._targets = _targets(split, task)
         self._ids = torch.from_numpy(np.ascontiguousarray(split.ids, dtype=np.int64))
         self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
@@ -82,28 +96,40 @@ class Batches:
         """Samples in the smallest batch of an epoch."""
         return min(end - start for start, end in self._bounds)
 
+    @property
+    def views(self) -> int | None:
+        """How many views of each sample there are; None: another one in every epoch."""
+        return self._views
+
     def epoch(self, number: int) -> Iterator[dict[str, Tensor]]:
         """The batches of epoch `number` (from 0), shuffled and augmented."""
         order = permutation(self._seed, number, self._split.ids)
+        view = number if self._views is None else number % self._views
         for start, end in self._bounds:
-            yield self._batch(order[start:end], epoch=number)
+            yield self.at(order[start:end], view=view)
 
     def full(self) -> Iterator[dict[str, Tensor]]:
         """All samples once, in their order and without augmentation."""
         for start in range(0, len(self._split), self._batch_size):
             indices = np.arange(start, min(start + self._batch_size, len(self._split)))
-            yield self._batch(indices, epoch=None)
+            yield self.at(indices, view=PLAIN if self._augment else 0)
 
-    def _batch(self, indices: np.ndarray[tuple[int], np.dtype[np.intp]], *, epoch: int | None) -> dict[str, Tensor]:
+    def at(self, indices: Positions, *, view: int) -> dict[str, Tensor]:
+        """The samples at these positions of the split, all in the same view (`PLAIN`: as they are)."""
         chosen = torch.from_numpy(indices)
         if self._ready is not None:
             x = self._ready.index_select(0, chosen)
         else:
             raw = self._split.x[indices]
-            if epoch is not None:
-                raw = augment_batch(raw, self._split.ids[indices], self._augment, seed=self._seed, epoch=epoch)
+            if view != PLAIN:
+                raw = augment_batch(raw, self._split.ids[indices], self._augment, seed=self._seed, epoch=view)
             x = torch.from_numpy(apply_arithmetic(self._steps, raw))
-        return {"x": x, "y": self._targets.index_select(0, chosen), "id": self._ids.index_select(0, chosen)}
+        return {
+            "x": x,
+            "y": self._targets.index_select(0, chosen),
+            "id": self._ids.index_select(0, chosen),
+            "view": torch.full((len(indices),), view, dtype=torch.int64),
+        }
 
 
 def _bounds(count: int, batch_size: int, *, drop_last: bool) -> list[tuple[int, int]]:

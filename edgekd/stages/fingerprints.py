@@ -19,6 +19,8 @@ from edgekd.stages.graphs import target, variant_names
 from edgekd.stages.workspace import Workspace
 
 Inputs = Mapping[str, Any]
+# How answers are kept; what is learned from them depends on the result of the stage `cache`.
+CACHE_KEYS = frozenset({"cache", "cache_top_k", "cache_dtype"})
 
 # edgekd.distill.checkpoint.CURES, by the names that recipes have for them.
 CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "terms", "losses"})
@@ -30,7 +32,7 @@ def data(space: Workspace) -> Inputs:
     source = source_signature(kind=recipe.data.kind, root=recipe.data.root, search_path=space.search_path)
     return {
         "signature": source,
-        "data": recipe.data.model_dump(mode="json", exclude={"augment", "licence"}),
+        "data": recipe.data.model_dump(mode="json", exclude={"augment", "views", "licence"}),
         "preprocess": recipe.preprocess.model_dump(mode="json"),
         "postprocess": recipe.postprocess.model_dump(mode="json"),
         "task": recipe.task,
@@ -59,8 +61,13 @@ def student(space: Workspace) -> Inputs:
 
 def student_alone(space: Workspace) -> Inputs:
     """As `student`, without what only the distilled one sees."""
-    budget = space.recipe.distill.model_dump(mode="json", exclude={"terms", "baseline"})
-    return {**_model(space, space.recipe.student), "distill": budget, **_training(space)}
+    budget = space.recipe.distill.model_dump(mode="json", exclude={"terms", "baseline", *CACHE_KEYS})
+    return {
+        **_model(space, space.recipe.student),
+        "distill": budget,
+        "views": space.recipe.data.views,
+        **_training(space),
+    }
 
 
 def without_cures(inputs: Inputs) -> Inputs:
@@ -130,7 +137,10 @@ def report(space: Workspace) -> Inputs:
 
 
 def _model(space: Workspace, section: TeacherSection | StudentSection, *, without: tuple[str, ...] = ()) -> Inputs:
-    files = {"weights": section.weights, "onnx": section.onnx if isinstance(section, TeacherSection) else None}
+    files = {"weights": section.weights}
+    if isinstance(section, TeacherSection):
+        files |= {"onnx": section.onnx, "logits": section.logits}
+        without = (*without, "request")  # how it is asked does not change what it answers
     reference = section.model or ""
     return {
         "section": section.model_dump(mode="json", exclude={"licence", *files, *without}),

@@ -96,7 +96,7 @@ class Workspace:
     @property
     def teacher_is_finished(self) -> bool:
         """Whether the teacher comes trained, from somewhere else."""
-        return self.recipe.teacher.weights is not None or self.recipe.teacher.onnx is not None
+        return self.recipe.teacher.is_finished
 
     @property
     def teacher_post(self) -> tuple[PostStep, ...]:

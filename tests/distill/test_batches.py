@@ -278,3 +278,45 @@ def test_draws_look_random() -> None:
     assert abs(bell.std() - 1) < 0.02
     assert abs((bell**4).mean() - 3) < 0.15
     assert abs(np.corrcoef(bell[:, 0], bell[:, 26])[0, 1]) < 0.08
+
+
+# Views
+
+
+def test_views_are_cycled() -> None:
+    split = images(40)
+    loader = Batches(split, STEPS, batch_size=16, seed=3, augment={"shift": 2, "noise": 4.0}, views=3)
+    endless = Batches(split, STEPS, batch_size=16, seed=3, augment={"shift": 2, "noise": 4.0})
+    assert (loader.views, endless.views) == (3, None)
+    by_id = {}
+    for epoch in range(6):
+        batch = of_epoch(loader, epoch)
+        by_id[epoch] = batch["x"][torch.argsort(batch["id"])]
+        assert torch.cat([part["view"] for part in loader.epoch(epoch)]).unique().tolist() == [epoch % 3]
+    for epoch in range(3):
+        assert torch.equal(by_id[epoch], by_id[epoch + 3]), "the same pixels, three epochs later"
+        assert torch.equal(of_epoch(loader, epoch)["x"], of_epoch(endless, epoch)["x"]), "the first cycle is as without"
+    assert not torch.equal(by_id[0], by_id[1])
+    assert not torch.equal(of_epoch(loader, 0)["id"], of_epoch(loader, 3)["id"]), "the order is new in every epoch"
+    assert [batch["view"].unique().tolist() for batch in endless.epoch(5)] == [[5]] * 3
+
+
+def test_at_gives_the_pixels_of_a_view() -> None:
+    loader = Batches(images(40), STEPS, batch_size=16, augment={"shift": 2}, views=2)
+    for batch in loader.epoch(1):
+        again = loader.at(batch["id"].numpy() - 1000, view=1)
+        assert all(torch.equal(batch[name], again[name]) for name in batch)
+
+
+def test_samples_that_nothing_changes_have_one_view() -> None:
+    plain = Batches(images(20), STEPS, batch_size=8, views=4)
+    assert plain.views == 1
+    assert {int(v) for epoch in (0, 7) for part in plain.epoch(epoch) for v in part["view"]} == {0}
+    assert {int(v) for part in plain.full() for v in part["view"]} == {0}
+    augmented = Batches(images(20), STEPS, batch_size=8, augment={"shift": 1}, views=4)
+    assert {int(v) for part in augmented.full() for v in part["view"]} == {batches.PLAIN}
+
+
+def test_a_number_of_views_below_one_is_refused() -> None:
+    with pytest.raises(UsageError, match="found views = 0, expected a whole number from 1"):
+        Batches(images(4), batch_size=2, views=0)

@@ -77,6 +77,8 @@ TRAINED = {"teacher", "student", "student_alone"}
         ("distill.epochs=7", {"student", "student_alone", "bundle"}),
         ("distill.terms.0.weight=0.5", {"student", "bundle"}),
         ("data.augment={noise=0.1}", {*TRAINED, "bundle"}),
+        ("data.views=1", {"student", "student_alone", "bundle"}),
+        ("distill.cache=true", {"bundle"}),
         ("export.opset=19", {"export", "bundle"}),
         ("limits.unproven=fail", {"bundle"}),
         ("limits.size_kb=3", {"select", "bundle"}),
