@@ -31,6 +31,8 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         "train, distil and export",
         ("torch", "torchvision", "onnxscript", "safetensors", "scikit-learn", "filelock", "platformdirs"),
     ),
+    "http": ("learn from a teacher behind a URL", ("httpx2",)),
+    "hf": ("read a teacher's answers from Parquet", ("pyarrow",)),
 }
 # Extras that another one brings along.
 INCLUDED: Mapping[str, tuple[str, ...]] = {"train": ("graph", "image", "report")}

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.device.preprocess import apply_arithmetic
@@ -85,6 +86,11 @@ class Batches:
     def num_samples(self) -> int:
         """Samples per epoch."""
         return self._bounds[-1][1]
+
+    @property
+    def ids(self) -> NDArray[np.int64]:
+        """The ids of the split's samples, in their order."""
+        return self._split.ids
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,89 @@
+"""A teacher that only remembers: answers by sample id and view, without a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekd.distill.answers import named_ids, with_logits
+from edgekd.distill.cache import Cache
+from edgekd.distill.stored import decode
+from edgekd.errors import DataError, UsageError
+from edgekd.spec import Array
+
+# Up to this much is read into memory at once; beyond it the files are mapped and rows are read as they are needed.
+MEMORY_BYTES = 1 << 30
+
+
+class CachedTeacher:
+    """The answers of a complete cache, as the teacher gave them to the same view of the same sample.
+
+    Named tensors are float32 and lie where `batch["id"]` does. Logits kept whole in float32 come back bit for bit;
+    a top-k comes as `topk_indices` (N, K) int64 and `topk_log_probabilities` (N, K), and as dense `logits`.
+
+    Raises `DataError` for a sample, `UsageError` for a view that the cache does not hold. On a GPU, where looking
+    would make it wait, such answers are NaN instead, and the training names them.
+    """
+
+    def __init__(self, cache: Cache) -> None:
+        if not cache.is_complete:
+            raise UsageError(f"the teacher cache {cache.path} is not complete; build it first")
+        self.cache = cache
+        self._ids = torch.from_numpy(np.array(cache.ids()))
+        self._num_samples, self._views = cache.num_samples, cache.views
+        self._num_outputs = cache.num_outputs
+        shards = {name: cache.arrays(name) for name in cache.index["tensors"]}
+        in_memory = sum(array.nbytes for arrays in shards.values() for array in arrays) <= MEMORY_BYTES
+        self._mapped = {} if in_memory else shards
+        self._stops = np.array([shard["stop"] for shard in cache.shards])
+        self._values = {name: torch.from_numpy(np.concatenate(a)) for name, a in shards.items()} if in_memory else {}
+        cache.touch()
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        ids_N, view_N = batch["id"], batch["view"]
+        device = ids_N.device
+        if self._ids.device != device:  # the first batch decides where the answers live
+            self._ids = self._ids.to(device)
+            self._values = {name: value.to(device) for name, value in self._values.items()}
+        position_N = torch.searchsorted(self._ids, ids_N).clamp_(max=self._num_samples - 1)
+        known_N = self._ids[position_N] == ids_N
+        shown_N = (view_N >= 0) & (view_N < self._views)
+        if device.type == "cpu":
+            self._refuse(ids_N, view_N, known_N, shown_N)
+        row_N = view_N.clamp(0, self._views - 1) * self._num_samples + position_N
+        if self._mapped:
+            stored = {name: self._read(arrays, row_N).to(device) for name, arrays in self._mapped.items()}
+        else:
+            stored = {name: value.index_select(0, row_N) for name, value in self._values.items()}
+        named = with_logits(decode(stored), self._num_outputs)
+        if device.type != "cpu":
+            named["logits"] = named["logits"].masked_fill(~(known_N & shown_N)[:, None], torch.nan)
+        return named
+
+    def _read(self, arrays: Sequence[Array], row_N: Tensor) -> Tensor:
+        """Rows from mapped shards: one gather per shard that is touched."""
+        rows = row_N.cpu().numpy()
+        shard_N = np.searchsorted(self._stops, rows, side="right")
+        starts = np.concatenate([[0], self._stops])
+        out = np.empty((len(rows), *arrays[0].shape[1:]), arrays[0].dtype)
+        for shard in np.unique(shard_N):
+            chosen = shard_N == shard
+            out[chosen] = arrays[shard][rows[chosen] - starts[shard]]
+        return torch.from_numpy(out)
+
+    def _refuse(self, ids_N: Tensor, view_N: Tensor, known_N: Tensor, shown_N: Tensor) -> None:
+        if not bool(known_N.all()):
+            strange = ids_N[~known_N].numpy()
+            raise DataError(
+                f"the teacher cache {self.cache.path} has no answers for {len(strange)} of {len(ids_N)} samples, with "
+                f"the ids {named_ids(strange)}; it belongs to other data: build one for these"
+            )
+        if not bool(shown_N.all()):
+            raise UsageError(
+                f"the teacher cache {self.cache.path} holds the views 0 to {self._views - 1}, found view "
+                f"{int(view_N[~shown_N][0])}; train with views = {self._views} and the augmentation that it was built "
+                "with"
+            )

@@ -1,0 +1,92 @@
+"""What is kept of a teacher's answer, and what a student gets back of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS
+from edgekd.errors import StageFailed, UsageError
+from edgekd.spec import Array
+
+# Of a top-k: the logits that are kept, and the logsumexp of all of them.
+TOPK_LOGITS, LOGSUMEXP = "topk_logits", "logsumexp"
+
+
+@dataclass(frozen=True)
+class Store:
+    """How answers are kept.
+
+    dtype   of the logits. float32: what a student learns is what the live teacher would teach, bit for bit
+    top_k   keep only the k largest logits of each row and the logsumexp of all; None keeps all. What is left of the
+            probability is then spread evenly over the other classes
+    taps    the teacher's tensors; those beside the logits are features and are kept in float16
+    """
+
+    dtype: Literal["float32", "float16"] = "float32"
+    top_k: int | None = None
+    taps: tuple[str, ...] = (LOGITS,)
+
+    def facts(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**asdict(self), "taps": sorted({LOGITS, *self.taps})}
+
+
+def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> dict[str, Array]:
+    """What is kept of a teacher's named tensors, by the name of the stored tensor.
+
+    Raises `UsageError` when there are no more than k classes, `StageFailed` for values that float16 cannot hold.
+    """
+    kept: dict[str, Array] = {}
+    if INDICES in named:  # it told no more than that itself
+        indices_NK = named[INDICES]
+        kept |= _topk(indices_NK, named[LOG_PROBABILITIES], torch.zeros(len(indices_NK)), store, num_outputs)
+    elif store.top_k is None:
+        kept[LOGITS] = _cast(named[LOGITS], store.dtype, LOGITS)
+    else:
+        logits_NC = named[LOGITS].float()
+        if store.top_k >= logits_NC.shape[1]:
+            raise UsageError(
+                f"distill.cache_top_k = {store.top_k}, but there are {logits_NC.shape[1]} classes; remove it"
+            )
+        top = logits_NC.topk(store.top_k, dim=1)
+        kept |= _topk(top.indices, top.values, torch.logsumexp(logits_NC, dim=1), store, num_outputs)
+    for tap in store.taps:
+        if tap not in (LOGITS, INDICES, LOG_PROBABILITIES):
+            kept[tap] = _cast(named[tap], "float16", tap)
+    return kept
+
+
+def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Named tensors, float32, from stored ones: the logits, or the top-k that they were reduced to, and features."""
+    named = {name: value.float() for name, value in stored.items() if name not in (INDICES, TOPK_LOGITS, LOGSUMEXP)}
+    if INDICES in stored:
+        named[INDICES] = stored[INDICES].long()
+        named[LOG_PROBABILITIES] = (stored[TOPK_LOGITS].float() - stored[LOGSUMEXP][:, None]).clamp(max=0.0)
+    return named
+
+
+def _topk(
+    indices_NK: Tensor, logits_NK: Tensor, logsumexp_N: Tensor, store: Store, num_outputs: int
+) -> dict[str, Array]:
+    narrow = np.int16 if num_outputs <= np.iinfo(np.int16).max else np.int32
+    return {
+        INDICES: indices_NK.cpu().numpy().astype(narrow),
+        TOPK_LOGITS: _cast(logits_NK, store.dtype, TOPK_LOGITS),
+        LOGSUMEXP: _cast(logsumexp_N, "float32", LOGSUMEXP),
+    }
+
+
+def _cast(values: Tensor, dtype: Literal["float32", "float16"], name: str) -> Array:
+    array: Array = values.detach().to(torch.float16 if dtype == "float16" else torch.float32).cpu().numpy()
+    if not np.isfinite(array).all():
+        raise StageFailed(
+            f"the teacher's {name} reaches {float(values.abs().max()):.3g}, which {dtype} cannot hold; keep logits in "
+            "float32 (distill.cache_dtype), or tap features behind a normalization"
+        )
+    return array
