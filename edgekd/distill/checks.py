@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.distill.batches import Batches
-from edgekd.distill.evaluation import evaluating, forward, named
+from edgekd.distill.evaluation import forward, named
+from edgekd.distill.modules import evaluating
 from edgekd.distill.objective import Objective
 from edgekd.distill.teachers import Teacher
 from edgekd.errors import DataError, ModelError, UsageError

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.distill.batches import Batches
+from edgekd.distill.modules import evaluating
 from edgekd.distill.teachers import Teacher
 from edgekd.errors import ModelError
 from edgekd.spec import Split, Step, Task
@@ -69,18 +69,6 @@ def named(output: object, what: str) -> Named:
         return output
     kind = f"a mapping with {sorted(output)}" if isinstance(output, Mapping) else f"a {type(output).__name__}"
     raise ModelError(f"{what} gives {kind}, expected a tensor or a mapping that holds the tensor 'logits'")
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the block; afterwards every part of the module is in the mode in which it was."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _collect(model: Callable[[Named], Named], batches: Iterable[Named]) -> NDArray[np.float32]:

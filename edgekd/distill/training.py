@@ -15,7 +15,8 @@ from edgekd.device.metrics import METRIC, contributions, score
 from edgekd.distill.batches import Batches
 from edgekd.distill.checkpoint import Checkpoint, Record, RunFiles, State
 from edgekd.distill.epoch import Epoch, Plan, train_epoch
-from edgekd.distill.evaluation import evaluating, outputs_of
+from edgekd.distill.evaluation import outputs_of
+from edgekd.distill.modules import evaluating
 from edgekd.distill.objective import Objective
 from edgekd.distill.randomness import reseed
 from edgekd.distill.teachers import EnsembleTeacher, Teacher

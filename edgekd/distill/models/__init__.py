@@ -12,6 +12,7 @@ from torch import nn
 
 from edgekd.distill.models.vision import torchvision_model
 from edgekd.distill.models.weights import count, load_weights, save_weights
+from edgekd.distill.modules import evaluating
 from edgekd.errors import ModelError, nearest
 from edgekd.references import import_reference, importing_from
 
@@ -112,11 +113,9 @@ def _call(function: Callable[..., object], what: str, arguments: dict[str, Any])
 
 
 def _check_forward(model: nn.Module, reference: str, num_outputs: int, input_shape: tuple[int, ...]) -> None:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()  # batch norm must not learn from zeros
     zeros = torch.zeros(2, *input_shape)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):  # batch norm must not learn from zeros
             logits = logits_of(model(zeros), reference)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, ModelError):
@@ -125,9 +124,6 @@ def _check_forward(model: nn.Module, reference: str, num_outputs: int, input_sha
             f"{reference} fails on an input of shape {list(zeros.shape)}: {error}. Does the model fit the "
             "preprocessing steps (channels, size, layout)?"
         ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if tuple(logits.shape) != (2, num_outputs):
         raise ModelError(
             f"{reference} turns an input of shape {list(zeros.shape)} into {list(logits.shape)}, expected "

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgekd.distill.modules import evaluating
 from edgekd.errors import ModelError
 from edgekd.files import write_bytes
 
@@ -72,18 +73,12 @@ def count(module: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
 
     Matrix products and convolutions are counted, as everywhere in the field; norms and activations are not.
     """
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
     example = torch.zeros(1, *input_shape)
     parameter = next(module.parameters(), None)
     if parameter is not None:
         example = example.to(parameter.device)
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(example)
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with torch.no_grad(), evaluating(module), FlopCounterMode(display=False) as counter:
+        module(example)
     # The counter takes a multiply-accumulate for two operations.
     return sum(parameter.numel() for parameter in module.parameters()), counter.get_total_flops() // 2
 
