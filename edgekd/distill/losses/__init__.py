@@ -36,6 +36,9 @@ LOSSES: dict[str, str] = {
     "regression_kd": "edgekd.distill.losses.targets:regression_kd",
 }
 
+# Losses that compare element by element: student and teacher must have the same width, or an adapter between them.
+EQUAL_SHAPES: frozenset[str] = frozenset()
+
 
 def find_loss(name: str, *, search_path: str | PathLike[str] | None = None) -> Callable[..., Tensor]:
     """The loss function `name`: one of `LOSSES`, or the user's own `package.module:function`.

@@ -1,0 +1,33 @@
+"""Adapters by name: modules of the objective that bring the tensors of student and teacher together.
+
+    builder(student_shape, teacher_shape, *, student_module=None, teacher_module=None, num_samples=None, **own options)
+    adapter(student, teacher, batch) -> (student, teacher, further keyword arguments of the loss)
+
+Shapes are those of one sample. A term that taps several tensors gives lists of shapes, of modules and of tensors.
+Their parameters are trained with the student and lie in the checkpoint, never in the student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+
+from torch import nn
+
+from edgekd.errors import UsageError, nearest
+from edgekd.references import import_reference
+
+# name -> module:builder
+ADAPTERS: dict[str, str] = {
+    "auto": "edgekd.distill.adapters.widths:auto",
+}
+
+
+def find_adapter(name: str, *, search_path: str | PathLike[str] | None = None) -> Callable[..., nn.Module]:
+    """The builder `name`: one of `ADAPTERS`, or the user's own `package.module:builder`.
+
+    Raises `UsageError` with the nearest name for an unknown one, `ModelError` when a reference leads nowhere.
+    """
+    if ":" not in name and name not in ADAPTERS:
+        raise UsageError(f"unknown adapter '{name}'. {nearest(name, ADAPTERS)}. Or your own package.module:builder")
+    return import_reference(ADAPTERS.get(name, name), search_path=None if name in ADAPTERS else search_path)

@@ -1,0 +1,48 @@
+"""Brings the student's width to the teacher's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgekd.errors import UsageError
+
+Shape = Sequence[int]
+
+
+class Widths(nn.Module):
+    """The student's tensor through `layer`; the teacher's as it is."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """(student in the teacher's width, teacher, nothing more for the loss)."""
+        return self.layer(student), teacher, {}
+
+
+def auto(
+    student_shape: Shape,
+    teacher_shape: Shape,
+    *,
+    student_module: nn.Module | None = None,
+    teacher_module: nn.Module | None = None,
+    num_samples: int | None = None,
+) -> nn.Module:
+    """The smallest that fits: a 1x1 convolution for maps (K, H, W), a linear layer for (D) and (L, D).
+
+    Sizes of maps are left to the losses. Raises `UsageError` for tensors of different rank.
+    """
+    if len(student_shape) != len(teacher_shape) or not 1 <= len(student_shape) <= 3:
+        raise UsageError(
+            f"found {list(student_shape)} of the student and {list(teacher_shape)} of the teacher: no adapter brings "
+            "these together by itself; tap tensors of one kind, or name an adapter"
+        )
+    if len(student_shape) == 3:
+        return Widths(nn.Conv2d(student_shape[0], teacher_shape[0], 1, bias=False))
+    return Widths(nn.Linear(student_shape[-1], teacher_shape[-1], bias=False))
