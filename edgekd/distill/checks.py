@@ -55,7 +55,8 @@ def check_models(
             f"the student has batch norm, which cannot learn from a batch of 1 sample; found {train.num_samples} "
             "training samples in batches of 1, expected batch_size and samples of at least 2"
         )
-    batch = {name: value[:2].to(device) for name, value in next(train.full()).items()}
+    # As training will see them: a cache knows the augmented samples only.
+    batch = {name: value[:2].to(device) for name, value in next(train.epoch(0)).items()}
     with torch.no_grad(), evaluating(student):
         student_out = forward(student, batch["x"])
     logits = student_out["logits"]

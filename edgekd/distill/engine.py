@@ -47,7 +47,7 @@ class TrainResult:
     best_epoch      the epoch with the best score on validation; a tie goes to the later one
     best, last      score of that epoch and of the last one
     images_seen     samples that the student learned from, each as often as it came
-    teacher_passes  samples that went through a teacher for it, counted per teacher
+    teacher_passes  samples that went through a teacher for it, counted per teacher; remembered ones are none
     warnings        what the user should know, such as a term that hardly counts
     precision       in which numbers the forward pass computed, and why
     """
@@ -84,6 +84,7 @@ def distill(
     seed: int = 0,
     threads: int | None = None,
     augment: Augment | None = None,
+    views: int | None = None,
     run_dir: str | PathLike[str] | None = None,
     checkpoint_epochs: int = 1,
     progress: Progress | None = None,
@@ -94,6 +95,7 @@ def distill(
     teachers           none, one, or several whose logits are averaged; asked only if a term wants a teacher
     steps              the arithmetic preprocessing steps
     threads            None: as many as torch has now, or as the checkpoint was trained with
+    views              cycle through so many augmentations of each sample; None: another one in every epoch
     run_dir            where checkpoints go. A training that was killed goes on from its last checkpoint, one that
                        is finished is returned as it is; None keeps everything in memory
     checkpoint_epochs  epochs between two checkpoints
@@ -120,7 +122,7 @@ def distill(
     check_data(data)
     place = choose_device(device)
     steps = tuple(steps)
-    train = Batches(data.train, steps, batch_size=batch_size, seed=seed, augment=augment, task=data.task)
+    train = Batches(data.train, steps, batch_size=batch_size, seed=seed, augment=augment, task=data.task, views=views)
     numbers = choose_precision(precision, place, student, train.input_shape)
     files = None
     if run_dir is not None:
@@ -130,6 +132,7 @@ def distill(
             "task": data.task,
             "steps": steps_to_json(steps),
             "augment": dict(augment or {}),
+            "views": views,
             "student": {name: list(value.shape) for name, value in student.state_dict().items()},
             "num_teachers": len(teachers) if objective.teacher_terms else 0,
             "objective": objective.describe(),

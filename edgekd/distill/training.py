@@ -18,6 +18,7 @@ from edgekd.distill.epoch import Epoch, Plan, train_epoch
 from edgekd.distill.evaluation import outputs_of
 from edgekd.distill.modules import evaluating
 from edgekd.distill.objective import Objective
+from edgekd.distill.passes import passes_per_sample
 from edgekd.distill.randomness import reseed
 from edgekd.distill.teachers import EnsembleTeacher, Teacher
 from edgekd.errors import Diverged
@@ -115,7 +116,7 @@ def _after(record: Record, run: Run, result: Epoch, *, epoch: int, val: float | 
         best=val if is_better else record.best,
         seconds=record.seconds + seconds,
         images_seen=record.images_seen + result.samples,
-        teacher_passes=record.teacher_passes + result.samples * len(run.teachers),
+        teacher_passes=record.teacher_passes + result.samples * sum(map(passes_per_sample, run.teachers)),
         warnings=(*record.warnings, *negligible),
     )
 

@@ -31,7 +31,7 @@ from edgekd.distill.cache import (
 from edgekd.distill.cache_build import Order, build_cache
 from edgekd.distill.cache_upkeep import list_caches, prune
 from edgekd.distill.cached_teacher import CachedTeacher
-from edgekd.distill.engine import distill
+from edgekd.distill.engine import TrainResult, distill
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.stored import Store
 from edgekd.distill.teachers import ModuleTeacher
@@ -131,25 +131,31 @@ def dataset_of() -> Dataset:
     return Dataset("d", "classification", tuple("abcde"), train, val, val, "none", "3" * 64)
 
 
-def test_a_student_learns_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("augment", "views"), [({"shift": 1, "flip": True}, 2), (None, None)])
+def test_a_student_learns_the_same_weights_bit_for_bit(
+    tmp_path: Path, augment: dict[str, Any] | None, views: int | None
+) -> None:
     """Against the live teacher over the same views; nothing of the teacher is computed."""
     data = dataset_of()
     objective = Objective([Term("kd", "kd", weight=0.9), Term("ce", "cross_entropy", weight=0.1)])
     settings: dict[str, Any] = {
-        "steps": STEPS, "epochs": 1, "batch_size": 16, "lr": 1e-2, "device": "cpu", "threads": 1, "seed": 7
+        "steps": STEPS, "epochs": 5, "batch_size": 16, "lr": 1e-2, "device": "cpu", "threads": 1, "seed": 7
     }  # fmt: skip
 
-    def weights(teacher: Any) -> list[Tensor]:
-        return list(distill(network(seed=5), (teacher,), data, objective, **settings).student.state_dict().values())
+    def trained(teacher: Any) -> TrainResult:
+        return distill(network(seed=5), (teacher,), data, objective, augment=augment, views=views, **settings)
 
-    live = Counting()
-    loader = Batches(data.train, STEPS, batch_size=16, seed=7)
-    cache, _ = build_cache(tmp_path, FACTS, order_of(data.train, live, batches=loader))
-    remembered = weights(CachedTeacher(cache))
-    assert len(live.asked) == 64
-    assert all(torch.equal(a, b) for a, b in zip(weights(live), remembered, strict=True))
-    other = weights(Counting(network(seed=2)))
-    assert not all(torch.equal(a, b) for a, b in zip(other, remembered, strict=True)), "the teacher matters at all"
+    def same(one: TrainResult, other: TrainResult) -> bool:
+        return all(map(torch.equal, one.student.state_dict().values(), other.student.state_dict().values()))
+
+    builder = Counting()
+    loader = Batches(data.train, STEPS, batch_size=16, seed=7, augment=augment, views=views)
+    cache, _ = build_cache(tmp_path, FACTS, order_of(data.train, builder, batches=loader))
+    remembered, live = trained(CachedTeacher(cache)), trained(Counting())
+    assert len(builder.asked) == 64 * (views or 1), "while the student learned, nobody was asked"
+    assert (remembered.teacher_passes, live.teacher_passes) == (0, 5 * 64)
+    assert same(remembered, live)
+    assert not same(remembered, trained(Counting(network(seed=2)))), "the teacher matters at all"
 
 
 # How it is kept
