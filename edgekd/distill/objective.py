@@ -1,83 +1,34 @@
 """The objective: a weighted sum of named terms, each a loss on what student, teacher and truth give.
 
-    loss = sum over terms of weight(progress) * loss_term(student[tap], teacher[tap], labels)
+    loss = sum over terms of weight(progress) * loss_term(adapter_term(student[tap], teacher[tap]), labels)
 
 There is no alpha: every term has its own weight. The objective finds out from the names of a loss's parameters what
 it needs: `student...` first, then any of `teacher...`, `labels...`, `targets...` (or the short s, t, y); everything
-else is an option of the term.
+else is an option of the term, or what its adapter adds.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from os import PathLike
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from edgekd.distill.losses import find_loss
+from edgekd.distill.randomness import key, preserved
+from edgekd.distill.terms import BoundTerm, Schedule, Term, always_zero, bind, tap_names
 from edgekd.errors import ModelError, UsageError, nearest
 
-Role = Literal["student", "teacher", "truth"]
+__all__ = ["Objective", "Schedule", "Term", "first_non_finite"]
+
 Named = Mapping[str, Tensor]
+# One tensor, or the several of a term that taps several.
+Tapped = Tensor | list[Tensor]
+FindModule = Callable[[str], nn.Module | None]
 
 NEGLIGIBLE_SHARE = 1e-3
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A weight that goes from `start` to `end` until the part `until` of the training is over, and then stays.
-
-    A warm-up of 20 of 240 epochs from nothing to 8: Schedule(start=0.0, end=8.0, until=20 / 240).
-    """
-
-    start: float
-    end: float
-    shape: Literal["constant", "linear", "cosine"] = "linear"
-    until: float = 1.0
-
-    def at(self, progress: float) -> float:
-        """The weight at `progress` (0 at the first step, 1 at the end). `constant` is `start` all the way."""
-        part = min(max(progress / self.until, 0.0), 1.0)
-        return self.start + (self.end - self.start) * SHAPES[self.shape](part)
-
-
-SHAPES: dict[str, Callable[[float], float]] = {
-    "constant": lambda part: 0.0,
-    "linear": lambda part: part,
-    "cosine": lambda part: 0.5 * (1.0 - math.cos(math.pi * part)),
-}
-
-
-@dataclass(frozen=True)
-class Term:
-    """One weighted loss.
-
-    loss     a name in `edgekd.distill.losses.LOSSES`, the user's own "package.module:function", or a function
-    weight   a number, or a `Schedule` over the training
-    *_tap    which of the named tensors of student and teacher the loss sees
-    options  the loss function's own keywords
-    """
-
-    name: str
-    loss: str | Callable[..., Tensor]
-    weight: float | Schedule = 1.0
-    student_tap: str = "logits"
-    teacher_tap: str = "logits"
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Bound:
-    """A term whose loss was found and whose arguments are known."""
-
-    term: Term
-    function: Callable[..., Tensor]
-    roles: tuple[tuple[str, Role], ...]
 
 
 class Objective:
@@ -85,8 +36,10 @@ class Objective:
 
     student, teacher  named tensors; the teacher's may be empty when no term wants it
     batch             named tensors with the truth in "y"
-    progress          0..1, for weights that change
+    progress          0..1, for weights and options that change
     value             the term's share of the loss, weight included, detached: the values add up to the loss
+
+    Adapters need shapes: `build` gives the objective with its adapters in `modules`.
 
     Raises `UsageError` for a wrong term and `ModelError` for a tap that student or teacher does not give.
     """
@@ -98,9 +51,10 @@ class Objective:
         for name in names:
             if not name or names.count(name) > 1:
                 raise UsageError(f"term names are {names}, expected different names, none of them empty")
-        self._terms = tuple(_bind(term, search_path) for term in terms)
-        if all(_always_zero(term.weight) for term in terms):
+        self._terms = tuple(bind(term, search_path) for term in terms)
+        if all(always_zero(term.weight) for term in terms):
             raise UsageError(f"the weights of all terms ({', '.join(names)}) are 0: there is nothing to learn from")
+        self._adapters: dict[str, nn.Module] = {}
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,78 +64,194 @@ class Objective:
     @property
     def teacher_terms(self) -> tuple[str, ...]:
         """Names of the terms that want a teacher."""
-        return tuple(bound.term.name for bound in self._terms if _wants(bound, "teacher"))
+        return tuple(bound.term.name for bound in self._terms if bound.wants_teacher)
+
+    @property
+    def truth_terms(self) -> tuple[str, ...]:
+        """Names of the terms that want the labels."""
+        return tuple(bound.term.name for bound in self._terms if bound.wants_truth)
+
+    @property
+    def student_taps(self) -> tuple[str, ...]:
+        """The student's tensors that the terms look at, each once."""
+        return tuple(dict.fromkeys(tap for b in self._terms for tap in tap_names(b.term.student_tap)))
 
     @property
     def teacher_taps(self) -> tuple[str, ...]:
         """The teacher's tensors that the terms look at, each once."""
-        return tuple(dict.fromkeys(b.term.teacher_tap for b in self._terms if _wants(b, "teacher")))
+        return tuple(
+            dict.fromkeys(tap for b in self._terms if b.wants_teacher for tap in tap_names(b.term.teacher_tap))
+        )
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The adapters of the terms that have one, trained with the student. Empty before `build`."""
+        # A module's name may hold no dot, and not be one of a module's own attributes.
+        return nn.ModuleDict({f"term {n}".replace(".", "/"): module for n, module in self._adapters.items()})
 
     def describe(self) -> list[dict[str, Any]]:
         """The terms as plain values: equal for objectives that compute the same."""
-        return [
-            {
-                "name": bound.term.name,
-                "loss": f"{bound.function.__module__}:{bound.function.__qualname__}",
-                "weight": repr(bound.term.weight),
-                "taps": [bound.term.student_tap, bound.term.teacher_tap],
-                "options": {name: repr(value) for name, value in sorted(bound.term.options.items())},
-            }
-            for bound in self._terms
-        ]
+        return [bound.describe() for bound in self._terms]
+
+    def only(self, names: Sequence[str]) -> Objective:
+        """The terms of these names, in the objective's order, sharing its adapters.
+
+        Raises `UsageError` for a name that is not among them.
+        """
+        for name in names:
+            if name not in self.names:
+                raise UsageError(f"there is no term '{name}'. {nearest(name, self.names)}")
+        chosen = copy.copy(self)
+        chosen._terms = tuple(bound for bound in self._terms if bound.term.name in names)
+        chosen._adapters = {name: module for name, module in self._adapters.items() if name in names}
+        return chosen
+
+    def build(
+        self,
+        student: Named,
+        teacher: Named,
+        *,
+        student_module: FindModule = lambda tap: None,
+        teacher_module: FindModule = lambda tap: None,
+        num_samples: int | None = None,
+        seed: int = 0,
+    ) -> Objective:
+        """The same terms with fresh adapters for tensors of these shapes, on the student's device.
+
+        student, teacher  what both give for a batch of any size
+        *_module          which module a tap belongs to, for adapters that read its weights
+        num_samples       in the training split, for adapters that remember each sample
+        seed              of the adapters' initial weights
+
+        Raises `UsageError` when an adapter does not fit.
+        """
+        built = copy.copy(self)
+        built._adapters = {}
+        for index, bound in enumerate(self._terms):
+            term = bound.term
+            if bound.builder is None and bound.auto is None:
+                continue
+            student_value = _look(student, term.student_tap, "student", term.name)
+            teacher_value = _look(teacher, term.teacher_tap, "teacher", term.name)
+            builder = bound.builder or (bound.auto if _differ(student_value, teacher_value) else None)
+            if builder is None:
+                continue
+            with preserved():
+                torch.manual_seed(key(seed, index, 3, 0) >> 1)
+                try:
+                    module = builder(
+                        _shapes(student_value),
+                        _shapes(teacher_value),
+                        student_module=_modules(student_module, term.student_tap),
+                        teacher_module=_modules(teacher_module, term.teacher_tap),
+                        num_samples=num_samples,
+                        **term.adapter_options,
+                    )
+                except TypeError as error:
+                    raise UsageError(f"term '{term.name}': its adapter cannot be built: {error}") from error
+            if not isinstance(module, nn.Module):
+                raise UsageError(
+                    f"term '{term.name}': its adapter's builder returned a {type(module).__name__}, expected a "
+                    "torch.nn.Module"
+                )
+            first = student_value[0] if isinstance(student_value, list) else student_value
+            built._adapters[term.name] = module.to(first.device).train()
+        return built
 
     def __call__(
         self, student: Named, teacher: Named, batch: Named, progress: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss (with gradient) and what each term adds to it (without)."""
-        parts: list[Tensor] = []
-        values: dict[str, Tensor] = {}
+        return self.total(self.parts(student, teacher, batch, progress), student)
+
+    def parts(self, student: Named, teacher: Named, batch: Named, progress: float) -> dict[str, Tensor]:
+        """What each term adds to the loss, with gradient. A term of weight 0 is not computed and not there.
+
+        So a loss that is infinite at the start may be faded in.
+        """
+        parts: dict[str, Tensor] = {}
         for bound in self._terms:
-            term = bound.term
-            weight = term.weight.at(progress) if isinstance(term.weight, Schedule) else term.weight
-            student_tap = _tap(student, term.student_tap, "student", term.name)
-            if weight == 0.0:  # not computed: a loss that is infinite at the start may be faded in
-                values[term.name] = student_tap.new_zeros((), dtype=torch.float32)
-                continue
-            arguments: dict[str, Any] = dict(term.options)
-            for name, role in bound.roles:
-                if role == "student":
-                    arguments[name] = student_tap
-                elif role == "teacher":
-                    arguments[name] = _tap(teacher, term.teacher_tap, "teacher", term.name)
-                else:
-                    arguments[name] = _tap(batch, "y", "batch", term.name)
-            value = bound.function(**arguments)
-            if not isinstance(value, Tensor) or value.dim() != 0:
-                found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise UsageError(f"the loss of term '{term.name}' returned {found}, expected a tensor with one number")
-            part = value if weight == 1.0 else value * weight
-            parts.append(part)
-            values[term.name] = part.detach()
-        if not parts:
-            return _tap(student, "logits", "student", "loss").float().sum() * 0.0, values
-        loss = parts[0]
-        for part in parts[1:]:
-            loss = loss + part
+            weight = bound.weight(progress)
+            if weight != 0.0:
+                value = self._value(bound, student, teacher, batch, progress)
+                parts[bound.term.name] = value if weight == 1.0 else value * weight
+        return parts
+
+    def total(self, parts: Mapping[str, Tensor], student: Named) -> tuple[Tensor, dict[str, Tensor]]:
+        """What `parts` add up to, and each of them without gradient; 0 for the terms that are not there."""
+        values = {name: part.detach() for name, part in parts.items()}
+        if parts:
+            loss, *others = parts.values()
+            for other in others:
+                loss = loss + other
+        else:
+            loss = _tap(student, "logits", "student", "loss").float().sum() * 0.0
+        if len(parts) < len(self._terms):
+            zero = loss.new_zeros(())
+            values = {name: values.get(name, zero) for name in self.names}
         return loss, values
 
-    def negligible(self, sums: Mapping[str, float]) -> dict[str, str]:
-        """A warning, by name, for each term that added less than a thousandth to the loss of an epoch.
+    def negligible(self, sums: Mapping[str, float], *, of: str = "loss") -> dict[str, str]:
+        """A warning, by name, for each term that is less than a thousandth of the whole.
 
-        `sums` holds what each term added, as in the values of a call. A weight on its way from or to 0 is meant
-        to be small at one end, so those terms are left out.
+        `sums` holds a figure for each term: what it added to the loss of an epoch, or the norm of its gradient. A
+        weight on its way from or to 0 is meant to be small at one end, so those terms are left out.
         """
         total = sum(abs(value) for value in sums.values())
         texts: dict[str, str] = {}
         for bound in self._terms:
             term = bound.term
-            share = abs(sums[term.name]) / total if total > 0 else 1.0
+            share = abs(sums.get(term.name, 0.0)) / total if total > 0 else 1.0
             if len(self._terms) > 1 and share < NEGLIGIBLE_SHARE and not isinstance(term.weight, Schedule):
                 texts[term.name] = (
-                    f"term '{term.name}' is only {share:.1e} of the loss (weight {term.weight:g}) and hardly teaches "
+                    f"term '{term.name}' is only {share:.1e} of the {of} (weight {term.weight:g}) and hardly teaches "
                     "anything; raise its weight, or drop the term"
                 )
         return texts
+
+    def _value(self, bound: BoundTerm, student: Named, teacher: Named, batch: Named, progress: float) -> Tensor:
+        """The term's loss, without its weight."""
+        term = bound.term
+        student_value: Any = _look(student, term.student_tap, "student", term.name)
+        teacher_value: Any = _look(teacher, term.teacher_tap, "teacher", term.name) if bound.wants_teacher else None
+        arguments: dict[str, Any] = dict(bound.options)
+        for name, schedule in bound.scheduled:
+            arguments[name] = schedule.at(progress)
+        adapter = self._adapters.get(term.name)
+        if adapter is not None:
+            student_value, teacher_value, extras = adapter(student_value, teacher_value, batch)
+            if not bound.given <= extras.keys() <= bound.parameters:
+                raise UsageError(
+                    f"term '{term.name}': its adapter gives {sorted(extras) or 'nothing'} beside the tensors, but the "
+                    f"loss takes {sorted(bound.given) or 'nothing more'}; is it the adapter for this loss?"
+                )
+            arguments.update(extras)
+        elif bound.builder is not None:
+            raise UsageError(f"term '{term.name}' has an adapter: call build on the objective first")
+        for name, role in bound.roles:
+            if role == "student":
+                arguments[name] = student_value
+            elif role == "teacher":
+                arguments[name] = teacher_value
+            else:
+                arguments[name] = _tap(batch, "y", "batch", term.name)
+        value = bound.function(**arguments)
+        if not isinstance(value, Tensor) or value.dim() != 0:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UsageError(f"the loss of term '{term.name}' returned {found}, expected a tensor with one number")
+        return value
+
+
+def gradient_norms(parts: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """The norm of each part's gradient on the parameters of `module`; the graph stays for the backward pass."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    norms: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        gradients: Sequence[Tensor | None] = ()
+        if part.requires_grad:
+            gradients = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
+        norms[name] = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
+    return norms
 
 
 def first_non_finite(names: Sequence[str], values_KT: Tensor) -> tuple[int, list[str]] | None:
@@ -194,63 +264,6 @@ def first_non_finite(names: Sequence[str], values_KT: Tensor) -> tuple[int, list
     return row, [name for name, bad in zip(names, bad_KT[row].tolist()) if bad]
 
 
-def _bind(term: Term, search_path: str | PathLike[str] | None) -> _Bound:
-    _check_weight(term)
-    function = find_loss(term.loss, search_path=search_path) if isinstance(term.loss, str) else term.loss
-    roles: list[tuple[str, Role]] = []
-    options: list[str] = []
-    for index, (name, parameter) in enumerate(inspect.signature(function).parameters.items()):
-        role = "student" if index == 0 else _role(name)
-        positional = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
-        if role is not None and positional:
-            roles.append((name, role))
-        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY or (
-            positional and parameter.default is not parameter.empty
-        ):
-            options.append(name)
-            if parameter.default is parameter.empty and name not in term.options:
-                raise UsageError(f"term '{term.name}': the loss needs the option '{name}'; add it to options")
-        else:
-            raise UsageError(
-                f"term '{term.name}': the loss has the parameter '{name}', expected names that begin with student, "
-                "teacher, labels or targets, and options with a default"
-            )
-    if not roles:
-        raise UsageError(f"term '{term.name}': the loss takes no arguments, expected the student's output first")
-    for name in term.options:
-        if name not in options:
-            raise UsageError(f"term '{term.name}': unknown option '{name}'. {nearest(name, options)}")
-    return _Bound(term, function, tuple(roles))
-
-
-def _role(name: str) -> Role | None:
-    if name == "t" or name.startswith("teacher"):
-        return "teacher"
-    if name == "y" or name.startswith(("labels", "targets")):
-        return "truth"
-    return None
-
-
-def _wants(bound: _Bound, role: Role) -> bool:
-    return any(known == role for _, known in bound.roles)
-
-
-def _check_weight(term: Term) -> None:
-    weight = term.weight
-    ends = (weight.start, weight.end) if isinstance(weight, Schedule) else (weight,)
-    if not all(math.isfinite(end) and end >= 0 for end in ends):
-        raise UsageError(f"term '{term.name}': found weight = {weight}, expected finite numbers from 0")
-    if isinstance(weight, Schedule):
-        if weight.shape not in SHAPES:
-            raise UsageError(f"term '{term.name}': unknown shape '{weight.shape}'. {nearest(weight.shape, SHAPES)}")
-        if not 0 < weight.until <= 1:
-            raise UsageError(f"term '{term.name}': found until = {weight.until}, expected a part above 0, at most 1")
-
-
-def _always_zero(weight: float | Schedule) -> bool:
-    return weight.start == weight.end == 0 if isinstance(weight, Schedule) else weight == 0
-
-
 def _tap(tensors: Named, name: str, whose: str, term: str) -> Tensor:
     try:
         return tensors[name]
@@ -258,3 +271,26 @@ def _tap(tensors: Named, name: str, whose: str, term: str) -> Tensor:
         raise ModelError(
             f"term '{term}' looks at '{name}' of the {whose}, which gives {sorted(tensors) or 'nothing'}"
         ) from error
+
+
+def _look(tensors: Named, tap: str | tuple[str, ...], whose: str, term: str) -> Tapped:
+    if isinstance(tap, str):
+        return _tap(tensors, tap, whose, term)
+    return [_tap(tensors, name, whose, term) for name in tap]
+
+
+def _shapes(value: Tapped) -> Any:
+    """Shapes of one sample."""
+    return [tuple(item.shape[1:]) for item in value] if isinstance(value, list) else tuple(value.shape[1:])
+
+
+def _modules(find: FindModule, tap: str | tuple[str, ...]) -> Any:
+    return find(tap) if isinstance(tap, str) else [find(name) for name in tap]
+
+
+def _differ(student: Tapped, teacher: Tapped) -> bool:
+    """Whether the widths differ: channels of maps, else the last axis."""
+    if isinstance(student, list) or isinstance(teacher, list):
+        return False
+    width = 1 if student.dim() == 4 else -1
+    return student.dim() != teacher.dim() or (student.dim() > 1 and student.shape[width] != teacher.shape[width])

@@ -1,0 +1,219 @@
+"""One term of an objective: a loss, its weight, what it looks at, and what it needs."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from edgekd.distill.adapters import ADAPTERS, find_adapter
+from edgekd.distill.losses import EQUAL_SHAPES, find_loss
+from edgekd.errors import UsageError, nearest
+
+Role = Literal["student", "teacher", "truth"]
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A number that goes from `start` to `end` until the part `until` of the training is over, and then stays.
+
+    A warm-up of 20 of 240 epochs from nothing to 8: Schedule(start=0.0, end=8.0, until=20 / 240). In a training of
+    several stages the training is the stage.
+    """
+
+    start: float
+    end: float
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    until: float = 1.0
+
+    def at(self, progress: float) -> float:
+        """The number at `progress` (0 at the first step, 1 at the end). `constant` is `start` all the way."""
+        part = min(max(progress / self.until, 0.0), 1.0)
+        return self.start + (self.end - self.start) * SHAPES[self.shape](part)
+
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda part: 0.0,
+    "linear": lambda part: part,
+    "cosine": lambda part: 0.5 * (1.0 - math.cos(math.pi * part)),
+}
+
+
+@dataclass(frozen=True)
+class Term:
+    """One weighted loss.
+
+    loss             a name in `edgekd.distill.losses.LOSSES`, the user's own "package.module:function", or a function
+    weight           a number, or a `Schedule` over the training
+    *_tap            which tensor of student and teacher the loss sees: "logits", a tap path (edgekd.distill.taps), or
+                     several of them, which adapter and loss get as a list
+    adapter          what brings the tensors together: a name in `edgekd.distill.adapters.ADAPTERS`, the user's own
+                     "package.module:builder", or a builder. Without one, a loss that compares element by element gets
+                     the smallest that fits where the widths differ ("auto")
+    options          the loss function's own keywords; a number may be a `Schedule`
+    adapter_options  the builder's own keywords
+    """
+
+    name: str
+    loss: str | Callable[..., Tensor]
+    weight: float | Schedule = 1.0
+    student_tap: str | tuple[str, ...] = "logits"
+    teacher_tap: str | tuple[str, ...] = "logits"
+    adapter: str | Callable[..., nn.Module] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    adapter_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BoundTerm:
+    """A term whose loss was found and whose arguments are known. `given` are those that the adapter must add."""
+
+    term: Term
+    function: Callable[..., Tensor]
+    roles: tuple[tuple[str, Role], ...]
+    options: Mapping[str, Any]
+    scheduled: tuple[tuple[str, Schedule], ...]
+    given: frozenset[str]
+    parameters: frozenset[str]
+    builder: Callable[..., nn.Module] | None
+    auto: Callable[..., nn.Module] | None
+
+    @property
+    def wants_teacher(self) -> bool:
+        """Whether it needs what a teacher gives."""
+        return self.builder is not None or any(role == "teacher" for _, role in self.roles)
+
+    @property
+    def wants_truth(self) -> bool:
+        """Whether it needs the labels."""
+        return any(role == "truth" for _, role in self.roles)
+
+    def weight(self, progress: float) -> float:
+        """The weight at `progress`."""
+        weight = self.term.weight
+        return weight.at(progress) if isinstance(weight, Schedule) else weight
+
+    def describe(self) -> dict[str, Any]:
+        """Plain values, equal for terms that compute the same."""
+        described: dict[str, Any] = {
+            "name": self.term.name,
+            "loss": _reference(self.function),
+            "weight": repr(self.term.weight),
+            "taps": [self.term.student_tap, self.term.teacher_tap],
+            "options": {name: repr(value) for name, value in sorted(self.term.options.items())},
+        }
+        if self.builder is not None:
+            described["adapter"] = _reference(self.builder)
+            described["adapter_options"] = {
+                key: repr(value) for key, value in sorted(self.term.adapter_options.items())
+            }
+        return described
+
+
+def bind(term: Term, search_path: str | PathLike[str] | None) -> BoundTerm:
+    """Find the term's loss and adapter, and what they need. Raises `UsageError` for whatever does not fit."""
+    _check_weight(term)
+    function = find_loss(term.loss, search_path=search_path) if isinstance(term.loss, str) else term.loss
+    builder, auto = _builders(term, search_path)
+    roles: list[tuple[str, Role]] = []
+    options: list[str] = []
+    given: list[str] = []
+    parameters = inspect.signature(function).parameters
+    for index, (name, parameter) in enumerate(parameters.items()):
+        role = "student" if index == 0 else _role(name)
+        positional = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
+        has_default = parameter.default is not parameter.empty
+        named = positional or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if role is not None and positional:
+            roles.append((name, role))
+        elif named and (has_default or name in term.options):
+            options.append(name)
+        elif named and builder is not None:
+            given.append(name)
+        elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            raise UsageError(f"term '{term.name}': the loss needs the option '{name}'; add it to options")
+        else:
+            raise UsageError(
+                f"term '{term.name}': the loss has the parameter '{name}', expected names that begin with student, "
+                "teacher, labels or targets, and options with a default"
+            )
+    if not roles:
+        raise UsageError(f"term '{term.name}': the loss takes no arguments, expected the student's output first")
+    for name, value in term.options.items():
+        if name not in options:
+            raise UsageError(f"term '{term.name}': unknown option '{name}'. {nearest(name, options)}")
+        if isinstance(value, Schedule):
+            _check_schedule(term.name, value)
+    return BoundTerm(
+        term=term,
+        function=function,
+        roles=tuple(roles),
+        options={name: value for name, value in term.options.items() if not isinstance(value, Schedule)},
+        scheduled=tuple((name, value) for name, value in term.options.items() if isinstance(value, Schedule)),
+        given=frozenset(given),
+        parameters=frozenset(parameters),
+        builder=builder,
+        auto=auto,
+    )
+
+
+def tap_names(tap: str | tuple[str, ...]) -> tuple[str, ...]:
+    """The names in a term's tap."""
+    return (tap,) if isinstance(tap, str) else tuple(tap)
+
+
+def always_zero(weight: float | Schedule) -> bool:
+    """Whether a term of this weight never counts."""
+    return weight.start == weight.end == 0 if isinstance(weight, Schedule) else weight == 0
+
+
+def _builders(
+    term: Term, search_path: str | PathLike[str] | None
+) -> tuple[Callable[..., nn.Module] | None, Callable[..., nn.Module] | None]:
+    """(the adapter that was asked for, the one that is taken only where widths differ)."""
+    for side in ("student", "teacher"):
+        if not tap_names(term.student_tap if side == "student" else term.teacher_tap):
+            raise UsageError(f"term '{term.name}': {side}_tap names nothing, expected at least one tap")
+    if term.adapter is not None:
+        found = find_adapter(term.adapter, search_path=search_path) if isinstance(term.adapter, str) else term.adapter
+        return found, None
+    if term.adapter_options:
+        raise UsageError(
+            f"term '{term.name}': adapter_options say how an adapter is built, but there is none; name one: "
+            f"{', '.join(ADAPTERS)}"
+        )
+    return None, find_adapter(AUTO) if term.loss in EQUAL_SHAPES else None
+
+
+def _role(name: str) -> Role | None:
+    if name == "t" or name.startswith("teacher"):
+        return "teacher"
+    if name == "y" or name.startswith(("labels", "targets")):
+        return "truth"
+    return None
+
+
+def _check_weight(term: Term) -> None:
+    weight = term.weight
+    ends = (weight.start, weight.end) if isinstance(weight, Schedule) else (weight,)
+    if not all(math.isfinite(end) and end >= 0 for end in ends):
+        raise UsageError(f"term '{term.name}': found weight = {weight}, expected finite numbers from 0")
+    if isinstance(weight, Schedule):
+        _check_schedule(term.name, weight)
+
+
+def _check_schedule(name: str, schedule: Schedule) -> None:
+    if schedule.shape not in SHAPES:
+        raise UsageError(f"term '{name}': unknown shape '{schedule.shape}'. {nearest(schedule.shape, SHAPES)}")
+    if not 0 < schedule.until <= 1:
+        raise UsageError(f"term '{name}': found until = {schedule.until}, expected a part above 0, at most 1")
+
+
+def _reference(function: Callable[..., object]) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
