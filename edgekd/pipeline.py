@@ -32,7 +32,7 @@ from edgekd.stages.table import stages
 from edgekd.stages.workspace import Workspace
 from edgekd.version import __version__
 
-TRAINING_STAGES = ("data", "teacher", "student", "student_alone")
+TRAINING_STAGES = ("data", "teacher", "cache", "student", "student_alone")
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,15 @@ def distill_and_export(
     device: str = "auto",
     threads: int | None = None,
     force: str | None = None,
+    cache: str | Path | None = None,
     listener: Listener | None = None,
     command: str | None = None,
 ) -> RunResult:
     """Teacher, student, ONNX, int8, proof, bundle, benchmark and report, in one resumable folder.
 
     `recipe` is a shipped name, a TOML file or a loaded recipe; `overrides` are "a.b=value" texts; `out` is the
-    run folder (default: runs/NAME). Raises the errors of edgekd.errors; limits that are missed raise nothing:
+    run folder (default: runs/NAME); `cache` is where teachers' answers are kept, if the recipe keeps them. Raises the
+    errors of edgekd.errors; limits that are missed raise nothing:
     read `RunResult.missed`.
     """
     loaded = _load(recipe, overrides)
@@ -93,7 +95,13 @@ def distill_and_export(
     started = time.monotonic()
     with locked(path):
         space = open_workspace(
-            loaded, path, device=device, threads=threads, listener=listener, command=command or " ".join(sys.argv)
+            loaded,
+            path,
+            device=device,
+            threads=threads,
+            cache=cache,
+            listener=listener,
+            command=command or " ".join(sys.argv),
         )
         worked = _run(space, stages(space), force=force)
     results = read_results(path)
@@ -109,6 +117,7 @@ def train(
     device: str = "auto",
     threads: int | None = None,
     force: str | None = None,
+    cache: str | Path | None = None,
     listener: Listener | None = None,
 ) -> tuple[Path, Mapping[str, Mapping[str, Any]], list[str]]:
     """Only the training stages: the run folder, the result of each stage, and which stages had to run.
@@ -124,6 +133,7 @@ def train(
             path,
             device=device,
             threads=threads,
+            cache=cache,
             listener=Silence() if listener is None else listener,
             command=" ".join(sys.argv),
         )
@@ -147,6 +157,7 @@ def open_workspace(
     threads: int | None,
     listener: Listener,
     command: str,
+    cache: str | Path | None = None,
 ) -> Workspace:
     """The workspace of a run folder; what belongs to the whole run is fixed by its first call.
 
@@ -180,18 +191,23 @@ def open_workspace(
     known = path / "recipe.toml"
     if not known.is_file() or known.read_bytes() != text.encode():
         write_text(known, text)
-    return Workspace(loaded.recipe, loaded.folder, path, listener, place, number, created, command)
+    root = None if cache is None else Path(cache)
+    return Workspace(loaded.recipe, loaded.folder, path, listener, place, number, created, command, root)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do: per stage "done" or "to do" with estimated seconds, and the disk that it would take."""
+    """What a run would do: per stage "done" or "to do" with estimated seconds, and the disk that it would take.
+
+    `cache_mb` is what the teacher's answers take in their folder; nothing, if a run before has left them there.
+    """
 
     path: Path
     rows: tuple[Mapping[str, Any], ...]
     seconds: float
     disk_mb: float
     free_mb: float
+    cache_mb: float
 
 
 def plan(
@@ -225,7 +241,7 @@ def plan(
         folder = RunFolder(path, listener=Silence(), force=force)
         space.records = folder.records
         pending = folder.pending(table)
-        seconds, disk_mb = estimate(space, [stage.name for stage in table])
+        seconds, disk_mb, cache_mb = estimate(space, [stage.name for stage in table])
     rows = tuple(
         {
             "stage": stage.name,
@@ -234,7 +250,7 @@ def plan(
         }
         for stage in table
     )
-    return Plan(path, rows, sum(seconds[name] for name in pending), disk_mb, _free_mb(path))
+    return Plan(path, rows, sum(seconds[name] for name in pending), disk_mb, _free_mb(path), cache_mb)
 
 
 def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> list[str]:

@@ -32,6 +32,11 @@ Force = Annotated[
     str | None, typer.Option("--force", metavar="STAGE", help="Run this stage again, and what depends on it.")
 ]
 
+CacheFolder = Annotated[
+    Path | None,
+    typer.Option("--cache", metavar="DIR", help="Where teachers' answers are kept (default: EDGEKD_CACHE, or yours)."),
+]
+
 
 def distill_and_export(
     common: Common,
@@ -47,6 +52,7 @@ def distill_and_export(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say stages, time and disk; do nothing.")] = False,
     force: Force = None,
+    cache: CacheFolder = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit 1 also when a limit is unproven or the benchmark is INVALID.")
     ] = False,
@@ -80,6 +86,7 @@ def distill_and_export(
             device=device,
             threads=common.threads,
             force=force,
+            cache=cache,
             listener=listener,
             command=shlex.join(["edgekd", *sys.argv[1:]]),
         )
@@ -116,6 +123,7 @@ def distill(
         bool, typer.Option("--student-only", help="Leave out the student without teacher (trained for comparison).")
     ] = False,
     force: Force = None,
+    cache: CacheFolder = None,
 ) -> None:
     """Only train: the teacher, the distilled student, and the same student alone on the same budget.
 
@@ -133,6 +141,7 @@ def distill(
             device=device,
             threads=common.threads,
             force=force,
+            cache=cache,
             listener=listener,
         )
     if common.as_json:

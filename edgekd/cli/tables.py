@@ -112,14 +112,15 @@ def print_plan(common: Common, plan: Plan) -> None:
                 "seconds": plan.seconds,
                 "disk_mb": plan.disk_mb,
                 "free_mb": plan.free_mb,
+                "cache_mb": plan.cache_mb,
             }
         )
         return
     rows = [(row["stage"], row["state"], f"{row['seconds']:.1f}" if row["seconds"] else "") for row in plan.rows]
     common.out.print(plain_table(("stage", "state", "about s"), rows, left=2))
     common.say(
-        f"about {plan.seconds:.0f} s, {plan.disk_mb:.1f} MB in {plan.path} ({plan.free_mb / 1000:.0f} GB free); "
-        "nothing was written"
+        f"about {plan.seconds:.0f} s, {plan.disk_mb:.1f} MB in {plan.path} ({plan.free_mb / 1000:.0f} GB free)"
+        f"{f', {plan.cache_mb:.1f} MB of answers in the teacher cache' if plan.cache_mb else ''}; nothing was written"
     )
 
 

@@ -117,7 +117,7 @@ def build_cache(root: Path, facts: Facts, order: Order, *, progress: Progress | 
                     journal.append(start, end, arrays)
             if not pending:
                 stop = min(start + _shard_rows(arrays), rows)
-                _check_room(path, (rows - start) * _row_bytes(arrays))
+                _check_room(path, (rows - start) * row_bytes(arrays))
             pending.append(arrays)
             if end >= stop:
                 _write_shard(path, index, end, pending)
@@ -181,12 +181,13 @@ def _write_shard(path: Path, index: dict[str, Any], end: int, pending: list[Mapp
     write_json(path / INDEX, index)
 
 
-def _row_bytes(arrays: Mapping[str, Array]) -> int:
+def row_bytes(arrays: Mapping[str, Array]) -> int:
+    """What one row of these takes."""
     return sum(math.prod(array.shape[1:]) * array.itemsize for array in arrays.values())
 
 
 def _shard_rows(arrays: Mapping[str, Array]) -> int:
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // max(_row_bytes(arrays), 1)))
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // max(row_bytes(arrays), 1)))
 
 
 def _write_array(path: Path, array: Array) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgekd.stages.caching import features, store_of
 from edgekd.stages.graphs import variant_names
 from edgekd.stages.training import build
 from edgekd.stages.workspace import INPUT, Workspace
@@ -20,8 +21,8 @@ EXPORT_SECONDS, QUANTIZE_SECONDS, VERIFY_SECONDS, SELECT_SECONDS, BUNDLE_SECONDS
 BENCHMARK_SECONDS, REPORT_SECONDS = 15.0, 3.0
 
 
-def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], float]:
-    """Seconds per stage, and megabytes that the run folder will take."""
+def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], float, float]:
+    """Seconds per stage, and megabytes that the run folder and the teacher's kept answers will take."""
     import torch
 
     began = time.perf_counter()
@@ -31,7 +32,7 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
     torch.set_num_threads(space.threads)
     try:
         student = build(space, recipe.student, seed=recipe.seed)
-        teacher = None if recipe.teacher.onnx is not None else build(space, recipe.teacher, seed=recipe.seed)
+        teacher = None if recipe.teacher.model is None else build(space, recipe.teacher, seed=recipe.seed)
         train_s, forward_s = time_steps(space, student, recipe.distill.batch_size)
         teacher_train_s, teacher_forward_s = (
             (0.0, forward_s) if teacher is None else time_steps(space, teacher, recipe.teacher.train.batch_size)
@@ -40,13 +41,15 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         torch.set_num_threads(previous)
     steps = recipe.distill.epochs * math.ceil(len(dataset.train) / recipe.distill.batch_size)
     teacher_steps = recipe.teacher.train.epochs * math.ceil(len(dataset.train) / recipe.teacher.train.batch_size)
+    answers = len(dataset.train) * (recipe.data.views or 1) if recipe.keeps_answers else 0
     trains_teacher = recipe.teacher.weights is None and teacher is not None
     models = 3 if recipe.distill.baseline else 2
     num_variants = len(variant_names(space))
     seconds = {
         "data": data_seconds,
         "teacher": teacher_steps * teacher_train_s if trains_teacher else 1.0,
-        "student": steps * (train_s + teacher_forward_s),
+        "cache": answers * teacher_forward_s / recipe.distill.batch_size,
+        "student": steps * (train_s + (0.0 if recipe.keeps_answers else teacher_forward_s)),
         "student_alone": steps * train_s,
         "export": EXPORT_SECONDS * models,
         "quantize": QUANTIZE_SECONDS * num_variants,
@@ -61,7 +64,28 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
     # Weights, optimizer state (two moments) and best weights in the checkpoint, and the ONNX file, per model; then
     # the variants, once among the run's files and once in the bundle.
     disk_mb = 5 * (teacher_bytes + 2 * student_bytes) + 2 * num_variants * student_bytes + 2.0
-    return {name: seconds[name] for name in names}, disk_mb
+    cache_mb = answers * answer_bytes(space, teacher) / 1e6 if answers else 0.0
+    return {name: seconds[name] for name in names}, disk_mb, cache_mb
+
+
+def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:
+    """What one answer takes in the cache: the logits or the top-k, and the features that terms look at."""
+    import torch
+
+    from edgekd.distill.answers import LOGITS
+    from edgekd.distill.cache_build import row_bytes
+    from edgekd.distill.stored import encode
+    from edgekd.distill.taps import Taps
+
+    store, outputs = store_of(space, "train"), space.prepared.dataset.num_outputs
+    named = {LOGITS: torch.zeros(2, outputs)}
+    taps = features(store.taps)
+    if taps and teacher is not None:
+        x = torch.from_numpy(space.prepared.feeds(space.prepared.dataset.train, 2)[INPUT])
+        with torch.inference_mode(), Taps(teacher.cpu().eval(), taps) as tapped:
+            teacher(x)
+            named |= tapped.read()
+    return row_bytes(encode(named, store, num_outputs=outputs))
 
 
 def time_steps(space: Workspace, module: nn.Module, batch_size: int) -> tuple[float, float]:

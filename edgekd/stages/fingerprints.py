@@ -15,6 +15,7 @@ from edgekd.device.suites import load_suite
 from edgekd.files import sha256_file
 from edgekd.recipe import StudentSection, TeacherSection
 from edgekd.references import code_sha256
+from edgekd.stages.caching import store_of
 from edgekd.stages.graphs import target, variant_names
 from edgekd.stages.workspace import Workspace
 
@@ -67,6 +68,19 @@ def student_alone(space: Workspace) -> Inputs:
         "distill": budget,
         "views": space.recipe.data.views,
         **_training(space),
+    }
+
+
+def cache(space: Workspace) -> Inputs:
+    """What is asked for and how it is kept, beside the teacher and the data."""
+    recipe = space.recipe
+    return {
+        "augment": recipe.data.augment,
+        "views": recipe.data.views,
+        "seed": recipe.seed if recipe.data.augment else None,
+        "keys": recipe.distill.model_dump(mode="json", include=set(CACHE_KEYS - {"cache"})),
+        "taps": store_of(space, "train").facts()["taps"],
+        **_tools("torch"),
     }
 
 

@@ -24,7 +24,7 @@ from edgekd.graph.quantization import VARIANTS, Config, Int8Static, quantize
 from edgekd.graph.targets import Target, load_target
 from edgekd.graph.verification import Precision, verify
 from edgekd.spec import Array
-from edgekd.stages.training import load_trained
+from edgekd.stages.training import load_teacher, load_trained
 from edgekd.stages.workspace import INPUT, OUTPUT, Workspace
 
 FLOAT = "float32"
@@ -74,7 +74,7 @@ def variant_path(space: Workspace, name: str) -> Path:
 
 def candidate_paths(space: Workspace) -> dict[str, Path]:
     """Every ONNX file whose accuracy is measured: teacher, student alone, and the variants that were made."""
-    paths = {"teacher": space.path / "export" / "teacher.onnx"}
+    paths = {"teacher": space.path / "export" / "teacher.onnx"} if space.recipe.teacher.has_graph else {}
     if space.recipe.distill.baseline:
         paths["student_alone"] = space.path / "export" / "student_alone.onnx"
     made = (FLOAT, *space.result("quantize")["made"]) if "quantize" in space.records else (FLOAT,)
@@ -82,11 +82,15 @@ def candidate_paths(space: Workspace) -> dict[str, Path]:
 
 
 def work_on_export(space: Workspace) -> tuple[dict[str, Any], str]:
-    """Export teacher, student and student alone; each is proven against PyTorch before it counts."""
+    """Export teacher (unless only its answers are known), student and student alone; each proven before it counts."""
     from edgekd.distill.to_onnx import export
 
     prepared = space.prepared
-    names = ["teacher", "student", *(["student_alone"] if space.recipe.distill.baseline else [])]
+    names = [
+        *(["teacher"] if space.recipe.teacher.has_graph else []),
+        "student",
+        *(["student_alone"] if space.recipe.distill.baseline else []),
+    ]
     samples = prepared.feeds(prepared.dataset.val, PARITY_SAMPLES)
     done: dict[str, Any] = {}
     for index, name in enumerate(names):
@@ -179,12 +183,12 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     feeds = prepared.feeds(val)
     parity: dict[str, Any] = {}
     rows: dict[str, Any] = {}
-    paths = candidate_paths(space)
+    paths: dict[str, Path | None] = {"teacher": None, **candidate_paths(space)}
     teacher_rows: Array | None = None
     few = {INPUT: feeds[INPUT][:PARITY_SAMPLES]}
     for index, (name, path) in enumerate(paths.items()):
         space.listener.step(f"verify {name}", index, len(paths), {})
-        if name not in ("teacher", "student_alone"):
+        if path is not None and name not in ("teacher", "student_alone"):
             result = verify(
                 variant_path(space, FLOAT), path, few, tolerance=precision(name), labels=task == "classification"
             )
@@ -198,7 +202,7 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
             }
             for problem in result.problems:
                 space.listener.warn(f"variant {name} is out: {problem}")
-        outputs = answers(path, feeds)
+        outputs = told_answers(space) if path is None else answers(path, feeds)
         save_outputs(space, name, outputs)
         own = prepared.judge(outputs, val, space.teacher_post if name == "teacher" else None)
         teacher_rows = own if teacher_rows is None else teacher_rows
@@ -219,6 +223,14 @@ def answers(path: Path, feeds: dict[str, Array]) -> Array:
         return run_in_chunks(session, {session.inputs[0].name: feeds[INPUT]}, size=OUTPUT_BATCH)[answer_name(session)]
     finally:
         session.close()
+
+
+def told_answers(space: Workspace) -> Array:
+    """What a teacher without a graph answers to validation, (N, D)."""
+    from edgekd.distill.engine import evaluate
+
+    prepared = space.prepared
+    return evaluate(load_teacher(space), prepared.dataset.val, prepared.arithmetic, task=space.recipe.task)
 
 
 def save_outputs(space: Workspace, name: str, outputs: Array) -> None:

@@ -96,7 +96,7 @@ def build_manifest(space: Workspace, names: tuple[str, ...], golden: Mapping[str
             "teacher": {
                 "name": teacher.model or "black box",
                 "licence": teacher.licence or "not stated",
-                "sha256": sha256_of_outputs(space.records["teacher"].outputs),
+                "sha256": space.result("teacher").get("sha256") or sha256_of_outputs(space.records["teacher"].outputs),
             },
             "data": {
                 "name": prepared.dataset.name,
@@ -182,9 +182,10 @@ def sha256_of_outputs(outputs: Mapping[str, str]) -> str:
 def roles(space: Workspace) -> dict[str, str]:
     """Candidates of the last benchmark by their role in the report."""
     named: dict[str, str] = {}
-    if space.recipe.teacher.onnx is None:
+    if space.recipe.teacher.model is not None:
         named["teacher-pytorch"] = "teacher-pytorch"
-    named["teacher-onnx"] = "teacher-onnx"
+    if space.recipe.teacher.has_graph:
+        named["teacher-onnx"] = "teacher-onnx"
     if space.recipe.distill.baseline:
         named["student-alone"] = "student-alone"
     return named | {name: "variant" for name in shipped_variants(space)}
@@ -212,10 +213,12 @@ def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
         )
         for name in roles(space)
     ]
+    # Only answers are known of some teachers: they are judged on validation, and timed nowhere.
+    against = "teacher-onnx" if space.recipe.teacher.has_graph else candidates[0].id
     results = benchmark(
         candidates,
         suite=load_suite(space.recipe.benchmark.suite),
-        against="teacher-onnx",
+        against=against,
         samples=prepared.labelled(prepared.dataset.test),
         seed=space.recipe.seed,
         confidence=space.recipe.limits.confidence,
@@ -247,7 +250,7 @@ def describe_run(space: Workspace) -> dict[str, Any]:
     recipe, records = space.recipe, space.records
     trained = [name for name in ("teacher", "student", "student_alone") if name in records]
     select = space.result("select")
-    student = space.result("student")
+    student, cached = space.result("student"), "cache" in records
     return {
         "name": recipe.name,
         "task": recipe.task,
@@ -266,7 +269,7 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         "budget": {
             "epochs": student["epochs"],
             "images_seen": student["images_seen"],
-            "teacher_passes": student["teacher_passes"],
+            "teacher_passes": student["teacher_passes"] + (records["cache"].result["teacher_passes"] if cached else 0),
             "seconds": {name: round(record.seconds, 2) for name, record in records.items()},
         },
         "counts": space.result("data")["counts"],
@@ -274,5 +277,9 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         "validation": space.result("verify")["validation"],
         "refused_variants": space.result("quantize")["refused"],
         "roles": roles(space),
-        "files": {"bundle": BUNDLE, "teacher": "export/teacher.onnx", "report": "report.html"},
+        "files": {
+            "bundle": BUNDLE,
+            **({"teacher": "export/teacher.onnx"} if recipe.teacher.has_graph else {}),
+            "report": "report.html",
+        },
     }

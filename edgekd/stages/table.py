@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from edgekd.run_folder import Stage
-from edgekd.stages import choosing, fingerprints, graphs, shipping, training
+from edgekd.stages import caching, choosing, fingerprints, graphs, shipping, training
 from edgekd.stages.workspace import Workspace, work_on_data
 
 Inputs = Callable[[Workspace], Mapping[str, Any]]
@@ -20,7 +20,8 @@ TRAINED = ("teacher", *STUDENTS)
 STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]] = {
     "data": ((), (), fingerprints.data, work_on_data),
     "teacher": (("data",), ("teacher",), fingerprints.teacher, training.work_on_teacher),
-    "student": (("data", "teacher"), ("student",), fingerprints.student, training.work_on_student),
+    "cache": (("data", "teacher"), (), fingerprints.cache, caching.work_on_cache),
+    "student": (("data", "teacher", "cache"), ("student",), fingerprints.student, training.work_on_student),
     "student_alone": (("data",), ("student_alone",), fingerprints.student_alone, training.work_on_student_alone),
     "export": (("data", "teacher", *STUDENTS), ("export",), fingerprints.export, graphs.work_on_export),
     "quantize": (("data", "export"), ("variants",), fingerprints.quantize, graphs.work_on_quantize),
@@ -39,7 +40,7 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]] = {
         shipping.work_on_benchmark,
     ),
     "report": (
-        ("data", "teacher", *STUDENTS, "export", "quantize", "verify", "select", "bundle", "benchmark"),
+        ("data", "teacher", "cache", *STUDENTS, "export", "quantize", "verify", "select", "bundle", "benchmark"),
         ("results.json", "results.json.gz", "report.html", "report.md"),
         fingerprints.report,
         shipping.work_on_report,
@@ -48,12 +49,16 @@ STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]] = {
 
 
 def stages(space: Workspace) -> tuple[Stage, ...]:
-    """The stages of this run, in an order in which they can run; without a baseline no student is trained alone."""
+    """The stages of this run, in an order in which they can run.
+
+    Without a baseline no student is trained alone, and nothing is cached unless the recipe keeps the answers.
+    """
 
     def salvage(inputs: Inputs) -> Mapping[str, Any]:
         return fingerprints.without_cures(inputs(space))
 
-    left_out = () if space.recipe.distill.baseline else ("student_alone",)
+    wanted = {"student_alone": space.recipe.distill.baseline, "cache": space.recipe.keeps_answers}
+    left_out = [name for name, is_wanted in wanted.items() if not is_wanted]
     return tuple(
         Stage(
             name,

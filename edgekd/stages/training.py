@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.distill.endpoint import shown_url
 from edgekd.errors import ModelError, explain_os_errors
+from edgekd.files import sha256_file
 from edgekd.spec import Array
+from edgekd.stages import caching
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -78,9 +81,16 @@ def load_trained(space: Workspace, name: str) -> nn.Module:
 
 
 def load_teacher(space: Workspace) -> Teacher:
-    """The recipe's teacher behind its one interface: a trained module, or an ONNX file (a black box)."""
+    """The recipe's teacher behind its one interface: a trained module, an ONNX file, answers in a file.
+
+    Of a teacher behind a URL, the answers for validation: all others come from the cache (edgekd.stages.caching).
+    """
     from edgekd.distill.teachers import ModuleTeacher, OnnxTeacher
 
+    if space.recipe.teacher.logits is not None:
+        return caching.file_teacher(space)
+    if space.recipe.teacher.url is not None:
+        return caching.remembered(space, "val")
     if space.recipe.teacher.onnx is not None:
         return OnnxTeacher(space.path / "teacher" / "teacher.onnx", threads=space.threads)
     return ModuleTeacher(load_trained(space, "teacher"))
@@ -91,7 +101,8 @@ def teacher_for_student(space: Workspace) -> Teacher:
     from edgekd.device.postprocess import Denormalize
     from edgekd.distill.teachers import StandardizedTeacher
 
-    teacher, post = load_teacher(space), space.prepared.post
+    teacher: Teacher = caching.remembered(space, "train") if space.recipe.keeps_answers else load_teacher(space)
+    post = space.prepared.post
     if space.teacher_post == post:
         return teacher
     return StandardizedTeacher(teacher, [step for step in post if isinstance(step, Denormalize)])
@@ -106,6 +117,8 @@ def work_on_teacher(space: Workspace) -> tuple[dict[str, Any], str]:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(section.onnx, folder / "teacher.onnx")
         return {"trained": False, "source": "onnx", **_scored(space, "teacher")}, "taken from its ONNX file"
+    if section.model is None:
+        return _take_answers(space)
     if section.weights is not None:
         from edgekd.distill.models import load_weights, save_weights
 
@@ -118,6 +131,24 @@ def work_on_teacher(space: Workspace) -> tuple[dict[str, Any], str]:
     trained = _train(space, "teacher", section, teachers=(), objective=_alone(space, section.train.label_smoothing))
     _save_model_json(space, "teacher", section)
     return trained, _summary(space, trained)
+
+
+def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
+    """A teacher of which only answers are known: they are scored on validation."""
+    section = space.recipe.teacher
+    if section.logits is not None and any(space.recipe.data.augment.values()):
+        space.listener.warn(
+            "data.augment changes the samples, but teacher.logits answers to them as they are: each augmented sample "
+            "gets the answer to the original"
+        )
+    scored = _scored(space, "teacher")
+    if section.logits is not None:
+        where = section.logits
+        facts = {"source": "logits", "sha256": sha256_file(where)}
+    else:
+        where = shown_url(section.url or "")
+        facts = {"source": "url"}
+    return {"trained": False, **facts, **scored}, f"{where}, validation {scored['best']:.4f}"
 
 
 def work_on_student(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -169,6 +200,8 @@ def _train(
         seed=space.recipe.seed,
         threads=space.threads,
         augment=space.recipe.data.augment,
+        # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
+        views=None if name == "teacher" else space.recipe.data.views,
         run_dir=space.path / name,
         progress=space.listener.step,
     )
@@ -197,8 +230,8 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
     from edgekd.distill.models import count
 
     prepared, task = space.prepared, space.recipe.task
-    is_onnx = space.recipe.teacher.onnx is not None
-    model: Any = load_teacher(space) if is_onnx else load_trained(space, name)
+    is_black_box = space.recipe.teacher.model is None
+    model: Any = load_teacher(space) if is_black_box else load_trained(space, name)
     outputs = evaluate(model, prepared.dataset.val, prepared.arithmetic, task=task)
     if outputs.shape[1:] != (prepared.dataset.num_outputs,):
         raise ModelError(
@@ -217,7 +250,7 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
             "so nothing can be learned from it. Expected targets in the units of the data (postprocess.steps says it "
             "where the graph gives others), and the preprocessing that it was trained with"
         )
-    parameters, macs = (None, None) if is_onnx else count(model, prepared.input_shape)
+    parameters, macs = (None, None) if is_black_box else count(model, prepared.input_shape)
     return {
         "best": value,
         "last": value,

@@ -82,6 +82,7 @@ class Workspace:
     threads: int
     created: str
     command: str
+    cache_root: Path | None = None  # where teachers' answers are kept; None: edgekd's cache folder
     records: dict[str, Record] = field(default_factory=dict)
 
     def result(self, stage: str) -> Mapping[str, Any]:

@@ -76,9 +76,10 @@ TRAINED = {"teacher", "student", "student_alone"}
         ("distill.precision=bfloat16", {*TRAINED, "bundle"}),
         ("distill.epochs=7", {"student", "student_alone", "bundle"}),
         ("distill.terms.0.weight=0.5", {"student", "bundle"}),
-        ("data.augment={noise=0.1}", {*TRAINED, "bundle"}),
-        ("data.views=1", {"student", "student_alone", "bundle"}),
+        ("data.augment={noise=0.1}", {*TRAINED, "cache", "bundle"}),
+        ("data.views=1", {"student", "student_alone", "cache", "bundle"}),
         ("distill.cache=true", {"bundle"}),
+        ("distill={cache=true, cache_dtype='float16'}", {"cache", "student", "bundle"}),
         ("export.opset=19", {"export", "bundle"}),
         ("limits.unproven=fail", {"bundle"}),
         ("limits.size_kb=3", {"select", "bundle"}),
@@ -117,7 +118,7 @@ def test_changed_data_touches_the_data(recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "expected"),
     [
-        ("torch", {*TRAINED, "export", "benchmark"}),
+        ("torch", {*TRAINED, "cache", "export", "benchmark"}),
         ("onnx", {"export", "quantize"}),
         ("onnxscript", {"export"}),
         ("onnxruntime", {"export", "quantize", "verify", "select", "bundle", "benchmark"}),
@@ -152,4 +153,23 @@ def test_without_a_baseline_no_student_is_trained_alone(recipe: Path) -> None:
     table = stages(make_space(recipe, "distill.baseline=false"))
     assert "student_alone" not in {stage.name for stage in table}
     assert not any("student_alone" in stage.needs for stage in table)
-    assert [stage.name for stage in stages(make_space(recipe))] == list(STAGES)
+    assert [stage.name for stage in stages(make_space(recipe, "distill.cache=true"))] == list(STAGES)
+
+
+def test_answers_are_kept_only_when_asked_for(recipe: Path) -> None:
+    table = stages(make_space(recipe))
+    assert "cache" not in {stage.name for stage in table}
+    assert not any("cache" in stage.needs for stage in table)
+    table = stages(make_space(recipe, "distill.cache=true"))
+    assert next(stage for stage in table if stage.name == "student").needs == ("data", "teacher", "cache")
+    alone = next(stage for stage in table if stage.name == "student_alone")
+    assert "cache" not in alone.needs, "the student alone is not trained again when answers are kept in another way"
+
+
+def test_how_an_endpoint_is_asked_trains_nothing_again(recipe: Path) -> None:
+    text = recipe.read_text().replace('[teacher]\nmodel = "mlp_s"', '[teacher]\nurl = "https://h/x"\nlicence = "MIT"')
+    recipe.write_text(text)
+    space = make_space(recipe)
+    BEFORE.update({name: canonical_json(inputs(space)) for name, (_, _, inputs, _) in STAGES.items()})
+    assert changed(recipe, "teacher.request.batch_size=7", "teacher.request.retries=1") == {"bundle"}
+    assert changed(recipe, "teacher.url=https://h/y") == {"teacher", "bundle"}

@@ -1,0 +1,247 @@
+"""Stage `cache`: what the teacher answers to every view of every training sample, kept for this student and the next.
+
+The answers lie in edgekd's cache folder, not in the run: any run with the same teacher, data and augmentation finds
+them there. A teacher behind a URL is asked through the cache only, so that no answer is paid for twice.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.data.download import cache_folder
+from edgekd.device.machine import versions
+from edgekd.errors import UsageError
+from edgekd.files import sha256_file
+from edgekd.references import code_sha256
+from edgekd.spec import steps_to_json
+from edgekd.stages.workspace import Workspace
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from edgekd.distill.batches import Batches
+    from edgekd.distill.cache import Cache
+    from edgekd.distill.cache_build import Order
+    from edgekd.distill.cached_teacher import CachedTeacher
+    from edgekd.distill.file_teacher import LogitsFile
+    from edgekd.distill.stored import Store
+    from edgekd.distill.teachers import Teacher
+
+FOLDER = "teachers"
+
+
+def cache_root(space: Workspace) -> Path:
+    """Where caches lie: as asked for, else in edgekd's cache folder (EDGEKD_CACHE overrides it)."""
+    return cache_folder(FOLDER) if space.cache_root is None else space.cache_root
+
+
+def work_on_cache(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Let the teacher answer what no run before has asked it."""
+    cache, asked = build(space, "train")
+    result = {
+        "key": cache.key,
+        "num_samples": cache.num_samples,
+        "views": cache.views,
+        "teacher_passes": asked,
+        "size_bytes": cache.size_bytes,
+    }
+    rows = cache.num_samples * cache.views
+    how = f"{asked:,} answers asked for" if asked else "found, nothing was asked"
+    return result, f"{rows:,} answers in {cache.path} ({cache.size_bytes / 1e6:.1f} MB), {how}"
+
+
+def remembered(space: Workspace, split: str) -> CachedTeacher:
+    """The teacher's answers to the samples of `split`; what is missing is asked for first."""
+    from edgekd.distill.cached_teacher import CachedTeacher
+
+    return CachedTeacher(build(space, split)[0])
+
+
+def build(space: Workspace, split: str) -> tuple[Cache, int]:
+    """The cache of `split` ("train" in its views, others as they are), and how many answers it took now."""
+    from edgekd.distill.cache import find_cache
+    from edgekd.distill.cache_build import build_cache
+
+    root, facts = cache_root(space), facts_of(space, split)
+    found = find_cache(root, facts)
+    if found is not None:
+        return found, 0
+
+    def progress(text: str, done: int, total: int) -> None:
+        space.listener.step(text, done, total, {})
+
+    with asking(space, split) as order:
+        return build_cache(root, facts, order, progress=progress)
+
+
+def facts_of(space: Workspace, split: str) -> dict[str, Any]:
+    """What the answers depend on; the same facts in another run lead to the same cache."""
+    recipe, prepared = space.recipe, space.prepared
+    dataset = prepared.dataset
+    augment = {key: value for key, value in recipe.data.augment.items() if value} if split == "train" else {}
+    return {
+        "teacher": _teacher_facts(space),
+        "data": dataset.sha256,
+        "split": split,
+        "num_samples": len(getattr(dataset, split)),
+        "steps": steps_to_json(prepared.arithmetic),
+        "augment": augment,
+        "seed": recipe.seed if augment else None,
+        "views": recipe.data.views if augment else 1,
+        "store": store_of(space, split).facts(),
+    }
+
+
+def _teacher_facts(space: Workspace) -> dict[str, Any]:
+    section, installed = space.recipe.teacher, versions()
+    if section.url is not None:
+        return {"url": section.url}
+    if section.onnx is not None:
+        return {"onnx": sha256_file(section.onnx), "onnxruntime": installed.get("onnxruntime")}
+    reference = section.model or ""
+    outputs = space.records["teacher"].outputs
+    return {
+        "model": reference,
+        "args": dict(section.args),
+        "weights": next(digest for path, digest in outputs.items() if path.endswith(".safetensors")),
+        "code": code_sha256(reference, space.search_path),
+        "torch": installed.get("torch"),
+        "torchvision": installed.get("torchvision") if reference.startswith("torchvision:") else None,
+    }
+
+
+def store_of(space: Workspace, split: str) -> Store:
+    """How the recipe wants answers kept, and the features that its terms look at; to score, whole logits suffice."""
+    from edgekd.distill.answers import LOGITS
+    from edgekd.distill.stored import Store
+    from edgekd.stages.training import student_objective
+
+    if split != "train":
+        return Store()
+    distill = space.recipe.distill
+    taps = (LOGITS, *features(student_objective(space).teacher_taps))
+    return Store(distill.cache_dtype, distill.cache_top_k, taps)
+
+
+def features(taps: Sequence[str]) -> tuple[str, ...]:
+    """Of the tensors that terms look at, those from inside the teacher."""
+    from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS
+
+    return tuple(dict.fromkeys(tap for tap in taps if tap not in (LOGITS, INDICES, LOG_PROBABILITIES)))
+
+
+def batches_of(space: Workspace, split: str) -> Batches:
+    """The samples of `split` as training shows them."""
+    from edgekd.distill.batches import Batches
+
+    recipe = space.recipe
+    return Batches(
+        getattr(space.prepared.dataset, split),
+        space.prepared.arithmetic,
+        batch_size=recipe.distill.batch_size,
+        seed=recipe.seed,
+        augment=recipe.data.augment if split == "train" else None,
+        views=recipe.data.views,
+        task=recipe.task,
+    )
+
+
+@contextmanager
+def asking(space: Workspace, split: str) -> Iterator[Order]:
+    """What `build_cache` needs to know, with a teacher that answers until the end of the block."""
+    from edgekd.distill.cache_build import Order
+
+    store = store_of(space, split)
+    dataset = space.prepared.dataset
+    batches, outputs = batches_of(space, split), dataset.num_outputs
+    name = f"{dataset.name} {split}"
+    url = space.recipe.teacher.url
+    if url is not None:
+        with _open_url(space, url) as teacher:
+            size = space.recipe.teacher.request.batch_size
+            yield Order(teacher, batches, store, outputs, name, batch_size=size, journal=True)
+        return
+    with _computing(space, features(store.taps)) as (computed, place):
+        yield Order(computed, batches, store, outputs, name, batch_size=space.recipe.distill.batch_size, place=place)
+
+
+@contextmanager
+def _open_url(space: Workspace, url: str) -> Iterator[Teacher]:
+    from edgekd.distill.endpoint import RequestOptions, open_endpoint
+    from edgekd.distill.http_teacher import HttpTeacher
+
+    section = space.recipe.teacher.request
+    options = RequestOptions(
+        batch_size=section.batch_size,
+        timeout_s=section.timeout_s,
+        retries=section.retries,
+        per_s=section.per_s,
+        encoding=section.encoding,
+        headers=read_headers(section.headers, os.environ),
+        insecure=section.insecure,
+    )
+    with open_endpoint(url, options) as endpoint:
+        labels = space.prepared.dataset.labels
+        yield HttpTeacher(endpoint, labels=labels, task=space.recipe.task, encoding=section.encoding)
+
+
+def read_headers(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, str]:
+    """The headers with their values from the environment. Raises `UsageError` that names a variable that is not set."""
+    for header, variable in names.items():
+        if not environ.get(variable):
+            raise UsageError(
+                f"teacher.request.headers.{header}: the environment variable {variable} is not set; expected the value "
+                "of the header in it (it is not written anywhere)"
+            )
+    return {header: environ[variable] for header, variable in names.items()}
+
+
+@contextmanager
+def _computing(space: Workspace, taps: Sequence[str]) -> Iterator[tuple[Teacher, Any]]:
+    """The teacher where and as it would compute beside the student, and what brings batches there."""
+    import torch
+
+    from edgekd.distill.execution import contained, placed
+    from edgekd.distill.taps import Taps
+    from edgekd.distill.teachers import ModuleTeacher
+    from edgekd.stages.training import load_teacher
+
+    device = torch.device(space.device)
+    teacher = load_teacher(space)
+    with contained(device, threads=space.threads):
+        if not isinstance(teacher, ModuleTeacher):
+            if taps:
+                raise UsageError(f"the teacher is a black box: it has logits, and no {', '.join(taps)} to tap")
+            yield teacher, dict
+            return
+        with placed(teacher.module, device) as layout, Taps(teacher.module, taps) as tapped:
+
+            def ask(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+                return {**teacher(batch), **(tapped.read() if taps else {})}
+
+            yield ask, lambda batch: _moved(batch, device, layout)
+
+
+def _moved(batch: Mapping[str, Tensor], device: torch.device, layout: torch.memory_format) -> dict[str, Tensor]:
+    import torch
+
+    moved = {name: value.to(device) for name, value in batch.items()}
+    if layout is torch.channels_last and moved["x"].dim() == 4:
+        moved["x"] = moved["x"].contiguous(memory_format=layout)
+    return moved
+
+
+def file_teacher(space: Workspace) -> LogitsFile:
+    """The answers in the recipe's file. Raises `DataError` when they do not cover training and validation."""
+    from edgekd.distill.file_teacher import LogitsFile
+
+    dataset = space.prepared.dataset
+    path = Path(str(space.recipe.teacher.logits))
+    teacher = LogitsFile(path, labels=dataset.labels, task=space.recipe.task)
+    teacher.check({"train": dataset.train, "val": dataset.val})
+    return teacher
