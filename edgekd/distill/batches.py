@@ -1,10 +1,11 @@
 """Batches of a split: shuffled and augmented for training, in order for evaluation.
 
-    samples in memory -> order(seed, epoch) -> augment(seed, view, id) -> arithmetic steps -> named tensors
+    samples in memory -> order(seed, epoch) -> augment(seed, view, id) -> arithmetic steps -> mix(seed, view, id)
+    -> named tensors
 
-A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64, "view": (N,) int64}; y is (N,) int64 classes, (N, L)
-float32 labels or (N, D) float32 targets. Everything is a function of seed, epoch and ids, so an epoch can be repeated
-at will.
+A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64, "index": (N,) int64 position in the split, "view": (N,)
+int64}; y is (N,) int64 classes, (N, L) float32 labels or (N, D) float32 targets; mixed samples: see
+`edgekd.distill.mixing`. Everything is a function of seed, epoch and ids, so an epoch can be repeated at will.
 
 `view` says which augmentation of the sample this is: (id, view) stands for exactly these pixels, and a teacher's
 answer to them may be kept. Epoch e shows view e, or view e mod K where K `views` are cycled. Samples that no
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from edgekd.device.preprocess import apply_arithmetic
 from edgekd.distill.augmentation import Augment, augment_batch, check_augment
+from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
 from edgekd.errors import DataError, UsageError
 from edgekd.spec import Layout, Split, Step, Task
@@ -44,8 +46,8 @@ class Batches:
     never the only batch). `views=K` cycles through K augmentations of each sample instead of making a new one in every
     epoch.
 
-    Raises `UsageError` for a batch size or a number of views below 1, `RecipeError` for an augmentation that does not
-    fit and `DataError` for an empty split.
+    Raises `UsageError` for a batch size or a number of views below 1 and for cutmix of no images, `RecipeError` for an
+    augmentation that does not fit and `DataError` for an empty split.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Batches:
         task: Task = "classification",
         drop_last: bool = False,
         views: int | None = None,
+        mixing: Mixing | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"found batch_size = {batch_size}, expected a whole number from 1")
@@ -72,11 +75,19 @@ class Batches:
         self._batch_size = batch_size
         self._seed = seed
         self._augment = check_augment(augment or {}, split.x[:1])
-        self._views = views if self._augment else 1
+        self._mixing = mixing if mixing is not None and mixing.is_on else None
+        self._is_plain = not self._augment and self._mixing is None
+        self._views = 1 if self._is_plain else views
         self._targets = _targets(split, task)
         self._ids = torch.from_numpy(np.ascontiguousarray(split.ids, dtype=np.int64))
         self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
         self._ready = None if self._augment else _ready(split, steps)
+        self._axes = _image_axes(steps)
+        if self._mixing is not None and self._mixing.cutmix and len(self.input_shape) != 3:
+            raise UsageError(
+                f"cutmix cuts boxes out of images, found samples of shape {list(self.input_shape)}; take mixup"
+            )
+        self._partners: tuple[int, Positions] | None = None
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -118,10 +129,19 @@ class Batches:
         """All samples once, in their order and without augmentation."""
         for start in range(0, len(self._split), self._batch_size):
             indices = np.arange(start, min(start + self._batch_size, len(self._split)))
-            yield self.at(indices, view=PLAIN if self._augment else 0)
+            yield self.at(indices, view=0 if self._is_plain else PLAIN)
 
     def at(self, indices: Positions, *, view: int) -> dict[str, Tensor]:
         """The samples at these positions of the split, all in the same view (`PLAIN`: as they are)."""
+        own = self._unmixed(indices, view)
+        if self._mixing is None or view == PLAIN:
+            return own
+        if self._partners is None or self._partners[0] != view:
+            self._partners = view, partners(self._split.ids, seed=self._seed, view=view)
+        partner = self._unmixed(self._partners[1][indices], view)
+        return mix(own, partner, self._mixing, seed=self._seed, view=view, axes=self._axes)
+
+    def _unmixed(self, indices: Positions, view: int) -> dict[str, Tensor]:
         chosen = torch.from_numpy(indices)
         if self._ready is not None:
             x = self._ready.index_select(0, chosen)
@@ -134,6 +154,7 @@ class Batches:
             "x": x,
             "y": self._targets.index_select(0, chosen),
             "id": self._ids.index_select(0, chosen),
+            "index": chosen,
             "view": torch.full((len(indices),), view, dtype=torch.int64),
         }
 
@@ -155,6 +176,12 @@ def _with_channels(split: Split, steps: tuple[Step, ...]) -> Split:
     if split.x.ndim == 3 and any(isinstance(step, Layout) and step.to != "flat" for step in steps):
         return Split(split.x[..., np.newaxis], split.y, split.ids)
     return split
+
+
+def _image_axes(steps: tuple[Step, ...]) -> tuple[int, int]:
+    """Height and width of a model-ready batch of images."""
+    layouts = [step.to for step in steps if isinstance(step, Layout)]
+    return (1, 2) if layouts and layouts[-1] == "HWC" else (2, 3)
 
 
 def _targets(split: Split, task: Task) -> Tensor:

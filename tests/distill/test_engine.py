@@ -297,7 +297,7 @@ def test_a_teacher_never_gets_gradients() -> None:
     assert state_bytes(spy.module) == before
     assert spy.inference == {True}
     assert result.teacher_passes == 3 * 96
-    assert set(spy.batches[-1]) == {"x", "y", "id", "view"}
+    assert set(spy.batches[-1]) == {"x", "y", "id", "index", "view"}
 
 
 def test_several_teachers_are_averaged() -> None:

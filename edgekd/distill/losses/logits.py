@@ -28,10 +28,14 @@ def cross_entropy(student_NC: Tensor, labels_N: Tensor, *, label_smoothing: floa
 
         -1/N sum_n sum_c q_nc log softmax(student)_nc,   q = (1 - eps) onehot(label) + eps / C
 
+    Labels of mixed samples are shares of the classes (N, C) in place of onehot(label): for a share r of y1 and 1 - r
+    of y2 that is r * CE(y1) + (1 - r) * CE(y2).
+
     Smoothing: Szegedy et al., "Rethinking the Inception Architecture", 2015, arXiv:1512.00567.
     """
     check_rank(student_NC, "student logits", 2)
-    check_labels(student_NC, labels_N)
+    if not (labels_N.is_floating_point() and labels_N.shape == student_NC.shape):
+        check_labels(student_NC, labels_N)
     if not 0.0 <= label_smoothing < 1.0:
         raise UsageError(f"found label_smoothing = {label_smoothing}, expected 0 <= label_smoothing < 1")
     return F.cross_entropy(precise(student_NC), labels_N, label_smoothing=label_smoothing)
