@@ -197,6 +197,12 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
     )
 
 
+def part_at(module: nn.Module, path: str) -> nn.Module | None:
+    """The part of `module` that a tap path names; None when it names none."""
+    parts: dict[str, nn.Module] = dict(unwrap(module).named_modules())
+    return parts.get(TapPath.parse(path).module)
+
+
 def describe(value: object) -> str:
     """`a tensor [2, 3]`, `a tuple of 2`, `a mapping with ['a']`, for errors."""
     if isinstance(value, Tensor):

@@ -7,7 +7,8 @@ student would learn that without a word.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -20,13 +21,17 @@ from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
 from edgekd.distill.models import logits_of
+from edgekd.distill.taps import Taps, ordinary_copy, part_at
 from edgekd.errors import ModelError, StageFailed, UsageError
 
 _NAMED_IDS = 5
 
 
 class Teacher(Protocol):
-    """Named tensors in (`x` (N, ...) float32, `y`, `id`), named tensors out, among them `logits` (N, C)."""
+    """Named tensors in (see `edgekd.distill.batches`), named tensors out, among them `logits` (N, C).
+
+    What else the terms of an objective look at goes by its tap path.
+    """
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """What the teacher says about the batch, without gradients."""
@@ -36,12 +41,13 @@ class Teacher(Protocol):
 class ModuleTeacher:
     """A torch module as a teacher. The module is put in eval mode and its parameters are frozen, for good.
 
-    It computes on the device where its parameters are. Raises `StageFailed` when a logit is NaN or infinite, naming
-    the samples.
+    It computes on the device where its parameters are. Inside `tapped` it gives its taps beside the logits. Raises
+    `StageFailed` when a logit is NaN or infinite, naming the samples.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(requires_grad=False)
+        self._taps: Taps | None = None
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         assert not any(part.training for part in self.module.modules()), "somebody put a teacher back in train mode"
@@ -52,9 +58,25 @@ class ModuleTeacher:
         named = dict(output) if isinstance(output, Mapping) else {}
         named["logits"] = logits_of(output, "the teacher")
         # Tensors of inference mode cannot take part in the student's backward pass; copies can.
-        result = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor)}
+        result = {name: ordinary_copy(value) for name, value in named.items() if isinstance(value, Tensor)}
         check_finite(result["logits"], batch, "the teacher")
-        return result
+        return result if self._taps is None else {**self._taps.read(), **result}
+
+    @contextmanager
+    def tapped(self, paths: Sequence[str], example: Mapping[str, Tensor]) -> Iterator[None]:
+        """Give the tensors at these paths too, for the block; names that the module itself gives need no tap."""
+        wanted = set(paths) - {"logits"}
+        own = self(example).keys() if wanted else ()
+        hooked = [path for path in paths if path in wanted and path not in own]
+        if not hooked:
+            yield
+            return
+        with Taps(self.module, hooked) as taps:
+            self._taps = taps
+            try:
+                yield
+            finally:
+                self._taps = None
 
 
 class OnnxTeacher:
@@ -98,17 +120,19 @@ class StandardizedTeacher:
         self.steps = tuple(steps)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        logits_ND = self.teacher(batch)["logits"]
+        given = self.teacher(batch)
+        logits_ND = given["logits"]
         for step in reversed(self.steps):
             logits_ND = (logits_ND - logits_ND.new_tensor(step.mean)) / logits_ND.new_tensor(step.std)
-        return {"logits": logits_ND}
+        return {**given, "logits": logits_ND}
 
 
 class EnsembleTeacher:
     """Several teachers as one: the weighted mean of their logits, or, with a temperature, of their probabilities.
 
     With `temperature` the result are pseudo-logits whose softmax at that temperature is the mean. Weights are divided
-    by their sum. Raises `UsageError` for no teacher, or weights that do not fit.
+    by their sum. What each teacher gives is there too, under its number: "0/logits", "1/layer2.1". Raises `UsageError`
+    for no teacher, or weights that do not fit.
     """
 
     def __init__(
@@ -123,11 +147,47 @@ class EnsembleTeacher:
         self.temperature = temperature
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        logits = [teacher(batch)["logits"] for teacher in self.teachers]
-        logits = [value.to(logits[0].device) for value in logits]
+        given = [teacher(batch) for teacher in self.teachers]
+        logits = [named["logits"].to(given[0]["logits"].device) for named in given]
         if self.temperature is None:
-            return {"logits": mean_logits(logits, weights=self.weights)}
-        return {"logits": mean_probabilities(logits, temperature=self.temperature, weights=self.weights)}
+            mean = mean_logits(logits, weights=self.weights)
+        else:
+            mean = mean_probabilities(logits, temperature=self.temperature, weights=self.weights)
+        own = {f"{index}/{name}": value for index, named in enumerate(given) for name, value in named.items()}
+        return {**own, "logits": mean}
+
+
+@contextmanager
+def tapped(teacher: Teacher, paths: Sequence[str], example: Mapping[str, Tensor]) -> Iterator[None]:
+    """For the block, `teacher` gives the tensors at these tap paths too, as far as it is a module.
+
+    `example` is a batch that it may be asked about once. Teachers of other kinds give what they give. Raises
+    `ModelError` for a path that is not there.
+    """
+    with ExitStack() as stack:
+        for module, own in _modules_of(teacher, paths):
+            stack.enter_context(module.tapped(own, example))
+        yield
+
+
+def tapped_module(teacher: Teacher, path: str) -> nn.Module | None:
+    """The part of the teacher that a tap path names; None when it is no part of a module."""
+    for module, own in _modules_of(teacher, (path,)):
+        for tap in own:
+            return part_at(module.module, tap)
+    return None
+
+
+def _modules_of(teacher: Teacher, paths: Sequence[str]) -> Iterator[tuple[ModuleTeacher, list[str]]]:
+    """Each module inside `teacher`, with those of the paths that are its own."""
+    if isinstance(teacher, ModuleTeacher):
+        yield teacher, list(paths)
+    elif isinstance(teacher, StandardizedTeacher):
+        yield from _modules_of(teacher.teacher, paths)
+    elif isinstance(teacher, EnsembleTeacher):
+        for index, one in enumerate(teacher.teachers):
+            prefix = f"{index}/"
+            yield from _modules_of(one, [path.removeprefix(prefix) for path in paths if path.startswith(prefix)])
 
 
 def check_finite(logits: Tensor, batch: Mapping[str, Tensor], what: str) -> None:
