@@ -23,6 +23,8 @@ def test_a_recipe_is_valid_short_and_headed_by_its_command(name: str, tmp_path: 
     lines = text.splitlines()
     assert lines[0].startswith(f"# edgekd distill-and-export {name}")
     assert len(lines) <= 60
+    head = text.split("\n\n")[0]
+    assert "# Printed " in head and "(chosen)" in head, "a recipe tells what it prints"
     assert max(map(len, lines)) <= 120
     overrides = ["data.root=somewhere"] if "--set data.root=" in lines[0] else []
     recipe = load_recipe(name, overrides=overrides, environ={}).recipe
