@@ -28,9 +28,9 @@ from edgekd.distill.models.weights import load_weights, save_weights
 from edgekd.errors import ModelError, UsageError, explain_os_errors
 from edgekd.files import write_atomically, write_json
 
-VERSION = 1
+VERSION = 2
 # After a divergence these may change: the epochs until then stay what they were.
-CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "objective"})
+CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "objective", "stage_lr"})
 
 # What torch raises for a file that is cut, damaged, or something else.
 _UNREADABLE = (
@@ -38,6 +38,8 @@ _UNREADABLE = (
 )  # fmt: skip
 
 State = dict[str, Tensor]
+
+_STATES = ("student", "best_student", "adapters", "average", "optimizer")
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Checkpoint:
     record: Record
     student: State
     best_student: State
+    adapters: State
+    average: State | None
     optimizer: dict[str, Any]
 
 
@@ -82,6 +86,8 @@ class RunFiles:
                 "record": json.dumps(dataclasses.asdict(checkpoint.record)),
                 "student": checkpoint.student,
                 "best_student": checkpoint.best_student,
+                "adapters": checkpoint.adapters,
+                "average": checkpoint.average,
                 "optimizer": checkpoint.optimizer,
             },
             buffer,
@@ -102,9 +108,8 @@ class RunFiles:
             raw = torch.load(content, map_location="cpu", weights_only=True)
             version = raw["version"]
             settings = json.loads(raw["settings"])
-            checkpoint = Checkpoint(
-                _record(json.loads(raw["record"])), raw["student"], raw["best_student"], raw["optimizer"]
-            )
+            states = {} if version != VERSION else {field: raw[field] for field in _STATES}
+            record = _record(json.loads(raw["record"]))
         except _UNREADABLE as error:
             raise ModelError(
                 f"the checkpoint {self._checkpoint} cannot be read: {error}; delete it to train from the beginning"
@@ -115,7 +120,19 @@ class RunFiles:
                 "it, or delete it to train from the beginning"
             )
         self._compare(settings, "an unfinished training", CURES if self._diverged.is_file() else frozenset())
-        return checkpoint
+        return Checkpoint(record, **states)
+
+    def check_adapters(self, fresh: State, checkpoint: Checkpoint | None) -> None:
+        """Raise `UsageError` when the adapters in `checkpoint` are not like those of the terms as they are now.
+
+        After a divergence the terms may change, but what they have learned must have a place.
+        """
+        if checkpoint is None or _sizes(checkpoint.adapters) == _sizes(fresh):
+            return
+        raise UsageError(
+            f"{self.folder} holds an unfinished training whose terms have other adapters; take the same terms and "
+            "adapters, another folder, or delete this one"
+        )
 
     def finish(self, student: nn.Module, record: Record) -> None:
         """Write the best weights (which `student` holds) and the history; then the checkpoint is not needed."""
@@ -183,6 +200,10 @@ class RunFiles:
 def _record(raw: Mapping[str, Any]) -> Record:
     values = {field.name: raw[field.name] for field in dataclasses.fields(Record)}
     return Record(**{**values, "history": tuple(values["history"]), "warnings": tuple(values["warnings"])})
+
+
+def _sizes(state: State) -> dict[str, list[int]]:
+    return {name: list(value.shape) for name, value in state.items()}
 
 
 def _fill(path: Path, buffer: io.BytesIO) -> None:

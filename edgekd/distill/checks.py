@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgekd.distill.batches import Batches
-from edgekd.distill.evaluation import forward, named
-from edgekd.distill.modules import evaluating
+from edgekd.distill.epoch import ask
+from edgekd.distill.evaluation import forward
+from edgekd.distill.modules import evaluating, unwrap
 from edgekd.distill.objective import Objective
-from edgekd.distill.teachers import Teacher
+from edgekd.distill.taps import Taps, part_at
+from edgekd.distill.teachers import Teacher, tapped, tapped_module
 from edgekd.errors import DataError, ModelError, UsageError
 from edgekd.spec import Dataset, Split, Task
 
@@ -30,21 +33,37 @@ def check_data(data: Dataset) -> None:
         _check_targets(split, data.task, data.num_outputs, f"{data.name}, {name}")
 
 
-def check_models(
+@dataclass(frozen=True)
+class Rehearsal:
+    """What one small batch through everything has shown.
+
+    objective    with the adapters that these shapes need
+    own_outputs  what the student gives without taps
+    example      the batch
+    """
+
+    objective: Objective
+    own_outputs: frozenset[str]
+    example: Mapping[str, Tensor]
+
+
+def rehearse(
     student: nn.Module,
-    teachers: Sequence[Teacher],
+    teacher: Teacher | None,
     objective: Objective,
     train: Batches,
     *,
     num_outputs: int,
     device: torch.device,
-) -> None:
-    """One small batch through student and teachers; no weight and no statistic of the student changes.
+    seed: int,
+) -> Rehearsal:
+    """One small batch through student, teacher, adapters and losses; no weight and no statistic changes.
 
     Raises `UsageError` when a term lacks its teacher or logits have different shapes, `ModelError` when the
-    student's outputs do not fit the labels, and whatever the losses say to the shapes that they see.
+    student's outputs do not fit the labels or a tap leads nowhere, and whatever the losses say to the shapes that
+    they see.
     """
-    if objective.teacher_terms and not teachers:
+    if objective.teacher_terms and teacher is None:
         raise UsageError(
             f"the term '{objective.teacher_terms[0]}' compares with a teacher, but there is none; give a teacher, or "
             "drop the term"
@@ -57,25 +76,49 @@ def check_models(
         )
     # As training will see them: a cache knows the augmented samples only.
     batch = {name: value[:2].to(device) for name, value in next(train.epoch(0)).items()}
-    with torch.no_grad(), evaluating(student):
-        student_out = forward(student, batch["x"])
-    logits = student_out["logits"]
+    inner = unwrap(student)
+    with torch.no_grad(), evaluating(inner):
+        own = forward(inner, batch["x"])
+        with Taps(inner, [tap for tap in objective.student_taps if tap not in own]) as taps:
+            student_out = {**forward(inner, batch["x"]), **taps.read()} if taps.paths else own
+    logits = own["logits"]
     teacher_out: dict[str, Tensor] = {}
-    for teacher in teachers if objective.teacher_terms else ():
-        with torch.inference_mode():
-            teacher_out = dict(named(teacher(batch), "the teacher"))
-        if teacher_out["logits"].shape != logits.shape:
-            raise UsageError(
-                f"student logits are {list(logits.shape)} but teacher logits are "
-                f"{list(teacher_out['logits'].shape)}; do both models end in the same classes?"
-            )
+    if teacher is not None and objective.teacher_terms:
+        with tapped(teacher, objective.teacher_taps, batch):
+            teacher_out = ask(teacher, batch, objective.teacher_taps)
+    if "logits" in teacher_out and teacher_out["logits"].shape != logits.shape:
+        raise UsageError(
+            f"student logits are {list(logits.shape)} but teacher logits are {list(teacher_out['logits'].shape)}; do "
+            "both models end in the same classes?"
+        )
     if tuple(logits.shape) != (len(batch["x"]), num_outputs):
         raise ModelError(
             f"student logits are {list(logits.shape)} but the data has {num_outputs} labels, expected "
             f"{[len(batch['x']), num_outputs]}; build the student with num_outputs = {num_outputs}"
         )
-    with torch.no_grad():
-        objective(student_out, {name: value.to(device) for name, value in teacher_out.items()}, batch, 1.0)
+
+    def build() -> Objective:
+        return objective.build(
+            student_out,
+            teacher_out,
+            student_module=lambda tap: part_at(inner, tap),
+            teacher_module=lambda tap: None if teacher is None else tapped_module(teacher, tap),
+            num_samples=len(train.ids),
+            seed=seed,
+        )
+
+    dry = build()  # adapters may remember what they see: those of the training see nothing of this
+    try:
+        with torch.no_grad():
+            dry.try_out(student_out, teacher_out, batch)
+    except UsageError as error:
+        if "ratio" not in batch or not objective.truth_terms:
+            raise
+        raise UsageError(
+            f"{error}. With mixup or cutmix the labels are shares of the classes (N, C): of the losses on labels, "
+            "cross_entropy takes them"
+        ) from error
+    return Rehearsal(build(), frozenset(own), batch)
 
 
 def _check_targets(split: Split, task: Task, num_outputs: int, where: str) -> None:

@@ -21,14 +21,16 @@ from edgekd.device.metrics import METRIC
 from edgekd.distill.augmentation import Augment
 from edgekd.distill.batches import Batches
 from edgekd.distill.checkpoint import Record, RunFiles
-from edgekd.distill.checks import check_data, check_models
+from edgekd.distill.checks import check_data, rehearse
 from edgekd.distill.epoch import Plan
 from edgekd.distill.evaluation import evaluate
 from edgekd.distill.execution import choose_device, choose_precision, contained, placed, resume_threads
+from edgekd.distill.mixing import Mixing
 from edgekd.distill.objective import Objective
-from edgekd.distill.optimization import build_optimizer, check_optimization
+from edgekd.distill.optimization import check_optimization
+from edgekd.distill.programme import Stage, check_stages, describe, phases
 from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, StandardizedTeacher, Teacher
-from edgekd.distill.training import Progress, Run, fresh, train_epochs
+from edgekd.distill.training import Progress, Run, fresh, train_phases
 from edgekd.errors import UsageError, nearest
 from edgekd.spec import Dataset, Step, steps_to_json
 
@@ -42,9 +44,10 @@ class TrainResult:
     """What a training gave.
 
     student         the module that was passed in, in eval mode, with the weights of the best epoch
-    history         per epoch: epoch (from 1), lr (of its last step), loss, terms {name: what it added to the loss},
-                    val (score on validation, or None where it is undefined), seconds
-    best_epoch      the epoch with the best score on validation; a tie goes to the later one
+    history         per epoch: epoch (from 1), stage (its name, or None), lr (of its last step), loss, terms {name: what
+                    it added to the loss}, gradients {name: norm of its gradient on the student's weights in one step}
+                    (None where it was not measured), val (score on validation, or None where it is undefined), seconds
+    best_epoch      the epoch of the last stage with the best score on validation; a tie goes to the later one
     best, last      score of that epoch and of the last one
     images_seen     samples that the student learned from, each as often as it came
     teacher_passes  samples that went through a teacher for it, counted per teacher; remembered ones are none
@@ -85,6 +88,12 @@ def distill(
     threads: int | None = None,
     augment: Augment | None = None,
     views: int | None = None,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
+    stages: Sequence[Stage] = (),
+    ema: float | None = None,
+    patience: int | None = None,
+    clip_norm: float | None = None,
     run_dir: str | PathLike[str] | None = None,
     checkpoint_epochs: int = 1,
     progress: Progress | None = None,
@@ -92,10 +101,16 @@ def distill(
 ) -> TrainResult:
     """Train `student` on `data.train`, keep the epoch that scores best on `data.val`, leave `data.test` alone.
 
-    teachers           none, one, or several whose logits are averaged; asked only if a term wants a teacher
+    teachers           none, one, or several whose logits are averaged (and can be tapped one by one: "0/layer2");
+                       asked only if a term wants a teacher
     steps              the arithmetic preprocessing steps
     threads            None: as many as torch has now, or as the checkpoint was trained with
     views              cycle through so many augmentations of each sample; None: another one in every epoch
+    mixup, cutmix      alphas of the ratios in which samples are mixed (`edgekd.distill.mixing`); 0: not at all
+    stages             parts of the training with terms of their own, `epochs` long in all; none: all terms all along
+    ema                decay of the average of the weights that is validated and kept in place of the last weights
+    patience           end after so many epochs of the last stage without a better score on validation
+    clip_norm          the most that the gradient of all weights together may measure
     run_dir            where checkpoints go. A training that was killed goes on from its last checkpoint, one that
                        is finished is returned as it is; None keeps everything in memory
     checkpoint_epochs  epochs between two checkpoints
@@ -114,7 +129,11 @@ def distill(
         weight_decay=weight_decay,
         epochs=epochs,
         warmup_epochs=warmup_epochs,
+        ema=ema,
+        patience=patience,
+        clip_norm=clip_norm,
     )
+    check_stages(objective, stages, epochs=epochs, warmup_epochs=warmup_epochs)
     if checkpoint_epochs < 1:
         raise UsageError(f"found checkpoint_epochs = {checkpoint_epochs}, expected a whole number from 1")
     if data.task not in METRIC:
@@ -122,7 +141,17 @@ def distill(
     check_data(data)
     place = choose_device(device)
     steps = tuple(steps)
-    train = Batches(data.train, steps, batch_size=batch_size, seed=seed, augment=augment, task=data.task, views=views)
+    mixing = Mixing(mixup, cutmix, num_classes=data.num_outputs if data.task == "classification" else None)
+    train = Batches(
+        data.train,
+        steps,
+        batch_size=batch_size,
+        seed=seed,
+        augment=augment,
+        task=data.task,
+        views=views,
+        mixing=mixing,
+    )
     numbers = choose_precision(precision, place, student, train.input_shape)
     files = None
     if run_dir is not None:
@@ -136,6 +165,12 @@ def distill(
             "student": {name: list(value.shape) for name, value in student.state_dict().items()},
             "num_teachers": len(teachers) if objective.teacher_terms else 0,
             "objective": objective.describe(),
+            "stages": describe(stages),
+            "stage_lr": [stage.lr for stage in stages],
+            "mixing": [mixup, cutmix],
+            "ema": ema,
+            "patience": patience,
+            "clip_norm": clip_norm,
             "epochs": epochs,
             "batch_size": batch_size,
             "optimizer": optimizer,
@@ -152,6 +187,7 @@ def distill(
         finished = files.finished(student)
         if finished is not None:
             return _result(student, finished, f"{numbers.name}: {numbers.reason}")
+    teacher = EnsembleTeacher(teachers) if len(teachers) > 1 else teachers[0] if teachers else None
     checkpoint = files.load() if files is not None else None
     recorded = checkpoint.record.threads if checkpoint is not None else None
     num_threads = resume_threads(threads, recorded, where=run_dir)
@@ -159,25 +195,33 @@ def distill(
         layout = stack.enter_context(placed(student, place))
         for module in _modules(teachers):
             stack.enter_context(placed(module, place))
-        check_models(student, teachers, objective, train, num_outputs=data.num_outputs, device=place)
+        rehearsal = rehearse(student, teacher, objective, train, num_outputs=data.num_outputs, device=place, seed=seed)
         run = Run(
             student=student,
-            teachers=tuple(teachers) if objective.teacher_terms else (),
+            teacher=teacher,
             data=data,
-            objective=objective,
+            objective=rehearsal.objective,
+            phases=phases(rehearsal.objective, stages, epochs=epochs, lr=lr),
             train=train,
             val=Batches(data.val, steps, batch_size=max(batch_size, _EVALUATION_BATCH), task=data.task),
-            plan=Plan(epochs, lr, schedule, warmup_epochs, place, layout, numbers.name == "bfloat16"),
-            optimizer=build_optimizer(optimizer, student.parameters(), lr=lr, weight_decay=weight_decay),
+            plan=Plan(schedule, warmup_epochs, place, layout, numbers.name == "bfloat16", clip_norm),
+            optimizer=optimizer,
+            weight_decay=weight_decay,
+            own_outputs=rehearsal.own_outputs,
+            example=rehearsal.example,
+            ema=ema,
+            patience=patience,
             files=files,
             checkpoint_epochs=checkpoint_epochs,
             seed=seed,
             progress=progress or _ignore,
             clock=clock,
         )
+        if files is not None:
+            files.check_adapters(rehearsal.objective.modules.state_dict(), checkpoint)
         unused = ("no term of the objective wants the teacher: it is not asked",)
         warnings = unused if teachers and not objective.teacher_terms else ()
-        record = train_epochs(run, checkpoint or fresh(run, Record(threads=num_threads, warnings=warnings)))
+        record = train_phases(run, checkpoint or fresh(run, Record(threads=num_threads, warnings=warnings)))
     if files is not None:
         files.finish(student, record)
     return _result(student, record, f"{numbers.name}: {numbers.reason}")

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from edgekd.distill.averaging import Average
 from edgekd.distill.batches import Batches
 from edgekd.distill.evaluation import Named, named
-from edgekd.distill.objective import Objective, first_non_finite
+from edgekd.distill.objective import first_non_finite, gradient_norms
 from edgekd.distill.optimization import lr_factor
+from edgekd.distill.programme import Phase
+from edgekd.distill.taps import Taps
 from edgekd.distill.teachers import Teacher
 
 # Values stay on the device until so many steps are done: looking at each would stall a GPU.
@@ -22,15 +25,14 @@ CHECK_STEPS = 50
 
 @dataclass(frozen=True)
 class Plan:
-    """What does not change from step to step."""
+    """What does not change from step to step. `clip_norm`: the most that the gradient of all weights may measure."""
 
-    epochs: int
-    lr: float
     schedule: str
     warmup_epochs: int
     device: torch.device
     layout: torch.memory_format
     bfloat16: bool
+    clip_norm: float | None = None
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around the student's forward pass."""
@@ -38,11 +40,25 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Pupil:
+    """What changes with every step: the student, what looks into it, and what remembers."""
+
+    student: nn.Module
+    taps: Taps
+    optimizer: Optimizer
+    average: Average | None
+
+
+@dataclass(frozen=True)
 class Epoch:
-    """Means over the samples of one epoch; `broken` is (step from 1, names) where something was NaN or infinite."""
+    """Means over the samples of one epoch; `broken` is (step from 1, names) where something was NaN or infinite.
+
+    gradients  the norm of each term's gradient on the student's weights in one step, or None
+    """
 
     loss: float
     terms: dict[str, float]
+    gradients: dict[str, float] | None
     samples: int
     lr: float
     broken: tuple[int, list[str]] | None
@@ -84,50 +100,68 @@ class Ledger:
 
 
 def train_epoch(
-    student: nn.Module,
+    pupil: Pupil,
     teacher: Teacher | None,
-    objective: Objective,
-    optimizer: Optimizer,
+    phase: Phase,
     batches: Batches,
     plan: Plan,
     *,
     epoch: int,
+    measure: bool,
     report: Callable[[int, float], None],
 ) -> Epoch:
-    """Train for epoch `epoch` (from 0); `report(steps done, mean loss so far)` is called every few steps."""
+    """Train for epoch `epoch` (from 0); `report(steps done, mean loss so far)` is called every few steps.
+
+    `measure` takes the norms of the terms' gradients in the step in the middle.
+    """
+    student, optimizer, objective = pupil.student, pupil.optimizer, phase.objective
     steps = len(batches)
+    first, total = phase.first * steps, phase.epochs * steps
+    trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    looks_inside = pupil.taps.paths
+    teacher_taps = objective.teacher_taps
     ledger = Ledger(objective.names)
     student.train()
-    lr = plan.lr
+    lr = phase.lr
+    norms: dict[str, Tensor] | None = None
     broken: tuple[int, list[str]] | None = None
     for step, raw in enumerate(batches.epoch(epoch)):
-        done = epoch * steps + step
-        total = plan.epochs * steps
+        done = epoch * steps + step - first
         factor = lr_factor(plan.schedule, done, total_steps=total, warmup_steps=plan.warmup_epochs * steps)
-        lr = plan.lr * factor
+        lr = phase.lr * factor
         for group in optimizer.param_groups:
             group["lr"] = lr
         batch = to_device(raw, plan)
-        teacher_out = {} if teacher is None else ask(teacher, batch, objective.teacher_taps)
+        teacher_out = {} if teacher is None else ask(teacher, batch, teacher_taps)
         with plan.autocast():
             student_out = named(student(batch["x"]), "the student")
+        if looks_inside:
+            student_out = {**pupil.taps.read(), **student_out}
         if plan.bfloat16:
             student_out = {name: value.float() for name, value in student_out.items()}
-        loss, values = objective(student_out, teacher_out, batch, done / total)
+        parts = objective.parts(student_out, teacher_out, batch, done / total)
+        if measure and step == steps // 2:
+            norms = gradient_norms(parts, student)
+        loss, values = objective.total(parts, student_out)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if plan.clip_norm is not None:
+            nn.utils.clip_grad_norm_(trained, plan.clip_norm)
         optimizer.step()
+        if pupil.average is not None:
+            pupil.average.update(done)
         ledger.add(loss, values, len(raw["id"]))
         if (step + 1) % CHECK_STEPS == 0:
             broken = ledger.settle()
             if broken is not None:
                 break
-            report(done + 1, ledger.means()["loss"])
+            report(epoch * steps + step + 1, ledger.means()["loss"])
     broken = broken or ledger.settle()
     means = ledger.means()
     return Epoch(
         loss=means["loss"],
         terms={name: means[name] for name in objective.names},
+        gradients=None if norms is None else {name: float(norms.get(name, 0.0)) for name in objective.names},
         samples=ledger.samples,
         lr=lr,
         broken=broken,
@@ -147,5 +181,6 @@ def ask(teacher: Teacher, batch: Named, taps: Sequence[str]) -> dict[str, Tensor
     with torch.inference_mode():
         given = named(teacher(batch), "the teacher")
     device = batch["x"].device
-    # A copy, because what was made in inference mode may not be saved for the backward pass.
-    return {tap: given[tap].detach().to(device).clone() for tap in taps if tap in given}
+    # What was made in inference mode may not be saved for the backward pass; a copy may.
+    found = {tap: given[tap].to(device) for tap in taps if tap in given}
+    return {tap: value.clone() if value.is_inference() else value.detach() for tap, value in found.items()}

@@ -177,6 +177,11 @@ class Objective:
                 parts[bound.term.name] = value if weight == 1.0 else value * weight
         return parts
 
+    def try_out(self, student: Named, teacher: Named, batch: Named) -> None:
+        """Compute every term once, whatever its weight, so that it says now what it cannot take."""
+        for bound in self._terms:
+            self._value(bound, student, teacher, batch, 1.0)
+
     def total(self, parts: Mapping[str, Tensor], student: Named) -> tuple[Tensor, dict[str, Tensor]]:
         """What `parts` add up to, and each of them without gradient; 0 for the terms that are not there."""
         values = {name: part.detach() for name, part in parts.items()}

@@ -70,7 +70,16 @@ def lr_factor(schedule: str, step: int, *, total_steps: int, warmup_steps: int =
 
 
 def check_optimization(
-    *, optimizer: str, schedule: str, lr: float, weight_decay: float, epochs: int, warmup_epochs: int
+    *,
+    optimizer: str,
+    schedule: str,
+    lr: float,
+    weight_decay: float,
+    epochs: int,
+    warmup_epochs: int,
+    ema: float | None = None,
+    patience: int | None = None,
+    clip_norm: float | None = None,
 ) -> None:
     """Raise `UsageError` for a name that is unknown or a number that makes no sense."""
     if optimizer not in OPTIMIZERS:
@@ -85,19 +94,33 @@ def check_optimization(
         raise UsageError(f"found epochs = {epochs}, expected a whole number from 1")
     if not 0 <= warmup_epochs < epochs:
         raise UsageError(f"found warmup_epochs = {warmup_epochs}, expected 0 to {epochs - 1} (below epochs = {epochs})")
+    if ema is not None and not 0 < ema < 1:
+        raise UsageError(f"found ema = {ema}, expected the decay of the average, between 0 and 1, such as 0.999")
+    if patience is not None and patience < 1:
+        raise UsageError(f"found patience = {patience}, expected a whole number from 1")
+    if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
+        raise UsageError(f"found clip_norm = {clip_norm}, expected a number above 0")
     if schedule == "onecycle" and warmup_epochs:
         raise UsageError(f"found warmup_epochs = {warmup_epochs} with onecycle, which warms up itself; expected 0")
 
 
-def build_optimizer(name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    name: str,
+    student: Iterable[nn.Parameter],
+    adapters: Iterable[nn.Parameter] = (),
+    *,
+    lr: float,
+    weight_decay: float,
+) -> Optimizer:
     """The optimizer `name` over the parameters that want gradients, fused into one kernel where torch can.
 
     Raises `ModelError` when there is nothing to train.
     """
-    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    trainable = [parameter for parameter in student if parameter.requires_grad]
     if not trainable:
         raise ModelError(
             "the student has no parameter that can be trained (requires_grad is False for all, or it has none)"
         )
+    trainable += [parameter for parameter in adapters if parameter.requires_grad]
     fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in trainable)
     return OPTIMIZERS[name](trainable, lr=lr, weight_decay=weight_decay, fused=fused)

@@ -86,6 +86,11 @@ class Taps:
         self._kept: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The paths, each once."""
+        return tuple(tap.text for tap, _ in self._taps)
+
     def __enter__(self) -> Taps:
         for tap, part in self._taps:
             hook = _input_hook(self._kept, tap) if tap.is_input else _output_hook(self._kept, tap)

@@ -5,24 +5,31 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
 from edgekd.device.metrics import METRIC, contributions, score
+from edgekd.distill.averaging import Average
 from edgekd.distill.batches import Batches
 from edgekd.distill.checkpoint import Checkpoint, Record, RunFiles, State
-from edgekd.distill.epoch import Epoch, Plan, train_epoch
+from edgekd.distill.epoch import Epoch, Plan, Pupil, train_epoch
 from edgekd.distill.evaluation import outputs_of
-from edgekd.distill.modules import evaluating
+from edgekd.distill.modules import evaluating, is_compiled
 from edgekd.distill.objective import Objective
+from edgekd.distill.optimization import build_optimizer
 from edgekd.distill.passes import passes_per_sample
+from edgekd.distill.programme import Phase
 from edgekd.distill.randomness import reseed
-from edgekd.distill.teachers import EnsembleTeacher, Teacher
+from edgekd.distill.taps import Taps
+from edgekd.distill.teachers import Teacher, tapped
 from edgekd.errors import Diverged
 from edgekd.spec import Dataset
+
+# The norms of the terms' gradients cost a backward pass for each term: once in so many steps they cost nothing.
+MEASURE_STEPS = 200
 
 # (text, steps done, steps in all, figures worth showing)
 Progress = Callable[[str, int, int, Mapping[str, float]], None]
@@ -30,16 +37,30 @@ Progress = Callable[[str, int, int, Mapping[str, float]], None]
 
 @dataclass(frozen=True)
 class Run:
-    """One training: what it trains, on what, how, and who hears of it."""
+    """One training: what it trains, on what, how, and who hears of it.
+
+    objective    with its adapters; `phases` learn parts of it, one after the other
+    teacher      None: nobody is asked
+    own_outputs  what the student gives by itself, without taps
+    example      a small batch, as the loop sees them
+    ema          decay of the average of the weights, which is what counts where there is one
+    patience     epochs of the last phase without a better score until it ends; None: never
+    """
 
     student: nn.Module
-    teachers: tuple[Teacher, ...]
+    teacher: Teacher | None
     data: Dataset
     objective: Objective
+    phases: tuple[Phase, ...]
     train: Batches
     val: Batches
     plan: Plan
-    optimizer: Optimizer
+    optimizer: str
+    weight_decay: float
+    own_outputs: frozenset[str]
+    example: Mapping[str, Tensor]
+    ema: float | None
+    patience: int | None
     files: RunFiles | None
     checkpoint_epochs: int
     seed: int
@@ -50,65 +71,110 @@ class Run:
 def fresh(run: Run, record: Record) -> Checkpoint:
     """The checkpoint before the first epoch; it is not written."""
     state = _snapshot(run.student)
-    return Checkpoint(record, student=state, best_student=state, optimizer=run.optimizer.state_dict())
+    return Checkpoint(record, state, state, adapters=_snapshot(run.objective.modules), average=None, optimizer={})
 
 
-def train_epochs(run: Run, start: Checkpoint) -> Record:
-    """Train from `start` to the last epoch; the student ends with the best weights."""
-    student, optimizer, record = run.student, run.optimizer, start.record
-    student.load_state_dict(start.student)
-    if record.history:
+def train_phases(run: Run, start: Checkpoint) -> Record:
+    """Train from `start` to the last epoch of the last phase; the student ends with that phase's best weights."""
+    run.student.load_state_dict(start.student)
+    run.objective.modules.load_state_dict(start.adapters)
+    record, best_state = start.record, start.best_student
+    for phase in run.phases:
+        if len(record.history) < phase.end:
+            record, best_state = _train_phase(run, phase, start, record, best_state)
+    run.student.load_state_dict(best_state)
+    return record
+
+
+def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best_state: State) -> tuple[Record, State]:
+    """The record and the best weights after `phase`, which goes on where `start` is if that lies within it."""
+    student, objective, files = run.student, phase.objective, run.files
+    teacher = run.teacher if objective.teacher_terms else None
+    steps, epochs = len(run.train), run.phases[-1].end
+    adapters = objective.modules
+    optimizer = build_optimizer(
+        run.optimizer, student.parameters(), adapters.parameters(), lr=phase.lr, weight_decay=run.weight_decay
+    )
+    average = None if run.ema is None else Average(student, run.ema)
+    if phase.first < len(start.record.history):
         decay = [group["weight_decay"] for group in optimizer.param_groups]
         optimizer.load_state_dict(start.optimizer)
         for group, weight_decay in zip(optimizer.param_groups, decay):
             group["weight_decay"] = weight_decay  # may have been lowered after a divergence
-    best_state = start.best_student
-    teacher = run.teachers[0] if len(run.teachers) == 1 else EnsembleTeacher(run.teachers) if run.teachers else None
-    steps = len(run.train)
-    saved = len(record.history)
-    for epoch in range(len(record.history), run.plan.epochs):
-        text, total = f"epoch {epoch + 1}/{run.plan.epochs}", steps * run.plan.epochs
+        if average is not None and start.average is not None:
+            average.load_state_dict(start.average)
+    every = math.ceil(MEASURE_STEPS / steps)
+    with ExitStack() as stack:
+        hooked = [tap for tap in objective.student_taps if tap not in run.own_outputs]
+        taps = stack.enter_context(Taps(student, hooked))
+        if teacher is not None:
+            stack.enter_context(tapped(teacher, objective.teacher_taps, run.example))
+        pupil = Pupil(student, taps, optimizer, average)
+        for epoch in range(len(record.history), phase.end):
+            if _is_over(run, phase, record):
+                break
+            text = f"epoch {epoch + 1}/{epochs}" if phase.name is None else f"{phase.name}, epoch {epoch + 1}/{epochs}"
 
-        def report(done: int, loss: float, text: str = text, total: int = total) -> None:
-            run.progress(text, done, total, {"loss": loss})
+            def report(done: int, loss: float, text: str = text) -> None:
+                run.progress(text, done, steps * epochs, {"loss": loss})
 
-        started = run.clock()
-        reseed(run.seed, epoch)
-        result = train_epoch(
-            student, teacher, run.objective, optimizer, run.train, run.plan, epoch=epoch, report=report
-        )
-        if result.broken is not None or not _is_finite(student):
-            student.load_state_dict(best_state)
-            raise _diverged(run, result, epoch=epoch, saved=saved)
-        val = _validate(run)
-        record = _after(record, run, result, epoch=epoch, val=val, seconds=run.clock() - started)
-        if record.best_epoch == epoch + 1:
-            best_state = _snapshot(student)
-        if run.files is not None and ((epoch + 1) % run.checkpoint_epochs == 0 or epoch + 1 == run.plan.epochs):
-            run.files.save(Checkpoint(record, student.state_dict(), best_state, optimizer.state_dict()))
-            saved = epoch + 1
-        figures = {"loss": result.loss} if val is None else {"loss": result.loss, METRIC[run.data.task]: val}
-        run.progress(text, (epoch + 1) * steps, total, figures)
-    student.load_state_dict(best_state)
-    return record
+            started = run.clock()
+            reseed(run.seed, epoch)
+            measure = (epoch - phase.first) % every == 0 and not is_compiled(student)
+            result = train_epoch(
+                pupil, teacher, phase, run.train, run.plan, epoch=epoch, measure=measure, report=report
+            )
+            if result.broken is not None or not _is_finite(student):
+                student.load_state_dict(best_state)
+                saved = max(len(start.record.history), epoch // run.checkpoint_epochs * run.checkpoint_epochs)
+                raise _diverged(run, phase, result, epoch=epoch, saved=saved)
+            with nullcontext() if average is None else average.applied():
+                val = _validate(run)
+                taps.clear()
+                record = _after(record, run, phase, result, epoch=epoch, val=val, seconds=run.clock() - started)
+                if record.best_epoch == epoch + 1:
+                    best_state = _snapshot(student)
+            if files is not None and ((epoch + 1) % run.checkpoint_epochs == 0 or epoch + 1 == epochs):
+                mean = None if average is None else average.state_dict()
+                states = (student.state_dict(), best_state, run.objective.modules.state_dict(), mean)
+                files.save(Checkpoint(record, *states, optimizer.state_dict()))
+            figures = {"loss": result.loss} if val is None else {"loss": result.loss, METRIC[run.data.task]: val}
+            run.progress(text, (epoch + 1) * steps, steps * epochs, figures)
+    return record, best_state
 
 
-def _after(record: Record, run: Run, result: Epoch, *, epoch: int, val: float | None, seconds: float) -> Record:
+def _is_over(run: Run, phase: Phase, record: Record) -> bool:
+    """Whether the last phase has not become better for too long."""
+    begun = len(record.history) > phase.first
+    is_last = phase is run.phases[-1]
+    return run.patience is not None and is_last and begun and len(record.history) - record.best_epoch >= run.patience
+
+
+def _after(
+    record: Record, run: Run, phase: Phase, result: Epoch, *, epoch: int, val: float | None, seconds: float
+) -> Record:
     """The record with one more epoch."""
     item = {
         "epoch": epoch + 1,
+        "stage": phase.name,
         "lr": result.lr,
         "loss": result.loss,
         "terms": result.terms,
+        "gradients": result.gradients,
         "val": val,
         "seconds": seconds,
     }
+    if result.gradients is not None:
+        texts = phase.objective.negligible(result.gradients, of="gradient")
+    else:  # a loss may be large and hardly move: it only stands in for what cannot be measured
+        texts = phase.objective.negligible(result.terms) if is_compiled(run.student) else {}
     negligible = [
         f"{text} (seen in epoch {epoch + 1})"
-        for name, text in run.objective.negligible(result.terms).items()
+        for name, text in texts.items()
         if not any(known.startswith(f"term '{name}' ") for known in record.warnings)
     ]
-    is_better = record.best is None or (val is not None and val >= record.best)
+    is_better = epoch == phase.first or record.best is None or (val is not None and val >= record.best)
+    passes = 0 if run.teacher is None or not phase.objective.teacher_terms else passes_per_sample(run.teacher)
     return dataclasses.replace(
         record,
         history=(*record.history, item),
@@ -116,7 +182,7 @@ def _after(record: Record, run: Run, result: Epoch, *, epoch: int, val: float | 
         best=val if is_better else record.best,
         seconds=record.seconds + seconds,
         images_seen=record.images_seen + result.samples,
-        teacher_passes=record.teacher_passes + result.samples * sum(map(passes_per_sample, run.teachers)),
+        teacher_passes=record.teacher_passes + result.samples * passes,
         warnings=(*record.warnings, *negligible),
     )
 
@@ -128,7 +194,7 @@ def _validate(run: Run) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _diverged(run: Run, result: Epoch, *, epoch: int, saved: int) -> Diverged:
+def _diverged(run: Run, phase: Phase, result: Epoch, *, epoch: int, saved: int) -> Diverged:
     """The error to raise; the run folder remembers that the learning rate may change now."""
     steps = len(run.train)
     step, names = result.broken or (steps, ["weights"])
@@ -140,13 +206,13 @@ def _diverged(run: Run, result: Epoch, *, epoch: int, saved: int) -> Diverged:
         kept = f"there is no checkpoint in {run.files.folder} yet, so the next run begins anew"
     else:
         kept = f"the checkpoint of epoch {saved} in {run.files.folder} is kept, and the next run goes on from there"
-        run.files.mark_diverged({"epoch": epoch + 1, "step": step, "terms": terms, "lr": run.plan.lr})
-    cures = f"a lower lr (such as {run.plan.lr / 10:g}), more warmup_epochs"
+        run.files.mark_diverged({"epoch": epoch + 1, "step": step, "terms": terms, "lr": phase.lr})
+    cures = f"a lower lr (such as {phase.lr / 10:g}), more warmup_epochs"
     if terms:
         cures += f" or a lower weight of '{terms[0]}'"
     return Diverged(
         f"training diverged: {what} became NaN or infinite in epoch {epoch + 1}, step {step} of {steps} "
-        f"(lr = {run.plan.lr:g}); {kept}. Take {cures}, then run the same command again; with the same settings it "
+        f"(lr = {phase.lr:g}); {kept}. Take {cures}, then run the same command again; with the same settings it "
         "would diverge again"
     )
 

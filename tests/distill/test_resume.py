@@ -221,7 +221,7 @@ def test_damaged_checkpoint(damage: str, tmp_path: Path) -> None:
         torch.save(Trap(str(tmp_path / "sprung")), path)
     else:
         torch.save({**torch.load(path, weights_only=True), "version": 99}, path)
-    expected = "has version 99, expected 1" if damage == "version" else "cannot be read"
+    expected = "has version 99, expected 2" if damage == "version" else "cannot be read"
     with pytest.raises(ModelError, match=expected) as caught:
         train(tmp_path)
     assert "delete it to train from the beginning" in str(caught.value)
