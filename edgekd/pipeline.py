@@ -14,7 +14,8 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -125,6 +126,35 @@ def train(
     `student_only` leaves out the student without teacher, which is trained for comparison. A later
     `distill_and_export` into the same folder goes on from here.
     """
+    wanted = set(TRAINING_STAGES) - ({"student_alone"} if student_only else set())
+    with some_stages(
+        recipe,
+        wanted,
+        out=out,
+        overrides=overrides,
+        device=device,
+        threads=threads,
+        force=force,
+        cache=cache,
+        listener=listener,
+    ) as (space, worked):
+        return space.path, {name: record.result for name, record in space.records.items()}, worked
+
+
+@contextmanager
+def some_stages(
+    recipe: str | Path | LoadedRecipe,
+    names: Collection[str],
+    *,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    threads: int | None = None,
+    force: str | None = None,
+    cache: str | Path | None = None,
+    listener: Listener | None = None,
+) -> Iterator[tuple[Workspace, list[str]]]:
+    """The workspace of a run after these stages, locked until the end of the block; and which of them had to run."""
     loaded = _load(recipe, overrides)
     path = run_path(loaded, out)
     with locked(path):
@@ -137,9 +167,7 @@ def train(
             listener=Silence() if listener is None else listener,
             command=" ".join(sys.argv),
         )
-        wanted = set(TRAINING_STAGES) - ({"student_alone"} if student_only else set())
-        worked = _run(space, tuple(stage for stage in stages(space) if stage.name in wanted), force=force)
-    return path, {name: record.result for name, record in space.records.items()}, worked
+        yield space, _run(space, tuple(stage for stage in stages(space) if stage.name in names), force=force)
 
 
 def run_path(loaded: LoadedRecipe, out: str | Path | None) -> Path:

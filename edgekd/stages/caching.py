@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.data.download import cache_folder
 from edgekd.device.machine import versions
-from edgekd.errors import UsageError
+from edgekd.errors import DataError, UsageError
 from edgekd.files import sha256_file
 from edgekd.references import code_sha256
 from edgekd.spec import steps_to_json
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edgekd.distill.batches import Batches
     from edgekd.distill.cache import Cache
     from edgekd.distill.cache_build import Order
+    from edgekd.distill.cache_verify import CacheCheck
     from edgekd.distill.cached_teacher import CachedTeacher
     from edgekd.distill.file_teacher import LogitsFile
     from edgekd.distill.stored import Store
@@ -77,6 +78,34 @@ def build(space: Workspace, split: str) -> tuple[Cache, int]:
 
     with asking(space, split) as order:
         return build_cache(root, facts, order, progress=progress)
+
+
+def verify(space: Workspace, *, samples: int, seed: int) -> tuple[Cache, CacheCheck]:
+    """The cache of the training samples, checked against its hashes, and `samples` of its answers against the teacher.
+
+    Raises `DataError` when there is none, with what distinguishes the nearest.
+    """
+    from edgekd.distill.cache import find_cache
+    from edgekd.distill.cache_verify import verify_cache
+
+    root, facts = cache_root(space), facts_of(space, "train")
+    cache = find_cache(root, facts)
+    if cache is None:
+        raise DataError(f"{root} holds no answers of this teacher to this data; {_nearest(root, facts)}")
+    with asking(space, "train") as order:
+        return cache, verify_cache(cache, order, samples=samples, seed=seed)
+
+
+def _nearest(root: Path, facts: Mapping[str, Any]) -> str:
+    from edgekd.distill.cache import differences
+    from edgekd.distill.cache_upkeep import list_caches
+
+    others = [(differences(cache.facts, facts), cache) for cache in list_caches(root)]
+    if not others:
+        return "build them with `edgekd cache build`"
+    texts, cache = min(others, key=lambda item: len(item[0]))
+    state = "; ".join(texts) or "it is not complete"
+    return f"the nearest cache, {cache.key}, is another: {state}. Build one with `edgekd cache build`"
 
 
 def facts_of(space: Workspace, split: str) -> dict[str, Any]:
