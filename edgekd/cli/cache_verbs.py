@@ -56,7 +56,7 @@ def cache(
 ) -> None:
     """What teachers answered, kept for every student to come: build, verify, list and delete it.
 
-    A recipe with `[distill] cache = true` builds and uses it by itself, in any run with the same teacher, data and
+    A recipe with `distill.cache = true` builds and uses it by itself, in any run with the same teacher, data and
     augmentation.
 
     Examples:
