@@ -18,6 +18,7 @@ from edgekd.distill.optimization import lr_factor
 from edgekd.distill.programme import Phase
 from edgekd.distill.taps import Taps
 from edgekd.distill.teachers import Teacher
+from edgekd.errors import UsageError
 
 # Values stay on the device until so many steps are done: looking at each would stall a GPU.
 CHECK_STEPS = 50
@@ -143,6 +144,11 @@ def train_epoch(
         if measure and step == steps // 2:
             norms = gradient_norms(parts, student)
         loss, values = objective.total(parts, student_out)
+        if not loss.requires_grad:
+            raise UsageError(
+                f"no term depends on a weight of the student ({', '.join(objective.names)}); tap a module that "
+                "comes after one with weights"
+            )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if plan.clip_norm is not None:

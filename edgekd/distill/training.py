@@ -144,10 +144,12 @@ def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best
 
 
 def _is_over(run: Run, phase: Phase, record: Record) -> bool:
-    """Whether the last phase has not become better for too long."""
-    begun = len(record.history) > phase.first
-    is_last = phase is run.phases[-1]
-    return run.patience is not None and is_last and begun and len(record.history) - record.best_epoch >= run.patience
+    """Whether the last phase has not become better for too long. As good as before is not better."""
+    scores = [item["val"] for item in record.history[phase.first :]]
+    if run.patience is None or phase is not run.phases[-1] or not scores:
+        return False
+    known = [-math.inf if value is None else value for value in scores]
+    return len(known) - 1 - known.index(max(known)) >= run.patience
 
 
 def _after(

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch._dynamo  # optimizers import it at their first step, which would cost every fork two seconds
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd.distill.engine import TrainResult, distill
-from edgekd.distill.objective import Objective, Term
+from edgekd.distill.objective import Objective, Schedule, Term
+from edgekd.distill.programme import Stage
 from edgekd.distill.teachers import ModuleTeacher
 from edgekd.spec import Dataset, Layout, Scale, Split
 
@@ -31,12 +32,16 @@ Death = int | tuple[str, str, int]
 
 
 def train(run_dir: Path) -> TrainResult:
-    """A student with everything that could break exactness: dropout, batch norm, augmentation, momentum."""
+    """A student with everything that could break exactness.
+
+    Dropout, batch norm, augmentation, momentum; features through an adapter that is trained too, in stages; mixed
+    samples; an average of the weights.
+    """
     torch.manual_seed(0)
     student = nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(4 * 36, 3)
     )
-    teacher = ModuleTeacher(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
+    teacher = ModuleTeacher(nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 3)))
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (90, 8, 8, 1)).astype(np.uint8)
     y, ids = rng.integers(0, 3, 90), np.arange(90)
@@ -47,14 +52,29 @@ def train(run_dir: Path) -> TrainResult:
         student,
         (teacher,),
         data,
-        Objective([Term("ce", "cross_entropy"), Term("kd", "kd")]),
+        Objective(
+            [
+                Term("ce", "cross_entropy"),
+                Term("kd", "kd", weight=Schedule(0.0, 2.0)),
+                Term("hint", hint, student_tap="2", teacher_tap="1", adapter="auto"),
+            ]
+        ),
         steps=(Scale(), Layout("CHW")),
         epochs=EPOCHS,
         batch_size=16,
         device="cpu",
         augment={"shift": 1, "noise": 4.0},
+        mixup=0.3,
+        stages=(Stage("hints", 3, ("hint",)), Stage("soft", EPOCHS - 3, ("ce", "kd", "hint"), lr=5e-4)),
+        ema=0.9,
+        clip_norm=1.0,
         run_dir=run_dir,
     )
+
+
+def hint(student: Tensor, teacher: Tensor) -> Tensor:
+    """FitNets' loss: mean squared difference."""
+    return (student - teacher).square().mean()
 
 
 def arm(death: Death) -> None:

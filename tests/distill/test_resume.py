@@ -15,11 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import edgekd
 from edgekd.distill.engine import TrainResult, distill
-from edgekd.distill.objective import Objective, Term
+from edgekd.distill.objective import Objective, Schedule, Term
+from edgekd.distill.programme import Stage
+from edgekd.distill.teachers import ModuleTeacher
 from edgekd.errors import Diverged, ModelError, StageFailed, StorageError, UsageError
 from edgekd.spec import Dataset, Layout, Scale, Split
 
@@ -56,7 +59,7 @@ def train(run_dir: Path | None, **changed: Any) -> TrainResult:
         **changed,
     }
     objective = settings.pop("objective")
-    return distill(student(), (), data(), objective, run_dir=run_dir, **settings)
+    return distill(student(), settings.pop("teachers", ()), data(), objective, run_dir=run_dir, **settings)
 
 
 def state_bytes(module: nn.Module) -> dict[str, bytes]:
@@ -86,6 +89,8 @@ def without_seconds(result: TrainResult) -> list[dict[str, Any]]:
         {"optimizer": "adam", "schedule": "onecycle"},
         {"optimizer": "sgd", "schedule": "linear", "warmup_epochs": 1},
         {"precision": "bfloat16"},
+        {"ema": 0.9, "clip_norm": 0.5},
+        {"mixup": 0.4, "cutmix": 1.0, "views": 3},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
@@ -101,6 +106,120 @@ def test_stopped_and_resumed_is_uninterrupted(settings: dict[str, Any], tmp_path
     assert without_seconds(resumed) == without_seconds(whole)
     assert (resumed.images_seen, resumed.best, resumed.best_epoch) == (whole.images_seen, whole.best, whole.best_epoch)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["history.json", "weights.safetensors"]
+
+
+def feature_distillation() -> dict[str, Any]:
+    """Everything that a checkpoint must hold: adapters with memories, stages, averages."""
+    torch.manual_seed(5)
+    teacher = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 3))
+    terms = [
+        Term("ce", "cross_entropy"),
+        Term("kd", "kd", options={"temperature": Schedule(6.0, 2.0)}),
+        Term("hint", mse, student_tap="0", teacher_tap="1", adapter="auto"),
+        Term("memory", remembering, student_tap="2", teacher_tap="1@input", adapter=Remembering.build),
+    ]
+    return {"objective": Objective(terms), "teachers": (ModuleTeacher(teacher),), "ema": 0.9, "clip_norm": 1.0}
+
+
+STAGED = (Stage("hints", 2, ("hint", "memory")), Stage("all", 2, ("ce", "kd", "hint", "memory"), lr=3e-3))
+
+
+@pytest.mark.parametrize("stages", [(), STAGED], ids=["together", "staged"])
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_feature_distillation_resumes_exactly(stages: tuple[Stage, ...], epoch: int, tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", **feature_distillation(), stages=stages)
+    with pytest.raises(StopError):
+        train(tmp_path / "half", progress=stop_after(epoch), **feature_distillation(), stages=stages)
+    before = torch.load(tmp_path / "half" / "checkpoint.pt", weights_only=True)
+    assert len(json.loads(before["record"])["history"]) == epoch
+    assert any(value.any() for name, value in before["adapters"].items() if name.endswith("memory"))
+    resumed = train(tmp_path / "half", **feature_distillation(), stages=stages)
+    assert state_bytes(resumed.student) == state_bytes(whole.student)
+    assert without_seconds(resumed) == without_seconds(whole)
+    kept = [(tmp_path / folder / "weights.safetensors").read_bytes() for folder in ("whole", "half")]
+    assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("stages", [(), STAGED], ids=["together", "staged"])
+def test_last_checkpoints_are_equal_in_everything(stages: tuple[Stage, ...], tmp_path: Path) -> None:
+    """Weights, adapters with their memories, optimizer, average, record: what the next epoch would depend on."""
+
+    def last(folder: Path, *, stop: int | None) -> dict[str, Any]:
+        for epoch in [stop, 4] if stop else [4]:
+            with pytest.raises(StopError):
+                train(folder, progress=stop_after(epoch), **feature_distillation(), stages=stages)
+        raw: dict[str, Any] = torch.load(folder / "checkpoint.pt", weights_only=True)
+        record = json.loads(raw.pop("record"))
+        record.pop("seconds")
+        for item in record["history"]:
+            item.pop("seconds")
+        return {**raw, "record": record}
+
+    whole, resumed = last(tmp_path / "whole", stop=None), last(tmp_path / "half", stop=2)
+    assert whole["average"] is not None
+    assert len(whole["record"]["history"]) == 4
+    assert resumed.pop("record") == whole.pop("record")
+    assert resumed.pop("settings") == whole.pop("settings")
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+
+
+def test_patience_survives_a_resume(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 12, "patience": 2, "lr": 0.05}
+    whole = train(None, **settings)
+    assert len(whole.history) < 12
+    for steps in (4, 4 * len(whole.history)):  # after the first epoch; when it is over already
+        folder = tmp_path / str(steps)
+
+        def stop(text: str, done: int, total: int, numbers: Mapping[str, float], steps: int = steps) -> None:
+            if done >= steps:
+                raise StopError
+
+        with pytest.raises(StopError):
+            train(folder, progress=stop, **settings)
+        assert without_seconds(train(folder, **settings)) == without_seconds(whole)
+
+
+def test_adapters_must_fit_the_checkpoint(tmp_path: Path) -> None:
+    """After a divergence the terms may change, but not so that what their adapters learned has no place."""
+    with pytest.raises(StopError):
+        train(tmp_path, progress=stop_after(1), **feature_distillation())
+    (tmp_path / "diverged.json").write_text("{}")
+    changed = {**feature_distillation(), "objective": Objective([Term("kd", "kd")])}
+    with pytest.raises(UsageError, match="holds an unfinished training whose terms have other adapters; take the same"):
+        train(tmp_path, **changed)
+
+
+class Remembering(nn.Module):
+    """An adapter with a weight, batch norm, a memory by sample, and something for the loss."""
+
+    def __init__(self, num_samples: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.memory: Tensor
+        self.register_buffer("memory", torch.zeros(num_samples))
+
+    @staticmethod
+    def build(student_shape: Any, teacher_shape: Any, *, num_samples: int, **modules: Any) -> nn.Module:
+        return Remembering(num_samples)
+
+    def forward(
+        self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        student = self.norm(student.mean(dim=1, keepdim=True))
+        before = self.memory.index_select(0, batch["index"])
+        with torch.no_grad():
+            self.memory.index_copy_(0, batch["index"], student.mean(dim=(1, 2, 3)) + 0.5 * before + torch.rand(()))
+        return student, teacher[..., :6, :6], {"before": before}
+
+
+def remembering(student: Tensor, teacher: Tensor, before: Tensor) -> Tensor:
+    return (
+        F.mse_loss(student, teacher.mean(dim=1, keepdim=True)) + (student.mean(dim=(1, 2, 3)) - before).square().mean()
+    )
+
+
+def mse(student: Tensor, teacher: Tensor) -> Tensor:
+    return F.mse_loss(student, teacher)
 
 
 def test_checkpoints_every_few_epochs(tmp_path: Path) -> None:
