@@ -7,10 +7,12 @@ them there. A teacher behind a URL is asked through the cache only, so that no a
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from edgekd.data.download import cache_folder
 from edgekd.device.machine import versions
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from edgekd.distill.file_teacher import LogitsFile
     from edgekd.distill.stored import Store
     from edgekd.distill.teachers import Teacher
+
+    Place = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 
 FOLDER = "teachers"
 
@@ -195,8 +199,8 @@ def asking(space: Workspace, split: str) -> Iterator[Order]:
             size = space.recipe.teacher.request.batch_size
             yield Order(teacher, batches, store, outputs, name, batch_size=size, journal=True)
         return
-    with _computing(space, features(store.taps)) as (computed, place):
-        yield Order(computed, batches, store, outputs, name, batch_size=space.recipe.distill.batch_size, place=place)
+    with _computing(space, batches, features(store.taps)) as (computing, place):
+        yield Order(computing, batches, store, outputs, name, batch_size=space.recipe.distill.batch_size, place=place)
 
 
 @contextmanager
@@ -231,32 +235,32 @@ def read_headers(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[s
 
 
 @contextmanager
-def _computing(space: Workspace, taps: Sequence[str]) -> Iterator[tuple[Teacher, Any]]:
+def _computing(space: Workspace, batches: Batches, taps: Sequence[str]) -> Iterator[tuple[Teacher, Place]]:
     """The teacher where and as it would compute beside the student, and what brings batches there."""
     import torch
 
     from edgekd.distill.execution import contained, placed
-    from edgekd.distill.taps import Taps
-    from edgekd.distill.teachers import ModuleTeacher
+    from edgekd.distill.teachers import ModuleTeacher, tapped
     from edgekd.stages.training import load_teacher
 
     device = torch.device(space.device)
     teacher = load_teacher(space)
-    with contained(device, threads=space.threads):
+    with contained(device, threads=space.threads), ExitStack() as stack:
         if not isinstance(teacher, ModuleTeacher):
             if taps:
                 raise UsageError(f"the teacher is a black box: it has logits, and no {', '.join(taps)} to tap")
             yield teacher, dict
             return
-        with placed(teacher.module, device) as layout, Taps(teacher.module, taps) as tapped:
+        layout = stack.enter_context(placed(teacher.module, device))
 
-            def ask(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-                return {**teacher(batch), **(tapped.read() if taps else {})}
+        def place(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+            return _moved(batch, device, layout)
 
-            yield ask, lambda batch: _moved(batch, device, layout)
+        stack.enter_context(tapped(teacher, taps, place(batches.at(np.arange(2), view=0))))
+        yield teacher, place
 
 
-def _moved(batch: Mapping[str, Tensor], device: torch.device, layout: torch.memory_format) -> dict[str, Tensor]:
+def _moved(batch: dict[str, Tensor], device: torch.device, layout: torch.memory_format) -> dict[str, Tensor]:
     import torch
 
     moved = {name: value.to(device) for name, value in batch.items()}

@@ -75,16 +75,16 @@ def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:
     from edgekd.distill.answers import LOGITS
     from edgekd.distill.cache_build import row_bytes
     from edgekd.distill.stored import encode
-    from edgekd.distill.taps import Taps
+    from edgekd.distill.teachers import ModuleTeacher, tapped
 
     store, outputs = store_of(space, "train"), space.prepared.dataset.num_outputs
     named = {LOGITS: torch.zeros(2, outputs)}
     taps = features(store.taps)
     if taps and teacher is not None:
-        x = torch.from_numpy(space.prepared.feeds(space.prepared.dataset.train, 2)[INPUT])
-        with torch.inference_mode(), Taps(teacher.cpu().eval(), taps) as tapped:
-            teacher(x)
-            named |= tapped.read()
+        asked = ModuleTeacher(teacher.cpu())
+        batch = {"x": torch.from_numpy(space.prepared.feeds(space.prepared.dataset.train, 2)[INPUT])}
+        with tapped(asked, taps, batch):
+            named = {**asked(batch)}
     return row_bytes(encode(named, store, num_outputs=outputs))
 
 
