@@ -14,8 +14,8 @@ PROMISED = {
     "open_session self_test",
     "edgekd.graph": "Fp16 Inspection Int4WeightOnly Int8Dynamic Int8Static QuantizeResult Target Tolerance VARIANTS "
     "VerifyResult inspect load_target quantize verify",
-    "edgekd.distill": "EnsembleTeacher ExportResult LOSSES MODELS ModuleTeacher Objective OnnxTeacher Schedule Teacher "
-    "Term TrainResult build_model distill evaluate export",
+    "edgekd.distill": "CachedTeacher EnsembleTeacher ExportResult HttpTeacher LOSSES LogitsFile MODELS ModuleTeacher "
+    "Objective OnnxTeacher Schedule Teacher Term TrainResult build_model distill evaluate export",
 }
 
 

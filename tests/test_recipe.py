@@ -256,6 +256,14 @@ def test_urls_that_may_be_used(write, url: str) -> None:
     assert load(write(text), "data.augment={shift=1}", "data.views=2").data.views == 2
 
 
+def test_the_teacher_of_the_manual_is_valid(write) -> None:
+    page = (ROOT / "export" / "README.md").read_text(encoding="utf-8")
+    teacher = page.split("\n## Teachers\n")[1].split("```toml\n")[1].split("```")[0]
+    recipe = load(write(MINIMAL.replace('[teacher]\nmodel = "resnet_teacher"\n', teacher)))
+    assert recipe.teacher.request.headers == {"Authorization": "MY_VARIABLE"}
+    assert recipe.teacher.request.per_s == 5
+
+
 def test_insecure_http_only_when_asked_for(write) -> None:
     text = MINIMAL.replace('model = "resnet_teacher"', 'url = "http://elsewhere.example/x"\nlicence = "MIT"')
     assert load(write(text), "teacher.request.insecure=true").teacher.request.insecure

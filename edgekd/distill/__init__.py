@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from edgekd.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from edgekd.distill.cached_teacher import CachedTeacher
     from edgekd.distill.engine import TrainResult, distill, evaluate
+    from edgekd.distill.file_teacher import LogitsFile
+    from edgekd.distill.http_teacher import HttpTeacher
     from edgekd.distill.losses import LOSSES
     from edgekd.distill.models import MODELS, build_model
     from edgekd.distill.objective import Objective, Schedule, Term
@@ -17,8 +20,11 @@ if TYPE_CHECKING:
 __all__ = [
     "LOSSES",
     "MODELS",
+    "CachedTeacher",
     "EnsembleTeacher",
     "ExportResult",
+    "HttpTeacher",
+    "LogitsFile",
     "ModuleTeacher",
     "Objective",
     "OnnxTeacher",
@@ -35,9 +41,12 @@ __all__ = [
 __getattr__ = lazy_names(
     __name__,
     {
+        "CachedTeacher": "edgekd.distill.cached_teacher",
         "EnsembleTeacher": "edgekd.distill.teachers",
         "ExportResult": "edgekd.distill.to_onnx",
+        "HttpTeacher": "edgekd.distill.http_teacher",
         "LOSSES": "edgekd.distill.losses",
+        "LogitsFile": "edgekd.distill.file_teacher",
         "MODELS": "edgekd.distill.models",
         "ModuleTeacher": "edgekd.distill.teachers",
         "Objective": "edgekd.distill.objective",
