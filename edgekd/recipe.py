@@ -11,196 +11,31 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from edgekd import assets, toml
 from edgekd.errors import RecipeError, nearest
 from edgekd.recipe_checks import DEFAULT_TERMS, check_recipe
 from edgekd.recipe_errors import explain, find_unknown_key
 from edgekd.recipe_overrides import apply_environment, resolve_paths, set_value
-from edgekd.spec import Limits
-
-
-def _tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
-def _texts(value: object) -> object:
-    return (value,) if isinstance(value, str) else _tuple(value)
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-Steps = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_tuple)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
-Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """What all tables share: unknown keys are refused, nothing changes after loading, nothing is guessed."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class DataSection(Section):
-    """`[data]`: where the samples come from and how they are split."""
-
-    kind: str
-    root: str | None = None
-    labels: Texts = ()
-    target: Texts = ()
-    val_fraction: Share = 0.2
-    test_fraction: Share = 0.2
-    limit: Annotated[int, Field(ge=1)] | None = None
-    licence: str | None = None
-    augment: dict[str, Any] = {}
-    views: Annotated[int, Field(ge=1)] | None = None
-
-
-class PreprocessSection(Section):
-    """`[preprocess]`: typed steps (edgekd.spec), the same in training, calibration and on the device."""
-
-    steps: Steps = ()
-
-
-class PostprocessSection(Section):
-    """`[postprocess]`: typed steps (edgekd.device.postprocess); without them those of the task."""
-
-    steps: Steps | None = None
-
-
-class TrainSection(Section):
-    """`[teacher.train]`: the budget of a teacher that is trained here."""
-
-    epochs: Annotated[int, Field(ge=1)] = 20
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Positive = 1e-3
-    weight_decay: NotNegative = 0.01
-    schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
-
-
-class RequestSection(Section):
-    """`[teacher.request]`: how a teacher at a `url` is asked. `headers` name environment variables, never secrets."""
-
-    batch_size: Annotated[int, Field(ge=1)] = 32
-    timeout_s: Positive = 60.0
-    retries: Annotated[int, Field(ge=0)] = 5
-    per_s: Positive | None = None
-    encoding: Literal["json", "npy"] = "json"
-    headers: dict[str, str] = {}
-    insecure: bool = False
-
-
-class TeacherSection(Section):
-    """`[teacher]`: a model by reference (loaded from `weights`, else trained here), or a black box.
-
-    Black boxes: an `onnx` file, answers in a file (`logits`), an HTTP endpoint (`url`).
-    """
-
-    model: str | None = None
-    args: dict[str, Any] = {}
-    weights: str | None = None
-    onnx: str | None = None
-    logits: str | None = None
-    url: str | None = None
-    request: RequestSection = RequestSection()
-    licence: str | None = None
-    train: TrainSection = TrainSection()
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether it comes trained, from somewhere else."""
-        return self.model is None or self.weights is not None
-
-    @property
-    def has_graph(self) -> bool:
-        """Whether it can be run as an ONNX file; of the others only answers are known."""
-        return self.model is not None or self.onnx is not None
-
-
-class StudentSection(Section):
-    """`[student]`: a model by reference; `weights` are those that its training starts from."""
-
-    model: str
-    args: dict[str, Any] = {}
-    weights: str | None = None
-    licence: str | None = None
-
-
-class TermSection(Section):
-    """`[[distill.terms]]`: one weighted loss; `options` are the loss function's own keywords."""
-
-    name: str = ""
-    loss: str
-    weight: NotNegative = 1.0
-    options: dict[str, Any] = {}
-
-
-class DistillSection(Section):
-    """`[distill]`: the student's budget, and what it minimizes."""
-
-    epochs: Annotated[int, Field(ge=1)] = 20
-    batch_size: Annotated[int, Field(ge=1)] = 128
-    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
-    lr: Positive = 1e-3
-    weight_decay: NotNegative = 0.01
-    schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
-    warmup_epochs: Annotated[int, Field(ge=0)] = 0
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    baseline: bool = True
-    cache: bool = False
-    cache_top_k: Annotated[int, Field(ge=1)] | None = None
-    cache_dtype: Literal["float32", "float16"] = "float32"
-    terms: Annotated[tuple[TermSection, ...], BeforeValidator(_tuple)] = ()
-
-
-class ExportSection(Section):
-    """`[export]`: which runtimes can read the graph."""
-
-    opset: Annotated[int, Field(ge=18, le=24)] = 18
-    ir_version: Annotated[int, Field(ge=8, le=13)] = 8
-
-
-class QuantizeSection(Section):
-    """`[quantize]`: variants to make (none named: those of the target) and the samples to calibrate them with."""
-
-    variants: Texts = ()
-    calibration_samples: Annotated[int, Field(ge=1)] = 256
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
-
-
-class TargetSection(Section):
-    """`[target]`: a file of export/targets."""
-
-    name: str = "cpu"
-
-
-class LimitsSection(Section):
-    """`[limits]`: the device's budget. kB = 1000 bytes, MB = 1000 kB, drops in percentage points."""
-
-    latency_p90_ms: Positive | None = None
-    size_kb: Positive | None = None
-    peak_memory_mb: Positive | None = None
-    accuracy_drop_points: NotNegative | None = None
-    confidence: Share = 0.95
-    unproven: Literal["warn", "fail"] = "warn"
-
-    def to_limits(self) -> Limits:
-        """The form that the stages share."""
-        return Limits(**self.model_dump())
-
-
-class BenchmarkSection(Section):
-    """`[benchmark]`: how the variants are measured on this machine."""
-
-    suite: str = "quick"
-    threads: Annotated[int, Field(ge=1)] = 1
+from edgekd.recipe_sections import (
+    BenchmarkSection,
+    DataSection,
+    DistillSection,
+    ExportSection,
+    LimitsSection,
+    Name,
+    PostprocessSection,
+    PreprocessSection,
+    QuantizeSection,
+    Section,
+    StudentSection,
+    TargetSection,
+    TeacherSection,
+    TermSection,
+)
 
 
 class Recipe(Section):
@@ -286,7 +121,7 @@ def load_recipe(
     except ValidationError as error:
         raise RecipeError(explain(error, source=source, origins=origins)) from None
     check_recipe(recipe, source=source, check_files=check_files)
-    return LoadedRecipe(_with_terms(recipe), folder, text, source)
+    return LoadedRecipe(_resolved(recipe), folder, text, source)
 
 
 def recipe_to_toml(recipe: Recipe) -> str:
@@ -295,8 +130,11 @@ def recipe_to_toml(recipe: Recipe) -> str:
     return toml.dumps({key: value for key, value in tables.items() if value != {}})
 
 
-def _with_terms(recipe: Recipe) -> Recipe:
-    distill = recipe.distill.model_copy(update={"terms": recipe.distill_terms})
+def _resolved(recipe: Recipe) -> Recipe:
+    """The recipe with what follows from other keys: names of terms, the epochs of all stages."""
+    stages = recipe.distill.stages
+    epochs = sum(stage.epochs for stage in stages) if stages else recipe.distill.epochs
+    distill = recipe.distill.model_copy(update={"terms": recipe.distill_terms, "epochs": epochs})
     return recipe.model_copy(update={"distill": distill})
 
 

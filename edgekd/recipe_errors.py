@@ -51,7 +51,8 @@ def explain(error: ValidationError, *, source: str, origins: Mapping[str, str]) 
     """One line per value that does not fit: `fashion.toml: distill.epochs: found "ten" (a text), expected ...`."""
     lines = []
     for item in error.errors(include_url=False):
-        dotted = ".".join(str(part) for part in item["loc"])
+        # Where a key may hold either of two kinds, pydantic names the kind in brackets.
+        dotted = ".".join(str(part) for part in item["loc"] if not str(part).startswith("("))
         prefix = f"{_source(dotted, source, origins)}: "
         if item["type"] == "missing":
             lines.append(f"{prefix}'{dotted}' is missing; {_missing(dotted)}")

@@ -13,7 +13,7 @@ from edgekd.data.registry import source_signature
 from edgekd.device.machine import cpu_kind, describe, versions
 from edgekd.device.suites import load_suite
 from edgekd.files import sha256_file
-from edgekd.recipe import StudentSection, TeacherSection
+from edgekd.recipe_sections import StudentSection, TeacherSection
 from edgekd.references import code_sha256
 from edgekd.stages.caching import store_of
 from edgekd.stages.graphs import target, variant_names

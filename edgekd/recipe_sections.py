@@ -1,0 +1,234 @@
+"""The tables of a recipe: their keys, what each may hold, and what it is without them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
+
+from edgekd.spec import Limits
+
+
+def _tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _texts(value: object) -> object:
+    return (value,) if isinstance(value, str) else _tuple(value)
+
+
+def _kind(value: object) -> str:
+    return "(list)" if isinstance(value, (list, tuple)) else "(text)"
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+Steps = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_tuple)]
+# One text is one tap; a list, even of one, is a list of them.
+TapNames = Annotated[
+    Annotated[str, Tag("(text)")] | Annotated[tuple[str, ...], BeforeValidator(_tuple), Tag("(list)")],
+    Discriminator(_kind),
+]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=80)]
+Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+
+
+class Section(BaseModel):
+    """What all tables share: unknown keys are refused, nothing changes after loading, nothing is guessed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class DataSection(Section):
+    """`[data]`: where the samples come from and how they are split."""
+
+    kind: str
+    root: str | None = None
+    labels: Texts = ()
+    target: Texts = ()
+    val_fraction: Share = 0.2
+    test_fraction: Share = 0.2
+    limit: Annotated[int, Field(ge=1)] | None = None
+    licence: str | None = None
+    augment: dict[str, Any] = {}
+    views: Annotated[int, Field(ge=1)] | None = None
+
+
+class PreprocessSection(Section):
+    """`[preprocess]`: typed steps (edgekd.spec), the same in training, calibration and on the device."""
+
+    steps: Steps = ()
+
+
+class PostprocessSection(Section):
+    """`[postprocess]`: typed steps (edgekd.device.postprocess); without them those of the task."""
+
+    steps: Steps | None = None
+
+
+class TrainSection(Section):
+    """`[teacher.train]`: the budget of a teacher that is trained here."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.01
+    schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class RequestSection(Section):
+    """`[teacher.request]`: how a teacher at a `url` is asked. `headers` name environment variables, never secrets."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    timeout_s: Positive = 60.0
+    retries: Annotated[int, Field(ge=0)] = 5
+    per_s: Positive | None = None
+    encoding: Literal["json", "npy"] = "json"
+    headers: dict[str, str] = {}
+    insecure: bool = False
+
+
+class TeacherSection(Section):
+    """`[teacher]`: a model by reference (loaded from `weights`, else trained here), or a black box.
+
+    Black boxes: an `onnx` file, answers in a file (`logits`), an HTTP endpoint (`url`).
+    """
+
+    model: str | None = None
+    args: dict[str, Any] = {}
+    weights: str | None = None
+    onnx: str | None = None
+    logits: str | None = None
+    url: str | None = None
+    request: RequestSection = RequestSection()
+    licence: str | None = None
+    train: TrainSection = TrainSection()
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it comes trained, from somewhere else."""
+        return self.model is None or self.weights is not None
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether it can be run as an ONNX file; of the others only answers are known."""
+        return self.model is not None or self.onnx is not None
+
+
+class StudentSection(Section):
+    """`[student]`: a model by reference; `weights` are those that its training starts from."""
+
+    model: str
+    args: dict[str, Any] = {}
+    weights: str | None = None
+    licence: str | None = None
+
+
+class ScheduleSection(Section):
+    """A number that goes from `start` to `end` in the part `until` of the training (of the stage, in stages)."""
+
+    start: Finite
+    end: Finite
+    shape: Literal["constant", "linear", "cosine"] = "linear"
+    until: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
+
+
+class TermSection(Section):
+    """`[[distill.terms]]`: one weighted loss; `options` are the loss function's own keywords.
+
+    A tap is "logits", the path of a module (`edgekd taps MODEL` lists them), or a list of those. A weight, and an
+    option that is a number, may be a table {start, end, shape, until}.
+    """
+
+    name: str = ""
+    loss: str
+    weight: Annotated[
+        Annotated[NotNegative, Tag("(number)")] | Annotated[ScheduleSection, Tag("(table)")],
+        Discriminator(lambda value: "(table)" if isinstance(value, (dict, ScheduleSection)) else "(number)"),
+    ] = 1.0
+    student_tap: TapNames = "logits"
+    teacher_tap: TapNames = "logits"
+    adapter: str | None = None
+    options: dict[str, Any] = {}
+    adapter_options: dict[str, Any] = {}
+
+
+class StageSection(Section):
+    """`[[distill.stages]]`: a part of the training with some of the terms, by name; `lr` is its own."""
+
+    name: str
+    epochs: Annotated[int, Field(ge=1)]
+    terms: Texts
+    lr: Positive | None = None
+
+
+class DistillSection(Section):
+    """`[distill]`: the student's budget, and what it minimizes. With stages, `epochs` is their sum."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.01
+    schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    ema: Share | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    clip_norm: Positive | None = None
+    mixup: NotNegative = 0.0
+    cutmix: NotNegative = 0.0
+    baseline: bool = True
+    cache: bool = False
+    cache_top_k: Annotated[int, Field(ge=1)] | None = None
+    cache_dtype: Literal["float32", "float16"] = "float32"
+    terms: Annotated[tuple[TermSection, ...], BeforeValidator(_tuple)] = ()
+    stages: Annotated[tuple[StageSection, ...], BeforeValidator(_tuple)] = ()
+
+
+class ExportSection(Section):
+    """`[export]`: which runtimes can read the graph."""
+
+    opset: Annotated[int, Field(ge=18, le=24)] = 18
+    ir_version: Annotated[int, Field(ge=8, le=13)] = 8
+
+
+class QuantizeSection(Section):
+    """`[quantize]`: variants to make (none named: those of the target) and the samples to calibrate them with."""
+
+    variants: Texts = ()
+    calibration_samples: Annotated[int, Field(ge=1)] = 256
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+
+
+class TargetSection(Section):
+    """`[target]`: a file of export/targets."""
+
+    name: str = "cpu"
+
+
+class LimitsSection(Section):
+    """`[limits]`: the device's budget. kB = 1000 bytes, MB = 1000 kB, drops in percentage points."""
+
+    latency_p90_ms: Positive | None = None
+    size_kb: Positive | None = None
+    peak_memory_mb: Positive | None = None
+    accuracy_drop_points: NotNegative | None = None
+    confidence: Share = 0.95
+    unproven: Literal["warn", "fail"] = "warn"
+
+    def to_limits(self) -> Limits:
+        """The form that the stages share."""
+        return Limits(**self.model_dump())
+
+
+class BenchmarkSection(Section):
+    """`[benchmark]`: how the variants are measured on this machine."""
+
+    suite: str = "quick"
+    threads: Annotated[int, Field(ge=1)] = 1
