@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from edgekd import assets
 from edgekd.data.registry import KINDS
 from edgekd.device.postprocess import parse_post_steps
@@ -14,6 +16,8 @@ from edgekd.device.preprocess import split_steps
 from edgekd.device.suites import load_suite
 from edgekd.distill.endpoint import check_url
 from edgekd.errors import ModelError, RecipeError, UsageError, nearest
+from edgekd.recipe_errors import explain, find_unknown_key
+from edgekd.recipe_sections import ScheduleSection
 from edgekd.spec import parse_steps
 
 if TYPE_CHECKING:
@@ -58,6 +62,8 @@ TASK_OF_LOSS = {
     "regression_kd": "regression",
     "mean_squared_error": "regression",
 }
+# What any teacher gives, whole or as the best k; other taps lie inside a model.
+ANSWERS = ("logits", "topk_indices", "topk_log_probabilities")
 # Teachers of which only the answers are seen.
 BLACK_BOXES = ("onnx", "logits", "url")
 CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder")
@@ -76,6 +82,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_data(recipe)
         _check_teacher(recipe)
         _check_terms(recipe)
+        _check_stages(recipe)
         _check_views(recipe)
         if check_files:
             _check_root(recipe)
@@ -178,25 +185,82 @@ def _check_terms(recipe: Recipe) -> None:
     twice = [name for name, count in Counter(term.name for term in terms).items() if count > 1]
     if twice:
         raise RecipeError(f"distill.terms: two terms are called '{twice[0]}'; give each its own name")
-    if not any(term.weight for term in terms):
+    weights = [term.weight for term in terms]
+    if not any(weight if isinstance(weight, float) else weight.start or weight.end for weight in weights):
         raise RecipeError("distill.terms: every weight is 0, so nothing would be learned; expected one above 0")
+    for index, term in enumerate(terms):
+        _check_options(term.options, f"distill.terms.{index}.options")
+        taps = (term.teacher_tap,) if isinstance(term.teacher_tap, str) else term.teacher_tap
+        inside = [tap for tap in taps if tap not in ANSWERS]
+        if inside and recipe.teacher.model is None:
+            raise RecipeError(
+                f"distill.terms.{index}: teacher_tap = '{inside[0]}' looks inside the teacher, which is a black box; "
+                "expected a teacher.model, or teacher_tap = 'logits'"
+            )
+
+
+def _check_options(options: Mapping[str, Any], place: str) -> None:
+    """A table with start and end is a schedule."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and {"start", "end"} <= value.keys():
+            unknown = find_unknown_key(ScheduleSection, value, source=f"{place}.{name}", origins={})
+            if unknown is not None:
+                raise RecipeError(unknown)
+            try:
+                ScheduleSection.model_validate(dict(value))
+            except ValidationError as error:
+                raise RecipeError(explain(error, source=f"{place}.{name}", origins={})) from None
+
+
+def _check_stages(recipe: Recipe) -> None:
+    distill, known = recipe.distill, [term.name for term in recipe.distill_terms]
+    twice = [name for name, count in Counter(stage.name for stage in distill.stages).items() if count > 1]
+    if twice:
+        raise RecipeError(f"distill.stages: two stages are called '{twice[0]}'; give each its own name")
+    for index, stage in enumerate(distill.stages):
+        for name in stage.terms:
+            if name not in known:
+                raise RecipeError(f"distill.stages.{index}.terms: there is no term '{name}'. {nearest(name, known)}")
+        if not stage.terms:
+            raise RecipeError(f"distill.stages.{index}.terms is empty, expected some of {', '.join(known)}")
+        if stage.epochs <= distill.warmup_epochs:
+            raise RecipeError(
+                f"distill.stages.{index}.epochs = {stage.epochs}: the stage ends before its warm-up "
+                f"(distill.warmup_epochs = {distill.warmup_epochs}); expected more"
+            )
+    idle = [name for name in known if all(name not in stage.terms for stage in distill.stages)]
+    if distill.stages and idle:
+        raise RecipeError(f"distill.stages: no stage learns the term '{idle[0]}'; name it in one, or drop the term")
+    total = sum(stage.epochs for stage in distill.stages)
+    if distill.stages and "epochs" in distill.model_fields_set and distill.epochs != total:
+        raise RecipeError(
+            f"distill.epochs = {distill.epochs}, but the stages have {total} epochs in all; remove distill.epochs"
+        )
 
 
 def _check_views(recipe: Recipe) -> None:
     data, distill, teacher = recipe.data, recipe.distill, recipe.teacher
     augments = any(data.augment.values())
-    if data.views is not None and data.views > 1 and not augments:
+    mixes = distill.mixup > 0 or distill.cutmix > 0
+    if data.views is not None and data.views > 1 and not augments and not mixes:
         raise RecipeError(
             f"data.views = {data.views}, but data.augment is empty: all views would be the same; remove it, or add "
             "augmentation"
         )
+    if mixes and teacher.logits is not None:
+        raise RecipeError(
+            "distill.mixup and cutmix make samples that teacher.logits holds no answers to; remove them, or take a "
+            "teacher that can be asked"
+        )
     if distill.cache and teacher.logits is not None:
         raise RecipeError("distill.cache keeps what a teacher answers, but teacher.logits is such a file; remove one")
-    if recipe.keeps_answers and augments and data.views is None:
+    if recipe.keeps_answers and (augments or mixes) and data.views is None:
         why = "distill.cache" if distill.cache else "teacher.url"
+        what = "data.augment" if augments else "distill.mixup and cutmix"
+        verb = "makes" if augments else "make"
         raise RecipeError(
-            f"data.views is missing: {why} keeps the teacher's answers, and data.augment makes other samples in every "
-            "epoch; add data.views = 8, for example, to cycle through 8 augmentations of each sample"
+            f"data.views is missing: {why} keeps the teacher's answers, and {what} {verb} other samples in every "
+            "epoch; add data.views = 8, for example, to cycle through 8 views of each sample"
         )
     if not recipe.keeps_answers and (distill.cache_top_k is not None or distill.cache_dtype != "float32"):
         raise RecipeError("distill.cache_top_k and cache_dtype say how distill.cache keeps answers; add cache = true")

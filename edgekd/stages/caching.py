@@ -117,6 +117,8 @@ def facts_of(space: Workspace, split: str) -> dict[str, Any]:
     recipe, prepared = space.recipe, space.prepared
     dataset = prepared.dataset
     augment = {key: value for key, value in recipe.data.augment.items() if value} if split == "train" else {}
+    mixing = [recipe.distill.mixup, recipe.distill.cutmix] if split == "train" else [0.0, 0.0]
+    varies = bool(augment) or any(mixing)
     return {
         "teacher": _teacher_facts(space),
         "data": dataset.sha256,
@@ -124,8 +126,9 @@ def facts_of(space: Workspace, split: str) -> dict[str, Any]:
         "num_samples": len(getattr(dataset, split)),
         "steps": steps_to_json(prepared.arithmetic),
         "augment": augment,
-        "seed": recipe.seed if augment else None,
-        "views": recipe.data.views if augment else 1,
+        "mixing": mixing,
+        "seed": recipe.seed if varies else None,
+        "views": recipe.data.views if varies else 1,
         "store": store_of(space, split).facts(),
     }
 
@@ -171,6 +174,7 @@ def features(taps: Sequence[str]) -> tuple[str, ...]:
 def batches_of(space: Workspace, split: str) -> Batches:
     """The samples of `split` as training shows them."""
     from edgekd.distill.batches import Batches
+    from edgekd.stages.training import mixing
 
     recipe = space.recipe
     return Batches(
@@ -180,6 +184,7 @@ def batches_of(space: Workspace, split: str) -> Batches:
         seed=recipe.seed,
         augment=recipe.data.augment if split == "train" else None,
         views=recipe.data.views,
+        mixing=mixing(space) if split == "train" else None,
         task=recipe.task,
     )
 

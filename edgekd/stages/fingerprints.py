@@ -24,7 +24,7 @@ Inputs = Mapping[str, Any]
 CACHE_KEYS = frozenset({"cache", "cache_top_k", "cache_dtype"})
 
 # edgekd.distill.checkpoint.CURES, by the names that recipes have for them.
-CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "terms", "losses"})
+CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "terms", "losses", "stage_lr"})
 
 
 def data(space: Workspace) -> Inputs:
@@ -51,18 +51,22 @@ def teacher(space: Workspace) -> Inputs:
 
 
 def student(space: Workspace) -> Inputs:
-    """The student's section, files and code, its budget, the terms and the user's losses."""
-    losses = [term.loss for term in space.recipe.distill_terms]
+    """The student's section, files and code, its budget, the terms and stages, the user's losses and adapters."""
+    terms, stages = space.recipe.distill_terms, space.recipe.distill.stages
+    adapters = [term.adapter for term in terms if term.adapter is not None]
     return {
         **student_alone(space),
-        "terms": [term.model_dump(mode="json") for term in space.recipe.distill_terms],
-        "losses": {loss: code_sha256(loss, space.search_path) for loss in losses},
+        "terms": [term.model_dump(mode="json") for term in terms],
+        "stages": [stage.model_dump(mode="json", exclude={"lr"}) for stage in stages],
+        "stage_lr": [stage.lr for stage in stages],
+        "losses": {term.loss: code_sha256(term.loss, space.search_path) for term in terms},
+        "adapters": {adapter: code_sha256(adapter, space.search_path) for adapter in adapters},
     }
 
 
 def student_alone(space: Workspace) -> Inputs:
     """As `student`, without what only the distilled one sees."""
-    budget = space.recipe.distill.model_dump(mode="json", exclude={"terms", "baseline", *CACHE_KEYS})
+    budget = space.recipe.distill.model_dump(mode="json", exclude={"terms", "stages", "baseline", *CACHE_KEYS})
     return {
         **_model(space, space.recipe.student),
         "distill": budget,
@@ -74,10 +78,12 @@ def student_alone(space: Workspace) -> Inputs:
 def cache(space: Workspace) -> Inputs:
     """What is asked for and how it is kept, beside the teacher and the data."""
     recipe = space.recipe
+    mixing = [recipe.distill.mixup, recipe.distill.cutmix]
     return {
         "augment": recipe.data.augment,
         "views": recipe.data.views,
-        "seed": recipe.seed if recipe.data.augment else None,
+        "mixing": mixing,
+        "seed": recipe.seed if recipe.data.augment or any(mixing) else None,
         "keys": recipe.distill.model_dump(mode="json", include=set(CACHE_KEYS - {"cache"})),
         "taps": store_of(space, "train").facts()["taps"],
         **_tools("torch"),

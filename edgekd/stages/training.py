@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.distill.endpoint import shown_url
 from edgekd.errors import ModelError, explain_os_errors
 from edgekd.files import sha256_file
+from edgekd.recipe_sections import ScheduleSection
 from edgekd.spec import Array
 from edgekd.stages import caching
 from edgekd.stages.workspace import Workspace
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgekd.distill.engine import TrainResult
+    from edgekd.distill.mixing import Mixing
     from edgekd.distill.objective import Objective
     from edgekd.distill.teachers import Teacher
 
@@ -49,15 +51,39 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
 def check(space: Workspace) -> None:
     """Build everything that the recipe names, before hours of training: a misspelled name must not come up after them.
 
-    Raises what the stages would raise: `ModelError`, `UsageError`.
+    A few samples go through untrained models, adapters and losses. Raises what the stages would raise: `ModelError`,
+    `UsageError`, `RecipeError`.
     """
-    from edgekd.distill.augmentation import check_augment
+    import torch
 
-    build(space, space.recipe.student, seed=space.recipe.seed)
-    if space.recipe.teacher.model is not None:
-        build(space, space.recipe.teacher, seed=space.recipe.seed)
-    student_objective(space)
-    check_augment(space.recipe.data.augment, space.prepared.dataset.train.x[:1])
+    from edgekd.distill.batches import Batches
+    from edgekd.distill.checks import rehearse
+    from edgekd.distill.teachers import ModuleTeacher
+
+    recipe, dataset = space.recipe, space.prepared.dataset
+    student = build(space, recipe.student, seed=recipe.seed)
+    teacher = None
+    if recipe.teacher.model is not None:
+        teacher = ModuleTeacher(build(space, recipe.teacher, seed=recipe.seed))
+    few = Batches(
+        dataset.train.take(slice(0, 2)),
+        space.prepared.arithmetic,
+        batch_size=2,
+        augment=recipe.data.augment,
+        task=recipe.task,
+        mixing=mixing(space),
+    )
+    objective = student_objective(space)
+    if teacher is not None or not objective.teacher_terms:
+        rehearse(
+            student,
+            teacher,
+            objective,
+            few,
+            num_outputs=dataset.num_outputs,
+            device=torch.device("cpu"),
+            seed=recipe.seed,
+        )
 
 
 def student_objective(space: Workspace) -> Objective:
@@ -65,9 +91,37 @@ def student_objective(space: Workspace) -> Objective:
     from edgekd.distill.objective import Objective, Term
 
     terms = [
-        Term(term.name, term.loss, weight=term.weight, options=term.options) for term in space.recipe.distill_terms
+        Term(
+            term.name,
+            term.loss,
+            weight=_number(term.weight),
+            student_tap=term.student_tap,
+            teacher_tap=term.teacher_tap,
+            adapter=term.adapter,
+            options={name: _number(value) for name, value in term.options.items()},
+            adapter_options=term.adapter_options,
+        )
+        for term in space.recipe.distill_terms
     ]
     return Objective(terms, search_path=space.search_path)
+
+
+def mixing(space: Workspace) -> Mixing:
+    """How the student's samples are mixed."""
+    from edgekd.distill.mixing import Mixing
+
+    distill, dataset = space.recipe.distill, space.prepared.dataset
+    num_classes = dataset.num_outputs if dataset.task == "classification" else None
+    return Mixing(distill.mixup, distill.cutmix, num_classes)
+
+
+def _number(value: Any) -> Any:
+    """A weight or option as the objective wants it: a table with start and end is a schedule."""
+    from edgekd.distill.objective import Schedule
+
+    if isinstance(value, Mapping) and {"start", "end"} <= value.keys():
+        value = ScheduleSection.model_validate(dict(value))
+    return Schedule(**value.model_dump()) if isinstance(value, ScheduleSection) else value
 
 
 def load_trained(space: Workspace, name: str) -> nn.Module:
@@ -202,6 +256,7 @@ def _train(
         augment=space.recipe.data.augment,
         # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
         views=None if name == "teacher" else space.recipe.data.views,
+        **({} if name == "teacher" else _only_students(space, name)),
         run_dir=space.path / name,
         progress=space.listener.step,
     )
@@ -209,6 +264,22 @@ def _train(
         space.listener.warn(f"{name}: {warning}")
     parameters, macs = count(module, space.prepared.input_shape)
     return {"trained": True, "parameters": parameters, "macs": macs, **_numbers(result)}
+
+
+def _only_students(space: Workspace, name: str) -> dict[str, Any]:
+    """What a student's training has beside the budget; that of the student alone has one stage, of the same length."""
+    from edgekd.distill.programme import Stage
+
+    distill = space.recipe.distill
+    stages = [Stage(stage.name, stage.epochs, stage.terms, stage.lr) for stage in distill.stages]
+    return {
+        "stages": stages if name == "student" else (),
+        "mixup": distill.mixup,
+        "cutmix": distill.cutmix,
+        "ema": distill.ema,
+        "patience": distill.patience,
+        "clip_norm": distill.clip_norm,
+    }
 
 
 def _numbers(result: TrainResult) -> dict[str, Any]:

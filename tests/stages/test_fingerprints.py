@@ -14,6 +14,7 @@ from edgekd.stages.table import STAGES, stages
 CODE = {
     "models.py": "import parts\n\n\ndef build():\n    return parts.net()\n",
     "parts.py": "def net():\n    raise RuntimeError('never run')\n",
+    "adapters.py": "def own(student_shape, teacher_shape):\n    raise RuntimeError('never run')\n",
     "losses.py": "def own(student, teacher):\n    return (student - teacher).abs().mean()\n",
     "my_target.toml": """
 version = 1
@@ -30,6 +31,11 @@ max_ir = 8
 EXTRA = """
 [[distill.terms]]
 loss = "losses:own"
+adapter = "adapters:own"
+[[distill.stages]]
+name = "all"
+epochs = 20
+terms = "losses:own"
 [target]
 name = "my_target.toml"
 [benchmark]
@@ -74,8 +80,20 @@ TRAINED = {"teacher", "student", "student_alone"}
         ("description=other", {"bundle"}),
         ("distill.baseline=false", {"bundle"}),
         ("distill.precision=bfloat16", {*TRAINED, "bundle"}),
-        ("distill.epochs=7", {"student", "student_alone", "bundle"}),
         ("distill.terms.0.weight=0.5", {"student", "bundle"}),
+        ("distill.terms.0.weight={start=0.5, end=1}", {"student", "bundle"}),
+        ("distill.terms.0.student_tap='1'", {"student", "bundle"}),
+        ("distill.terms.0.teacher_tap='1'", {"student", "cache", "bundle"}),
+        ("distill.terms.0.adapter='auto'", {"student", "bundle"}),
+        ("distill.terms.0.adapter_options={a=1}", {"student", "bundle"}),
+        ("distill.stages.0.name=other", {"student", "bundle"}),
+        ("distill.stages.0.lr=0.1", {"student", "bundle"}),
+        ("distill.stages.0.epochs=7", {"student", "student_alone", "bundle"}),
+        ("distill.ema=0.9", {"student", "student_alone", "bundle"}),
+        ("distill.patience=3", {"student", "student_alone", "bundle"}),
+        ("distill.clip_norm=1", {"student", "student_alone", "bundle"}),
+        ("distill.mixup=0.2", {"student", "student_alone", "cache", "bundle"}),
+        ("distill.cutmix=1.0", {"student", "student_alone", "cache", "bundle"}),
         ("data.augment={noise=0.1}", {*TRAINED, "cache", "bundle"}),
         ("data.views=1", {"student", "student_alone", "cache", "bundle"}),
         ("distill.cache=true", {"bundle"}),
@@ -98,6 +116,7 @@ def test_a_changed_key_touches_what_depends_on_it(recipe: Path, override: str, e
         ("models.py", "import parts", "import parts  # changed", {"student", "student_alone"}),
         ("parts.py", "never run", "changed", {"student", "student_alone"}),
         ("losses.py", "abs()", "square()", {"student"}),
+        ("adapters.py", "never run", "changed", {"student"}),
         ("my_target.toml", "max_opset = 18", "max_opset = 20", {"quantize", "bundle"}),
         ("my_target.toml", '["float32"]', '["int8_u8s8"]', {"bundle"}),
         ("my_suite.toml", "min_calls = 10", "min_calls = 11", {"benchmark"}),
