@@ -148,7 +148,10 @@ def test_info(built: Path, tmp_path: Path) -> None:
     told = ok_json("cache", "info", "--cache", built / "answers")
     [row] = told["caches"]
     assert (row["key"], row["name"], row["views"]) == (key_of(built), "digits train", 2)
-    assert row["tensors"] == {"logits": {"dtype": "float32", "shape": [10]}}
+    assert row["tensors"] == {
+        "logits": {"dtype": "float32", "shape": [10]},
+        "pixels": {"dtype": "float32", "shape": []},
+    }
     assert row["unused_days"] < 1
     text = ok("cache", "info", "--cache", built / "answers")
     assert "1,079 x 2" in text
@@ -188,7 +191,7 @@ def test_what_does_not_fit(arguments: Sequence[str], expected: str, tmp_path: Pa
 
 def test_a_dry_run_says_what_the_answers_take(tmp_path: Path) -> None:
     told = ok_json("distill-and-export", "digits", *sets("distill.cache=true"), "--dry-run", "--out", tmp_path / "run")
-    assert told["cache_mb"] == pytest.approx(ANSWERS * 40 / 1e6)
+    assert told["cache_mb"] == pytest.approx(ANSWERS * 44 / 1e6)
     assert "cache" in [row["stage"] for row in told["stages"]]
     few = ok_json(
         "distill-and-export",
@@ -198,7 +201,7 @@ def test_a_dry_run_says_what_the_answers_take(tmp_path: Path) -> None:
         "--out",
         tmp_path,
     )
-    assert few["cache_mb"] == pytest.approx(ANSWERS * (2 * 2 + 2 * 4 + 4) / 1e6)
+    assert few["cache_mb"] == pytest.approx(ANSWERS * (2 * 2 + 2 * 4 + 4 + 4) / 1e6)
     none = ok_json("distill-and-export", "digits", *sets(), "--dry-run", "--out", tmp_path / "run")
     assert none["cache_mb"] == 0
 

@@ -48,8 +48,8 @@ def samples(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 VERBS = (
-    "distill-and-export", "recipes", "init", "distill", "export", "quantize", "verify", "bundle", "benchmark", "report",
-    "cache", "predict", "inspect", "doctor",
+    "distill-and-export", "recipes", "init", "distill", "export", "quantize", "verify", "bundle", "benchmark",
+    "compare", "report", "cache", "predict", "inspect", "doctor",
 )  # fmt: skip
 
 

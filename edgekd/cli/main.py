@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli import cache_verbs, measure_verbs, model_verbs, run_verbs
+from edgekd.cli import cache_verbs, compare_verbs, engine_verbs, measure_verbs, model_verbs, run_verbs
 from edgekd.cli.options import run_app, verb
 from edgekd.version import __version__
 
@@ -31,10 +31,12 @@ VERBS = (
     (PARTS, "verify", model_verbs.verify),
     (PARTS, "bundle", model_verbs.bundle),
     (PARTS, "benchmark", measure_verbs.benchmark),
+    (PARTS, "compare", compare_verbs.compare),
     (PARTS, "report", run_verbs.report),
     (PARTS, "cache", cache_verbs.cache),
     (LOOK, "predict", model_verbs.predict),
     (LOOK, "inspect", model_verbs.inspect),
+    (LOOK, "taps", engine_verbs.taps),
     (LOOK, "doctor", measure_verbs.doctor),
 )
 for panel, name, function in VERBS:

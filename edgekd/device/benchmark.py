@@ -27,7 +27,7 @@ from edgekd.device.archive import arrays_to_bytes
 from edgekd.device.candidates import Candidate, Plan, Samples, check_request, make_plan
 from edgekd.device.isolation import Child, ChildFailed, Crew
 from edgekd.device.machine import allowed_cores, available_cores, describe, versions
-from edgekd.device.rows import Measured, describe_candidate, make_row, raw_samples
+from edgekd.device.rows import Measured, describe_candidate, judged, make_row, raw_samples
 from edgekd.device.suites import Suite, load_suite
 from edgekd.errors import UsageError
 from edgekd.spec import Array
@@ -96,7 +96,10 @@ def benchmark(
             make_row(plan, measured, reference=reference, samples=samples, seed=seed, confidence=confidence)
             for plan, measured in run.all()
         ],
-        "samples": {plan.candidate.id: raw_samples(measured) for plan, measured in run.all()},
+        "samples": {
+            plan.candidate.id: raw_samples(measured, judged(plan, measured, samples)) for plan, measured in run.all()
+        },
+        "data": None if samples is None else samples.describe(),
         "conditions": asdict(conditions),
         "verdict": verdict.judge(conditions, series),
     }

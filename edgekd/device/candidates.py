@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from edgekd.device.archive import arrays_to_bytes
 from edgekd.device.bundle import Bundle, looks_like_bundle
@@ -44,6 +47,14 @@ class Samples:
     x: Array
     y: Array
     task: Task
+
+    def describe(self) -> dict[str, Any]:
+        """Which samples these are, for the result: two results on equal ones are compared in pairs."""
+        parts = [part for array in (self.x, self.y) for part in (f"{array.dtype.str}{array.shape}".encode(), array)]
+        whole = hashlib.sha256()
+        for part in parts:
+            whole.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+        return {"task": self.task, "n": len(self.x), "sha256": whole.hexdigest()}
 
 
 @dataclass

@@ -10,19 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.device.candidates import Plan, Samples
-from edgekd.device.metrics import agreement, contributions, drop_points, score_interval
+from edgekd.device.metrics import Contributions, agreement, contributions, drop_points, score_interval
 from edgekd.device.postprocess import as_judged
-from edgekd.device.statistics import block_bootstrap_ratio, latency_interval, median_interval
+from edgekd.device.statistics import PLACEMENT, block_bootstrap_ratio, latency_interval, median_interval
 from edgekd.errors import UsageError
 from edgekd.spec import Array, Interval
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 # MLPerf's names: one sample at a time, eight at a time, as many as one likes.
 SCENARIOS = {1: "single-stream", 8: "multi-stream"}
-
-# Two processes with the same model differ by up to 1.5 % (calls of 5 microseconds: where each lies in memory),
-# and no number of blocks shows it. Without this on both sides a model against itself would read "faster".
-PLACEMENT = 0.02
 
 
 @dataclass
@@ -129,18 +125,34 @@ def _accuracy(
     return told
 
 
-def raw_samples(measured: Measured) -> dict[str, Sequence[int]]:
+def judged(plan: Plan, measured: Measured, samples: Samples | None) -> Contributions | None:
+    """What each sample adds to the metric, by `metrics.contributions`; None where nothing was evaluated."""
+    if samples is None or measured.outputs is None or plan.error is not None:
+        return None
+    scores, threshold = as_judged(samples.task, plan.postprocess, measured.outputs)
+    return contributions(samples.task, scores, samples.y, threshold=threshold)
+
+
+def raw_samples(measured: Measured, own: Contributions | None = None) -> dict[str, Sequence[Any]]:
     """The raw part of a candidate for the result, nothing dropped.
 
-    latency_ns  every timed call in the order of time
-    block       how many of these calls each of its blocks holds (a number per call would double the file)
-    order       the place of each of its blocks among all blocks that ran
+    latency_ns     every timed call in the order of time
+    block          how many of these calls each of its blocks holds (a number per call would double the file)
+    order          the place of each of its blocks among all blocks that ran
+    cold_ms        load and first call of each fresh process
+    contributions  of each labelled sample to the metric, by columns (`metrics.contributions`), so that two results
+                   on the same samples can be compared in pairs
     """
-    return {
+    raw: dict[str, Sequence[Any]] = {
         "latency_ns": measured.latency_ns.tolist(),
         "block": np.bincount(measured.block).tolist(),
         "order": measured.order,
+        "cold_ms": [list(start) for start in measured.cold],
     }
+    if own is None:
+        return raw
+    whole = bool((own == own.round()).all())
+    return {**raw, "contributions": (own.astype(np.int64) if whole else own).T.tolist()}
 
 
 def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
@@ -153,6 +165,7 @@ def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
         "runtime": candidate.runtime,
         "threads": candidate.threads,
         "batch": candidate.batch,
+        "options": dict(candidate.options),
         "golden": measured.golden,
         "warm_up": measured.warm_up,
     }

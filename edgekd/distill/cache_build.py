@@ -20,7 +20,7 @@ from torch import Tensor
 from edgekd.distill.batches import Batches, Positions
 from edgekd.distill.cache import IDS, INDEX, JOURNAL, VERSION, Cache, Facts, building, cache_key, find_cache, open_cache
 from edgekd.distill.journal import Journal
-from edgekd.distill.stored import Store, encode
+from edgekd.distill.stored import PIXELS, Store, encode, pixels_of
 from edgekd.distill.teachers import Teacher
 from edgekd.errors import StorageError, UsageError
 from edgekd.files import TEMPORARY, sha256_file, write_atomically, write_json
@@ -79,11 +79,13 @@ class Order:
 
     def ask(self, start: int, end: int) -> dict[str, Array]:
         """The teacher's answers to these rows, as they are kept."""
-        named = self.teacher(self.batch(start, end))
+        batch = self.batch(start, end)
+        named = self.teacher(batch)
         missing = [tap for tap in self.store.taps if tap not in named]
         if missing:
             raise UsageError(f"the teacher gives {', '.join(sorted(named))}; {', '.join(missing)} cannot be kept")
-        return encode(named, self.store, num_outputs=self.num_outputs)
+        answers = encode(named, self.store, num_outputs=self.num_outputs)
+        return {**answers, PIXELS: pixels_of(batch["x"]).numpy()}
 
 
 def build_cache(root: Path, facts: Facts, order: Order, *, progress: Progress | None = None) -> tuple[Cache, int]:

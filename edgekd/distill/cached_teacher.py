@@ -10,12 +10,14 @@ from torch import Tensor
 
 from edgekd.distill.answers import named_ids, with_logits
 from edgekd.distill.cache import Cache
-from edgekd.distill.stored import decode
+from edgekd.distill.stored import PIXELS, decode, pixels_of
 from edgekd.errors import DataError, UsageError
 from edgekd.spec import Array
 
 # Up to this much is read into memory at once; beyond it the files are mapped and rows are read as they are needed.
 MEMORY_BYTES = 1 << 30
+# So many samples are compared with those that the teacher saw: what differs, differs from the first batch on.
+COMPARED = 256
 
 
 class CachedTeacher:
@@ -24,8 +26,9 @@ class CachedTeacher:
     Named tensors are float32 and lie where `batch["id"]` does. Logits kept whole in float32 come back bit for bit;
     a top-k comes as `topk_indices` (N, K) int64 and `topk_log_probabilities` (N, K), and as dense `logits`.
 
-    Raises `DataError` for a sample, `UsageError` for a view that the cache does not hold. On a GPU, where looking
-    would make it wait, such answers are NaN instead, and the training names them.
+    Raises `DataError` for a sample, `UsageError` for a view that the cache does not hold, and for samples that do not
+    look as the teacher saw them. On a GPU, where looking would make it wait, answers that are not there are NaN
+    instead, and the training names them.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -40,6 +43,7 @@ class CachedTeacher:
         self._mapped = {} if in_memory else shards
         self._stops = np.array([shard["stop"] for shard in cache.shards])
         self._values = {name: torch.from_numpy(np.concatenate(a)) for name, a in shards.items()} if in_memory else {}
+        self._compared = 0
         cache.touch()
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -58,10 +62,25 @@ class CachedTeacher:
             stored = {name: self._read(arrays, row_N).to(device) for name, arrays in self._mapped.items()}
         else:
             stored = {name: value.index_select(0, row_N) for name, value in self._values.items()}
+        if self._compared < COMPARED:
+            self._compare(batch, stored[PIXELS].cpu())
         named = with_logits(decode(stored), self._num_outputs)
         if device.type != "cpu":
             named["logits"] = named["logits"].masked_fill(~(known_N & shown_N)[:, None], torch.nan)
         return named
+
+    def _compare(self, batch: Mapping[str, Tensor], seen_N: Tensor) -> None:
+        """Whether these are the pixels that were answered to; sums differ by their rounding."""
+        found_N = pixels_of(batch["x"])
+        other_N = (found_N - seen_N).abs() > 1e-3 * (1.0 + seen_N.abs())
+        self._compared += len(found_N)
+        if bool(other_N.any()):
+            raise UsageError(
+                f"the teacher cache {self.cache.path} holds answers to other pixels: {int(other_N.sum())} of "
+                f"{len(other_N)} samples look otherwise than the teacher saw them, with the ids "
+                f"{named_ids(batch['id'].cpu()[other_N].numpy())}. Preprocessing, augmentation, mixing or seed are "
+                "others; build a cache for these"
+            )
 
     def _read(self, arrays: Sequence[Array], row_N: Tensor) -> Tensor:
         """Rows from mapped shards: one gather per shard that is touched."""

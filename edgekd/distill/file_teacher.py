@@ -26,7 +26,7 @@ from torch import Tensor
 
 from edgekd.data.npz import read_npz
 from edgekd.distill.answers import CLASSES, Ids, named_ids, read_answers, with_logits
-from edgekd.errors import DataError, MissingExtra
+from edgekd.errors import DataError, MissingExtra, UsageError
 from edgekd.spec import Array, Split, Task
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class LogitsFile:
     """The answers in `path`, for the samples that it names.
 
     An augmented sample gets the answer to the sample as it is: the file knows no views. Raises `DataError` for a
-    file that cannot be read, ids that are missing or there twice, and everything that `read_answers` refuses.
+    file that cannot be read, ids that are missing or there twice, and everything that `read_answers` refuses;
+    `UsageError` for samples that are mixed of two.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, labels: Sequence[str], task: Task = "classification") -> None:
@@ -64,6 +65,11 @@ class LogitsFile:
                 )
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if "ratio" in batch:
+            raise UsageError(
+                f"mixup and cutmix make samples of two, and {self.path} has answers to each alone; switch them off, or "
+                "take a teacher that can be asked"
+            )
         ids_N = batch["id"].cpu()
         position_N = torch.searchsorted(self._ids, ids_N).clamp_(max=len(self._ids) - 1)
         strange_N = self._ids[position_N] != ids_N

@@ -16,6 +16,8 @@ from edgekd.spec import Array
 
 # Of a top-k: the logits that are kept, and the logsumexp of all of them.
 TOPK_LOGITS, LOGSUMEXP = "topk_logits", "logsumexp"
+# What the teacher saw, in one number: answers belong to exactly these pixels.
+PIXELS = "pixels"
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,18 @@ def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> di
     return kept
 
 
+def pixels_of(x: Tensor) -> Tensor:
+    """(N,) float32: a sum over each sample, every value with a weight of its own, so that flips and shifts show."""
+    flat_ND = x.detach().cpu().float().reshape(len(x), -1)
+    weights_D = torch.sin(torch.arange(1, flat_ND.shape[1] + 1, dtype=torch.float32))
+    return (flat_ND * weights_D).sum(dim=1)
+
+
 def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Named tensors, float32, from stored ones: the logits, or the top-k that they were reduced to, and features."""
-    named = {name: value.float() for name, value in stored.items() if name not in (INDICES, TOPK_LOGITS, LOGSUMEXP)}
+    named = {
+        name: value.float() for name, value in stored.items() if name not in (INDICES, TOPK_LOGITS, LOGSUMEXP, PIXELS)
+    }
     if INDICES in stored:
         named[INDICES] = stored[INDICES].long()
         named[LOG_PROBABILITIES] = (stored[TOPK_LOGITS].float() - stored[LOGSUMEXP][:, None]).clamp(max=0.0)

@@ -7,6 +7,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgekd.stages.caching import features, store_of
 from edgekd.stages.graphs import variant_names
 from edgekd.stages.training import build
@@ -74,7 +76,7 @@ def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:
 
     from edgekd.distill.answers import LOGITS
     from edgekd.distill.cache_build import row_bytes
-    from edgekd.distill.stored import encode
+    from edgekd.distill.stored import PIXELS, encode
     from edgekd.distill.teachers import ModuleTeacher, tapped
 
     store, outputs = store_of(space, "train"), space.prepared.dataset.num_outputs
@@ -85,7 +87,8 @@ def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:
         batch = {"x": torch.from_numpy(space.prepared.feeds(space.prepared.dataset.train, 2)[INPUT])}
         with tapped(asked, taps, batch):
             named = {**asked(batch)}
-    return row_bytes(encode(named, store, num_outputs=outputs))
+    pixels = {PIXELS: np.zeros(2, np.float32)}
+    return row_bytes({**encode(named, store, num_outputs=outputs), **pixels})
 
 
 def time_steps(space: Workspace, module: nn.Module, batch_size: int) -> tuple[float, float]:

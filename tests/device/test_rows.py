@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from edgekd.device.candidates import Candidate, Plan, Samples
 from edgekd.device.postprocess import Denormalize, PostStep, Sigmoid, Threshold
-from edgekd.device.rows import PLACEMENT, Measured, describe_candidate, make_row, raw_samples
+from edgekd.device.rows import Measured, describe_candidate, judged, make_row, raw_samples
+from edgekd.device.statistics import PLACEMENT
 from edgekd.spec import Array
 
 
@@ -175,3 +176,32 @@ def test_raw_samples_hold_every_call_and_can_be_cut_into_blocks() -> None:
     assert len(raw["block"]) == len(raw["order"]) == 24
     assert raw["latency_ns"] == measured.latency_ns.tolist()
     assert json.loads(json.dumps(raw, allow_nan=False)) == raw
+    assert "contributions" not in raw
+
+
+def test_raw_samples_hold_what_each_labelled_sample_adds() -> None:
+    y = np.arange(8) % 4
+    wrong = np.eye(4, dtype=np.float32)[y[::-1]]
+    samples = Samples(np.zeros((8, 2), np.uint8), y, "classification")
+    measured = _measured(1.0, outputs=wrong)
+    measured.cold.append((3.0, 4.0))
+    raw = raw_samples(measured, judged(_plan("a"), measured, samples))
+    assert raw["contributions"] == [(y == y[::-1]).astype(int).tolist()]
+    assert raw["cold_ms"] == [[3.0, 4.0]]
+    assert json.loads(json.dumps(raw)) == raw
+    targets = Samples(samples.x, y[:, None] / 3, "regression")
+    errors = raw_samples(measured, judged(_plan("a"), _measured(1.0, outputs=wrong[:, :1]), targets))["contributions"]
+    assert [len(column) for column in errors] == [8, 8, 8]
+    assert isinstance(errors[0][0], float)
+    assert judged(_plan("a", error="gone"), measured, samples) is None
+    assert judged(_plan("a"), measured, None) is None
+
+
+def test_the_data_are_told_apart_by_every_byte() -> None:
+    x, y = np.zeros((4, 2), np.uint8), np.arange(4)
+    plain = Samples(x, y, "classification").describe()
+    assert plain == Samples(x.copy(), y.copy(), "classification").describe()
+    assert (plain["n"], plain["task"]) == (4, "classification")
+    others = [Samples(x + 1, y, "classification"), Samples(x, y[::-1], "classification")]
+    others.append(Samples(x.reshape(4, 2, 1), y, "classification"))
+    assert len({item.describe()["sha256"] for item in others} | {plain["sha256"]}) == 4

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekd.device.statistics import (
-    _weighted_medians,
     block_bootstrap_ratio,
     early_stopping_minimum,
     effective_n,
@@ -19,6 +18,7 @@ from edgekd.device.statistics import (
     median_interval,
     percentile,
     quantile_interval,
+    weighted_percentiles,
 )
 from edgekd.errors import UsageError
 
@@ -178,17 +178,18 @@ def test_a_true_difference_is_seen_and_enclosed() -> None:
     assert hits >= 56
 
 
-def test_bootstrapped_medians_are_those_of_the_drawn_blocks() -> None:
+@pytest.mark.parametrize("q", [0.5, 0.9])
+def test_bootstrapped_percentiles_are_those_of_the_drawn_blocks(q: float) -> None:
     random = np.random.default_rng(2)
     samples = random.integers(100, 140, 300).astype(np.float64)
     block = np.sort(random.integers(0, 9, 300))
     common = np.arange(9)
     counts = random.multinomial(9, np.full(9, 1 / 9), size=50)
     by_hand = [
-        percentile(np.concatenate([np.tile(samples[block == k], times) for k, times in enumerate(row)]), 0.5)
+        percentile(np.concatenate([np.tile(samples[block == k], times) for k, times in enumerate(row)]), q)
         for row in counts
     ]
-    np.testing.assert_array_equal(_weighted_medians(samples, block, common, counts), by_hand)
+    np.testing.assert_array_equal(weighted_percentiles(samples, block, common, counts, q), by_hand)
 
 
 def test_the_same_seed_gives_the_same_interval() -> None:

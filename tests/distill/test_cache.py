@@ -32,6 +32,7 @@ from edgekd.distill.cache_build import Order, build_cache
 from edgekd.distill.cache_upkeep import list_caches, prune
 from edgekd.distill.cached_teacher import CachedTeacher
 from edgekd.distill.engine import TrainResult, distill
+from edgekd.distill.mixing import Mixing
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.stored import Store
 from edgekd.distill.teachers import ModuleTeacher
@@ -369,14 +370,43 @@ def test_samples_and_views_that_it_does_not_hold_are_named(tmp_path: Path) -> No
         cached(next(batches_of(split).full()))
 
 
+OTHERS: dict[str, dict[str, Any]] = {
+    "another seed": {"seed": 8},
+    "flipped too": {"augment": {"shift": 1, "flip": True}},
+    "not augmented": {"augment": None},
+    "mixed": {"mixing": Mixing(mixup=1.0, num_classes=5)},
+    "cut": {"mixing": Mixing(cutmix=1.0, num_classes=5)},
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_answers_to_other_pixels_are_not_given(tmp_path: Path, name: str) -> None:
+    """Whatever the facts say: the ids and the view are right, the samples are not."""
+    split = split_of()
+    cache, _ = build_cache(tmp_path, FACTS, order_of(split))
+    with pytest.raises(
+        UsageError, match=r"to other pixels: \d+ of 16 samples look otherwise than the teacher saw them"
+    ):
+        CachedTeacher(cache)(next(batches_of(split, **OTHERS[name]).epoch(0)))
+
+
+def test_mixed_samples_are_answered_like_any_other(tmp_path: Path) -> None:
+    split, teacher = split_of(), Counting()
+    mixed = {"mixing": Mixing(mixup=0.5, cutmix=1.0, num_classes=5)}
+    cache, _ = build_cache(tmp_path, FACTS, order_of(split, teacher, batches=batches_of(split, **mixed)))
+    cached = CachedTeacher(cache)
+    for batch in every_view(batches_of(split, **mixed)):
+        assert torch.equal(cached(batch)["logits"], teacher.teacher(batch)["logits"])
+
+
 def test_a_full_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Usage:
-        free = 2999
+        free = 3599
 
     monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda path: Usage)
     with pytest.raises(StorageError, match=r"takes another 0 MB, but only 0 MB are free; free some"):
         build_cache(tmp_path, FACTS, order_of(split_of()))
-    Usage.free = 3000  # 50 samples, 3 views, 5 logits of 4 bytes
+    Usage.free = 3600  # 50 samples, 3 views, 5 logits and the pixels, 4 bytes each
     build_cache(tmp_path, FACTS, order_of(split_of()))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from edgekd.distill.file_teacher import LogitsFile
-from edgekd.errors import DataError
+from edgekd.errors import DataError, UsageError
 from edgekd.spec import Split
 
 NAMES = ("ant", "bee", "cat")
@@ -94,6 +94,12 @@ def test_samples_without_an_answer_are_named(tmp_path: Path) -> None:
         DataError, match=r"no answers for 6 of 7 samples of val, with the ids 7, 8, 9, 10, 11 and 1 more"
     ):
         teacher.check({"train": Split(LOGITS, IDS, IDS), "val": Split(ids[:, None], ids, ids)})
+
+
+def test_a_file_knows_no_mixed_samples(tmp_path: Path) -> None:
+    teacher = LogitsFile(write(tmp_path, ".npz", ids=IDS, logits=LOGITS), labels=NAMES)
+    with pytest.raises(UsageError, match="mixup and cutmix make samples of two"):
+        teacher({**batch_of(3), "ratio": torch.ones(1)})
 
 
 def test_files_that_are_none(tmp_path: Path) -> None:
