@@ -240,3 +240,23 @@ def test_a_killed_build_goes_on(tmp_path: Path, built: Path) -> None:
     assert 0 < told["asked"] < ANSWERS
     answers = [np.concatenate([np.load(p) for p in sorted(f.rglob("*.0.npy"))]) for f in (built, tmp_path)]
     np.testing.assert_array_equal(answers[0], answers[1])
+
+
+def test_features_are_kept_too(tmp_path: Path) -> None:
+    """A term on what a layer gives: as the live teacher's, but for half precision; mixed samples as well."""
+    feature = "{loss='logit_mse', name='feature', student_tap='2', teacher_tap='2', adapter='auto'}"
+    terms = f"distill.terms=[{{loss='kd'}}, {feature}]"
+    options = ["--student-only", *sets("teacher.model=cnn_m", terms, "distill.mixup=0.4")]
+    kept = ("--set=distill.cache=true", "--cache", tmp_path / "answers")
+    live = ok_json("distill", "digits", *options, "--out", tmp_path / "live")["stages"]["student"]
+    told = ok_json("distill", "digits", *options, *kept, "--out", tmp_path / "run")["stages"]
+    assert (live["teacher_passes"], told["student"]["teacher_passes"]) == (3 * 1079, 0)
+    for one, other in zip(live["history"], told["student"]["history"], strict=True):
+        assert other["terms"]["feature"] > 0
+        assert other["terms"] == pytest.approx(one["terms"], rel=1e-2)
+    [row] = ok_json("cache", "info", "--cache", tmp_path / "answers")["caches"]
+    assert row["tensors"]["2"]["dtype"] == "float16"
+    assert row["facts"]["mixing"] == [0.4, 0.0]
+    planned = ok_json("distill-and-export", "digits", *options[1:], *kept[:1], "--dry-run", "--out", tmp_path / "plan")
+    size = sum(int(np.prod(item["shape"])) * np.dtype(item["dtype"]).itemsize for item in row["tensors"].values())
+    assert planned["cache_mb"] == pytest.approx(ANSWERS * size / 1e6)
