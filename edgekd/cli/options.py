@@ -58,12 +58,12 @@ class Common:
     @property
     def out(self) -> Console:
         """Results: stdout, coloured only on a terminal, as wide as the terminal or wide enough for a table."""
-        return Console(highlight=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
+        return Console(highlight=False, emoji=False, soft_wrap=False, width=None if sys.stdout.isatty() else 132)
 
     @property
     def err(self) -> Console:
         """Progress, warnings, logs: stderr."""
-        return Console(stderr=True, highlight=False, quiet=self.quiet)
+        return Console(stderr=True, highlight=False, emoji=False, quiet=self.quiet)
 
     def overrides(self, given: list[str] | None) -> list[str]:
         """`--set` values, with `--seed` as one of them."""
@@ -84,22 +84,28 @@ class Common:
 
 
 def verb(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a verb the common options as keyword `common`, and its errors their exit codes."""
+    """Give a verb the common options as keyword `common`, and its errors their exit codes.
+
+    A verb that has an option of such a name itself (several --threads) keeps its own, and `common` holds the default.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    own = [parameter for parameter in signature.parameters.values() if parameter.name != "common"]
+    names = {parameter.name for parameter in own}
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        for name, (annotation, default) in COMMON.items()
+        if name not in names
+    ]
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        common = Common(**{name: values.pop(name) for name in COMMON})
+        given = {name: values.pop(name) for name in COMMON if name not in names}
+        common = Common(**{name: given.get(name, default) for name, (_, default) in COMMON.items()})
         # Here and not in run_app: typer would swallow Ctrl-C, a closed pipe and the end of a file on the way there.
         with clear_ending(debug=common.debug):
             function(common=common, **values)
             sys.stdout.flush()
 
-    signature = inspect.signature(function, eval_str=True)
-    own = [parameter for parameter in signature.parameters.values() if parameter.name != "common"]
-    shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        for name, (annotation, default) in COMMON.items()
-    ]
     parameters = [*(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own), *shared]
     # typer reads both; wraps() has copied the verb's own.
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -152,7 +158,7 @@ def show_traceback(debug: bool) -> None:
 def complain(text: str, code: int) -> NoReturn:
     """Print why it ends on stderr, and leave with the code."""
     with suppress(OSError):  # nobody may read stderr any more; the code still tells
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        Console(stderr=True, highlight=False, emoji=False).print(text, soft_wrap=True)
     sys.exit(code)
 
 
