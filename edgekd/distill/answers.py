@@ -4,8 +4,8 @@
     topk (indices with probabilities or     ->  topk_indices (N, K), topk_log_probabilities (N, K), at temperature 1
     log-probabilities), labels (a top-1)
 
-As a teacher's named tensors a top-k comes with dense `logits` too: the mass that is left is spread evenly over the
-other classes, as in the loss topk_cross_entropy; so every loss can learn from it.
+As a teacher's named tensors a top-k comes with `topk_probabilities` and dense `logits` too, so that every loss can learn
+from it: the mass that is left is spread evenly over the other classes, as in the loss topk_cross_entropy.
 Shape suffixes: N samples, C classes, K kept.
 """
 
@@ -37,6 +37,8 @@ TASKS_OF_KIND: Mapping[str, tuple[Task, ...]] = {
     "top-k": ("classification",),
     "labels": ("classification",),
 }
+# What teachers name beside the features that are tapped from inside them.
+TOLD = (LOGITS, INDICES, LOG_PROBABILITIES, TOPK_PROBABILITIES)
 # Rounded to a few decimals, a thousand probabilities may miss 1 by this much.
 SUM_TOLERANCE = 0.02
 # The log-probability of a class that is ruled out: no temperature below 90 brings it back.
@@ -79,10 +81,11 @@ def read_answers(
 
 
 def with_logits(named: Mapping[str, Tensor], num_outputs: int) -> dict[str, Tensor]:
-    """The named tensors with dense `logits` (N, C), made of the top-k where they are not there."""
+    """The named tensors; of a top-k also its probabilities, and dense `logits` (N, C)."""
     if LOGITS in named:
         return dict(named)
-    return {LOGITS: dense_logits(named[INDICES], named[LOG_PROBABILITIES], num_outputs), **named}
+    logits_NC = dense_logits(named[INDICES], named[LOG_PROBABILITIES], num_outputs)
+    return {LOGITS: logits_NC, **named, TOPK_PROBABILITIES: named[LOG_PROBABILITIES].exp()}
 
 
 def dense_logits(indices_NK: Tensor, log_probabilities_NK: Tensor, num_outputs: int) -> Tensor:

@@ -233,12 +233,11 @@ class Objective:
             arguments.update(extras)
         elif bound.builder is not None:
             raise UsageError(f"term '{term.name}' has an adapter: call build on the objective first")
+        arguments.update(bound.teacher_arguments(teacher_value))
         for name, role in bound.roles:
             if role == "student":
                 arguments[name] = student_value
-            elif role == "teacher":
-                arguments[name] = teacher_value
-            else:
+            elif role == "truth":
                 arguments[name] = _tap(batch, "y", "batch", term.name)
         value = bound.function(**arguments)
         if not isinstance(value, Tensor) or value.dim() != 0:

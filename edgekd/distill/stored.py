@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS
+from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS, TOLD
 from edgekd.errors import StageFailed, UsageError
 from edgekd.spec import Array
 
@@ -59,7 +59,7 @@ def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> di
         top = logits_NC.topk(store.top_k, dim=1)
         kept |= _topk(top.indices, top.values, torch.logsumexp(logits_NC, dim=1), store, num_outputs)
     for tap in store.taps:
-        if tap not in (LOGITS, INDICES, LOG_PROBABILITIES):
+        if tap not in TOLD:
             kept[tap] = _cast(named[tap], "float16", tap)
     return kept
 

@@ -99,6 +99,18 @@ class BoundTerm:
         weight = self.term.weight
         return weight.at(progress) if isinstance(weight, Schedule) else weight
 
+    def teacher_arguments(self, value: Any) -> dict[str, Any]:
+        """The teacher's tensors by the loss's parameters: a loss of several gets one tap for each, in their order."""
+        names = [name for name, role in self.roles if role == "teacher"]
+        if len(names) < 2:
+            return {name: value for name in names}
+        if not isinstance(value, list) or len(value) != len(names):
+            raise UsageError(
+                f"term '{self.term.name}': the loss takes {len(names)} tensors of the teacher ({', '.join(names)}), found "
+                f"the tap {self.term.teacher_tap!r}; expected teacher_tap to name as many, in that order"
+            )
+        return dict(zip(names, value))
+
     def describe(self) -> dict[str, Any]:
         """Plain values, equal for terms that compute the same."""
         described: dict[str, Any] = {

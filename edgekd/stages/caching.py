@@ -166,9 +166,9 @@ def store_of(space: Workspace, split: str) -> Store:
 
 def features(taps: Sequence[str]) -> tuple[str, ...]:
     """Of the tensors that terms look at, those from inside the teacher."""
-    from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS
+    from edgekd.distill.answers import TOLD
 
-    return tuple(dict.fromkeys(tap for tap in taps if tap not in (LOGITS, INDICES, LOG_PROBABILITIES)))
+    return tuple(dict.fromkeys(tap for tap in taps if tap not in TOLD))
 
 
 def batches_of(space: Workspace, split: str) -> Batches:

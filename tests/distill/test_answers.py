@@ -59,6 +59,7 @@ def test_a_top_k(kind: str) -> None:
     assert np.array_equal(found["topk_indices"], indices)
     np.testing.assert_allclose(found["topk_log_probabilities"], np.log(p), rtol=1e-5)
     named = with_logits({name: torch.from_numpy(value) for name, value in found.items()}, 4)
+    np.testing.assert_allclose(named["topk_probabilities"].numpy(), p, rtol=1e-5)
     expected = np.repeat((1 - p.sum(axis=1, keepdims=True)) / 2, 4, axis=1)
     np.put_along_axis(expected, indices, p, axis=1)
     np.testing.assert_allclose(softmax(named["logits"].double().numpy()), expected, rtol=1e-4)

@@ -232,3 +232,19 @@ def test_first_non_finite() -> None:
     assert first_non_finite(["loss", "kd"], table) == (1, ["kd"])
     assert first_non_finite(["loss", "kd"], table[:1]) is None
     assert first_non_finite(["loss", "kd"], table[2:]) == (0, ["loss", "kd"])
+
+
+def of_two(student_NC: Tensor, teacher_indices_NK: Tensor, teacher_log_p_NK: Tensor) -> Tensor:
+    return (student_NC.gather(1, teacher_indices_NK) - teacher_log_p_NK).square().mean()
+
+
+def test_a_loss_of_several_tensors_of_the_teacher_gets_one_tap_for_each() -> None:
+    named = {"topk_indices": torch.tensor([[1], [0]]), "topk_log_probabilities": torch.tensor([[0.0], [2.0]])}
+    term = Term("top", of_two, teacher_tap=("topk_indices", "topk_log_probabilities"))
+    student = {"logits": torch.tensor([[5.0, 1.0], [2.0, 7.0]])}
+    assert float(Objective([term])(student, named, {}, 0.0)[0]) == 0.5
+    for tap in ("topk_indices", ("topk_indices",)):
+        with pytest.raises(
+            UsageError, match=r"the loss takes 2 tensors of the teacher \(teacher_indices_NK, teacher_log"
+        ):
+            Objective([Term("top", of_two, teacher_tap=tap)])(student, named, {}, 0.0)
