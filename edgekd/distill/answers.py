@@ -4,8 +4,8 @@
     topk (indices with probabilities or     ->  topk_indices (N, K), topk_log_probabilities (N, K), at temperature 1
     log-probabilities), labels (a top-1)
 
-As a teacher's named tensors a top-k comes with `topk_probabilities` and dense `logits` too, so that every loss can learn
-from it: the mass that is left is spread evenly over the other classes, as in the loss topk_cross_entropy.
+As a teacher's named tensors a top-k comes with `topk_probabilities` and dense `logits` too, so that every loss can
+learn from it: the mass that is left is spread evenly over the other classes, as in the loss topk_cross_entropy.
 Shape suffixes: N samples, C classes, K kept.
 """
 

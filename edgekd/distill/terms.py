@@ -106,8 +106,8 @@ class BoundTerm:
             return {name: value for name in names}
         if not isinstance(value, list) or len(value) != len(names):
             raise UsageError(
-                f"term '{self.term.name}': the loss takes {len(names)} tensors of the teacher ({', '.join(names)}), found "
-                f"the tap {self.term.teacher_tap!r}; expected teacher_tap to name as many, in that order"
+                f"term '{self.term.name}': the loss takes {len(names)} tensors of the teacher ({', '.join(names)}), "
+                f"found the tap {self.term.teacher_tap!r}; expected teacher_tap to name as many, in that order"
             )
         return dict(zip(names, value))
 
