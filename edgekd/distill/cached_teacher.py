@@ -62,7 +62,7 @@ class CachedTeacher:
             stored = {name: self._read(arrays, row_N).to(device) for name, arrays in self._mapped.items()}
         else:
             stored = {name: value.index_select(0, row_N) for name, value in self._values.items()}
-        if self._compared < COMPARED:
+        if PIXELS in stored:
             self._compare(batch, stored[PIXELS].cpu())
         named = with_logits(decode(stored), self._num_outputs)
         if device.type != "cpu":
@@ -70,10 +70,14 @@ class CachedTeacher:
         return named
 
     def _compare(self, batch: Mapping[str, Tensor], seen_N: Tensor) -> None:
-        """Whether these are the pixels that were answered to; sums differ by their rounding."""
+        """Whether these are the pixels that were answered to, but for their rounding."""
         found_N = pixels_of(batch["x"])
-        other_N = (found_N - seen_N).abs() > 1e-3 * (1.0 + seen_N.abs())
+        size_N = batch["x"].detach().cpu().float().reshape(len(found_N), -1).norm(dim=1)
+        other_N = (found_N - seen_N).abs() > 1e-3 * size_N + 1e-6
         self._compared += len(found_N)
+        if self._compared >= COMPARED:
+            self._values.pop(PIXELS, None)
+            self._mapped.pop(PIXELS, None)
         if bool(other_N.any()):
             raise UsageError(
                 f"the teacher cache {self.cache.path} holds answers to other pixels: {int(other_N.sum())} of "

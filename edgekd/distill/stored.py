@@ -66,9 +66,9 @@ def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> di
 
 def pixels_of(x: Tensor) -> Tensor:
     """(N,) float32: a sum over each sample, every value with a weight of its own, so that flips and shifts show."""
-    flat_ND = x.detach().cpu().float().reshape(len(x), -1)
-    weights_D = torch.sin(torch.arange(1, flat_ND.shape[1] + 1, dtype=torch.float32))
-    return (flat_ND * weights_D).sum(dim=1)
+    flat_ND = x.detach().cpu().double().reshape(len(x), -1)
+    weights_D = torch.sin(torch.arange(1, flat_ND.shape[1] + 1, dtype=torch.float64))
+    return (flat_ND @ weights_D).float()
 
 
 def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
