@@ -29,7 +29,16 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "report": ("draw report.html", ("jinja2",)),
     "train": (
         "train, distil and export",
-        ("torch", "torchvision", "onnxscript", "safetensors", "scikit-learn", "filelock", "platformdirs"),
+        (
+            "torch",
+            "torchvision",
+            "onnxscript",
+            "accelerate",
+            "safetensors",
+            "scikit-learn",
+            "filelock",
+            "platformdirs",
+        ),
     ),
     "http": ("learn from a teacher behind a URL", ("httpx2",)),
     "hf": ("read a teacher's answers from Parquet", ("pyarrow",)),
