@@ -120,7 +120,7 @@ class Objective:
 
         student, teacher  what both give for a batch of any size
         *_module          which module a tap belongs to, for adapters that read its weights
-        num_samples       in the training split, for adapters that remember each sample
+        num_samples       one more than the largest sample id, for adapters that remember each sample
         seed              of the adapters' initial weights
 
         Raises `UsageError` when an adapter does not fit.
@@ -132,7 +132,9 @@ class Objective:
             if bound.builder is None and bound.auto is None:
                 continue
             student_value = _look(student, term.student_tap, "student", term.name)
-            teacher_value = _look(teacher, term.teacher_tap, "teacher", term.name)
+            teacher_value = student_value
+            if bound.wants_teacher:
+                teacher_value = _look(teacher, term.teacher_tap, "teacher", term.name)
             builder = bound.builder or (bound.auto if _differ(student_value, teacher_value) else None)
             if builder is None:
                 continue

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from edgekd.distill.adapters import ADAPTERS, find_adapter
+from edgekd.distill.adapters import ADAPTERS, WITHOUT_TEACHER, find_adapter
 from edgekd.distill.losses import EQUAL_SHAPES, find_loss
 from edgekd.errors import UsageError, nearest
 
@@ -87,7 +87,8 @@ class BoundTerm:
     @property
     def wants_teacher(self) -> bool:
         """Whether it needs what a teacher gives."""
-        return self.builder is not None or any(role == "teacher" for _, role in self.roles)
+        adapts = self.builder is not None and self.term.adapter not in WITHOUT_TEACHER
+        return adapts or any(role == "teacher" for _, role in self.roles)
 
     @property
     def wants_truth(self) -> bool:

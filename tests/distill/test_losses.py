@@ -487,7 +487,7 @@ def test_one_teacher_is_its_own_ensemble_and_takes_no_gradient() -> None:
             "must be 0 or more, with a sum above 0 for every sample",
         ),
         (lambda: mean_probabilities([torch.zeros(2, 3)] * 2, weights=[2.0, -1.0]), "must be 0 or more"),
-        (lambda: find_loss("kdd"), "unknown loss 'kdd'. Did you mean 'kd'? Known: batch_correlation"),
+        (lambda: find_loss("kdd"), "unknown loss 'kdd'. Did you mean 'kd'? Known: activation_boundary"),
     ],
 )
 def test_errors_say_what_was_found_and_expected(call: Callable[[], object], text: str) -> None:

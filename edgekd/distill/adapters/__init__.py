@@ -20,7 +20,22 @@ from edgekd.references import import_reference
 # name -> module:builder
 ADAPTERS: dict[str, str] = {
     "auto": "edgekd.distill.adapters.widths:auto",
+    "linear": "edgekd.distill.adapters.embeddings:linear",
+    "unit": "edgekd.distill.adapters.embeddings:unit",
+    "combine": "edgekd.distill.adapters.embeddings:combine",
+    "contrastive_memory": "edgekd.distill.adapters.embeddings:contrastive_memory",
+    "regressor": "edgekd.distill.adapters.maps:regressor",
+    "connector": "edgekd.distill.adapters.maps:connector",
+    "overhaul": "edgekd.distill.adapters.maps:overhaul",
+    "vid": "edgekd.distill.adapters.maps:vid",
+    "factor": "edgekd.distill.adapters.maps:factor",
+    "review": "edgekd.distill.adapters.maps:review",
+    "discriminator": "edgekd.distill.adapters.discriminator:discriminator",
+    "peers": "edgekd.distill.adapters.peers:peers",
 }
+
+# Adapters that look at the student alone: their terms need no teacher.
+WITHOUT_TEACHER = frozenset({"peers"})
 
 
 def find_adapter(name: str, *, search_path: str | PathLike[str] | None = None) -> Callable[..., nn.Module]:

@@ -38,11 +38,16 @@ def auto(
 
     Sizes of maps are left to the losses. Raises `UsageError` for tensors of different rank.
     """
+    return Widths(layer_between(student_shape, teacher_shape))
+
+
+def layer_between(student_shape: Shape, teacher_shape: Shape) -> nn.Module:
+    """What `auto` puts between two shapes."""
     if len(student_shape) != len(teacher_shape) or not 1 <= len(student_shape) <= 3:
         raise UsageError(
             f"found {list(student_shape)} of the student and {list(teacher_shape)} of the teacher: no adapter brings "
             "these together by itself; tap tensors of one kind, or name an adapter"
         )
     if len(student_shape) == 3:
-        return Widths(nn.Conv2d(student_shape[0], teacher_shape[0], 1, bias=False))
-    return Widths(nn.Linear(student_shape[-1], teacher_shape[-1], bias=False))
+        return nn.Conv2d(student_shape[0], teacher_shape[0], 1, bias=False)
+    return nn.Linear(student_shape[-1], teacher_shape[-1], bias=False)

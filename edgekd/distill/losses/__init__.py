@@ -34,10 +34,72 @@ LOSSES: dict[str, str] = {
     "teacher_free": "edgekd.distill.losses.logits:teacher_free",
     "multilabel_kd": "edgekd.distill.losses.targets:multilabel_kd",
     "regression_kd": "edgekd.distill.losses.targets:regression_kd",
+    "topk_cross_entropy": "edgekd.distill.losses.topk:topk_cross_entropy",
+    "topk_kd": "edgekd.distill.losses.topk:topk_kd",
+    "curriculum_kd": "edgekd.distill.losses.selection:curriculum_kd",
+    "curriculum_cross_entropy": "edgekd.distill.losses.selection:curriculum_cross_entropy",
+    "trusted_kd": "edgekd.distill.losses.selection:trusted_kd",
+    "trusted_cross_entropy": "edgekd.distill.losses.selection:trusted_cross_entropy",
+    "hint": "edgekd.distill.losses.features:hint",
+    "attention_transfer": "edgekd.distill.losses.features:attention_transfer",
+    "similarity_preserving": "edgekd.distill.losses.features:similarity_preserving",
+    "neuron_selectivity": "edgekd.distill.losses.features:neuron_selectivity",
+    "hierarchical_context": "edgekd.distill.losses.features:hierarchical_context",
+    "fsp": "edgekd.distill.losses.features:fsp",
+    "factor_transfer": "edgekd.distill.losses.features:factor_transfer",
+    "activation_boundary": "edgekd.distill.losses.features:activation_boundary",
+    "overhaul_partial_l2": "edgekd.distill.losses.features:overhaul_partial_l2",
+    "variational_information": "edgekd.distill.losses.features:variational_information",
+    "channel_wise": "edgekd.distill.losses.features:channel_wise",
+    "pearson_features": "edgekd.distill.losses.features:pearson_features",
+    "channel_correlation": "edgekd.distill.losses.features:channel_correlation",
+    "rkd_distance": "edgekd.distill.losses.relations:rkd_distance",
+    "rkd_angle": "edgekd.distill.losses.relations:rkd_angle",
+    "rkd": "edgekd.distill.losses.relations:rkd",
+    "pkt": "edgekd.distill.losses.relations:pkt",
+    "correlation_congruence": "edgekd.distill.losses.relations:correlation_congruence",
+    "contrastive": "edgekd.distill.losses.relations:contrastive",
+    "attention_mse": "edgekd.distill.losses.transformers:attention_mse",
+    "hidden_mse": "edgekd.distill.losses.transformers:hidden_mse",
+    "minilm_relation": "edgekd.distill.losses.transformers:minilm_relation",
+    "patient": "edgekd.distill.losses.transformers:patient",
+    "cosine_embedding": "edgekd.distill.losses.transformers:cosine_embedding",
+    "generalized_jsd": "edgekd.distill.losses.sequence:generalized_jsd",
+    "adversarial": "edgekd.distill.losses.adversarial:adversarial",
+    "mutual_learning": "edgekd.distill.losses.adversarial:mutual_learning",
 }
 
 # Losses that compare element by element: student and teacher must have the same width, or an adapter between them.
-EQUAL_SHAPES: frozenset[str] = frozenset()
+EQUAL_SHAPES: frozenset[str] = frozenset(
+    {
+        "hint",
+        "hierarchical_context",
+        "activation_boundary",
+        "channel_wise",
+        "pearson_features",
+        "channel_correlation",
+        "hidden_mse",
+        "patient",
+        "cosine_embedding",
+    }
+)
+
+# Weights with which a term matters beside a cross-entropy of about 2.3: RepDistiller's scripts and the papers.
+DEFAULT_WEIGHTS: dict[str, float] = {
+    "kd": 0.9,
+    "hint": 100.0,
+    "attention_transfer": 1000.0,
+    "similarity_preserving": 3000.0,
+    "variational_information": 1.0,
+    "rkd": 1.0,
+    "pkt": 30000.0,
+    "activation_boundary": 1.0,
+    "factor_transfer": 200.0,
+    "fsp": 50.0,
+    "neuron_selectivity": 50.0,
+    "contrastive": 0.8,
+    "overhaul_partial_l2": 1e-3,
+}
 
 
 def find_loss(name: str, *, search_path: str | PathLike[str] | None = None) -> Callable[..., Tensor]:

@@ -18,6 +18,7 @@ from edgekd.distill.losses.shapes import (
     check_same_shape,
     check_temperature,
     constant,
+    masked_mean,
     precise,
 )
 from edgekd.errors import UsageError
@@ -58,7 +59,7 @@ def kd(student_NC: Tensor, teacher_NC: Tensor, *, temperature: float = 4.0, mask
     log_q = F.log_softmax(precise(student_NC) / temperature, dim=-1)
     log_p = F.log_softmax(constant(teacher_NC) / temperature, dim=-1)
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
-    return temperature**2 * _mean(divergence, mask)
+    return temperature**2 * masked_mean(divergence, mask)
 
 
 def soft_cross_entropy(student_NC: Tensor, teacher_NC: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -181,17 +182,6 @@ def teacher_free(
     log_p_NC = F.log_softmax(u_NC / temperature, dim=-1)
     virtual = F.kl_div(log_q_NC, log_p_NC, reduction="none", log_target=True).mean()
     return (1.0 - alpha) * F.cross_entropy(s_NC, labels_N) + alpha * virtual
-
-
-def _mean(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of the values where the mask is true; 0 when it is true nowhere."""
-    if mask is None:
-        return values.mean()
-    if mask.shape != values.shape:
-        raise UsageError(f"the mask is {list(mask.shape)}, expected {list(values.shape)}: one value per row of logits")
-    counts = mask.to(dtype=torch.bool, device=values.device)
-    # torch.where, not a product: a masked row may hold NaN and must not spread it.
-    return torch.where(counts, values, values.new_zeros(())).sum() / counts.sum().clamp(min=1)
 
 
 def _decoupled(logits_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
 from torch import Tensor
 
 from edgekd.errors import UsageError
@@ -55,3 +60,29 @@ def precise(tensor: Tensor) -> Tensor:
 def constant(teacher: Tensor) -> Tensor:
     """The teacher's tensor, precise and without gradient."""
     return precise(teacher.detach())
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of the values where the mask is true; 0 when it is true nowhere."""
+    if mask is None:
+        return values.mean()
+    if mask.shape != values.shape:
+        raise UsageError(f"the mask is {list(mask.shape)}, expected {list(values.shape)}: one value per row of logits")
+    counts = mask.to(dtype=torch.bool, device=values.device)
+    # torch.where, not a product: a masked row may hold NaN and must not spread it.
+    return torch.where(counts, values, values.new_zeros(())).sum() / counts.sum().clamp(min=1)
+
+
+Loss = TypeVar("Loss", bound=Callable[..., Tensor])
+
+
+def in_full_precision(loss: Loss) -> Loss:
+    """Computed with autocast switched off, which would take products of float32 matrices in bfloat16."""
+
+    @functools.wraps(loss)
+    def run(student: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        first = student if isinstance(student, Tensor) else student[0]
+        with torch.autocast(first.device.type, enabled=False):
+            return loss(student, *args, **kwargs)
+
+    return cast(Loss, run)
