@@ -213,6 +213,7 @@ def test_a_run_that_learns_from_features(run: tuple[Path, dict[str, Any]]) -> No
     )
     Bundle.open(path / "student.edgekd").verify_files()
     report = (path / "report.html").read_text()
+    assert "loss per epoch and term (hints: epochs 1 to 3; soft: 4 to 18)" in report
     assert ">hint<" in report
     assert ">at<" in report
 

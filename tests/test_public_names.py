@@ -15,7 +15,7 @@ PROMISED = {
     "edgekd.graph": "Fp16 Inspection Int4WeightOnly Int8Dynamic Int8Static QuantizeResult Target Tolerance VARIANTS "
     "VerifyResult inspect load_target quantize verify",
     "edgekd.distill": "CachedTeacher EnsembleTeacher ExportResult HttpTeacher LOSSES LogitsFile MODELS ModuleTeacher "
-    "Objective OnnxTeacher Schedule Teacher Term TrainResult build_model distill evaluate export",
+    "Objective OnnxTeacher Schedule Stage Taps Teacher Term TrainResult build_model distill evaluate export list_taps",
 }
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from edgekd.distill.losses import LOSSES
     from edgekd.distill.models import MODELS, build_model
     from edgekd.distill.objective import Objective, Schedule, Term
+    from edgekd.distill.programme import Stage
+    from edgekd.distill.taps import Taps, list_taps
     from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher, Teacher
     from edgekd.distill.to_onnx import ExportResult, export
 
@@ -29,6 +31,8 @@ __all__ = [
     "Objective",
     "OnnxTeacher",
     "Schedule",
+    "Stage",
+    "Taps",
     "Teacher",
     "Term",
     "TrainResult",
@@ -36,6 +40,7 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "list_taps",
 ]
 
 __getattr__ = lazy_names(
@@ -52,6 +57,8 @@ __getattr__ = lazy_names(
         "Objective": "edgekd.distill.objective",
         "OnnxTeacher": "edgekd.distill.teachers",
         "Schedule": "edgekd.distill.objective",
+        "Stage": "edgekd.distill.programme",
+        "Taps": "edgekd.distill.taps",
         "Teacher": "edgekd.distill.teachers",
         "Term": "edgekd.distill.objective",
         "TrainResult": "edgekd.distill.engine",
@@ -59,6 +66,7 @@ __getattr__ = lazy_names(
         "distill": "edgekd.distill.engine",
         "evaluate": "edgekd.distill.engine",
         "export": "edgekd.distill.to_onnx",
+        "list_taps": "edgekd.distill.taps",
     },
 )
 

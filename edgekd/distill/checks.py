@@ -103,7 +103,7 @@ def rehearse(
             teacher_out,
             student_module=lambda tap: part_at(inner, tap),
             teacher_module=lambda tap: None if teacher is None else tapped_module(teacher, tap),
-            num_samples=int(train.ids.max()) + 1,
+            num_samples=len(train.ids),
             seed=seed,
         )
 

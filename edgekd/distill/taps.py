@@ -203,9 +203,10 @@ def find_module(module: nn.Module, path: str) -> nn.Module:
 
 
 def part_at(module: nn.Module, path: str) -> nn.Module | None:
-    """The part of `module` that a tap path names; None when it names none."""
-    parts: dict[str, nn.Module] = dict(unwrap(module).named_modules())
-    return parts.get(TapPath.parse(path).module)
+    """The part of `module` that a tap path names, all of it for "logits"; None when it names none."""
+    inner = unwrap(module)
+    parts: dict[str, nn.Module] = dict(inner.named_modules())
+    return inner if path == "logits" else parts.get(TapPath.parse(path).module)
 
 
 def describe(value: object) -> str:

@@ -51,11 +51,24 @@ def training_panels(training: Mapping[str, Any], metric: Metric) -> list[tuple[s
         heading = f"Validation {metric.title if metric.title != 'Accuracy' else 'accuracy'} per epoch"
         panels.append((heading, curves(scores, axis=f"{metric.title}{unit}", what=heading)))
     for key in ("student", "student_alone", "teacher"):
-        losses = loss_series(mapping(training.get(key)).get("history") or ())
+        history = mapping(training.get(key)).get("history") or ()
+        losses = loss_series(history)
         if losses:
-            heading = f"{TRAINED[key][0]}: loss per epoch and term"
+            heading = f"{TRAINED[key][0]}: loss per epoch and term{stages_of(history)}"
             panels.append((heading, curves(losses, axis="Loss", what=heading)))
     return panels
+
+
+def stages_of(history: Sequence[Mapping[str, Any]]) -> str:
+    """` (hints: epochs 1 to 3; soft: 4 to 10)`, or nothing for a training without stages."""
+    names = list(dict.fromkeys(item.get("stage") for item in history))
+    if None in names or not names:
+        return ""
+    spans: list[str] = []
+    for name in names:
+        epochs = [item["epoch"] for item in history if item["stage"] == name]
+        spans.append(f"{name}: {'epochs ' if not spans else ''}{min(epochs)} to {max(epochs)}")
+    return f" ({'; '.join(spans)})"
 
 
 def score_points(part: Mapping[str, Any], metric: Metric) -> tuple[tuple[float, float], ...]:

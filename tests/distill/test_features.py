@@ -169,6 +169,14 @@ def test_builders_learn_everything_and_a_dry_run_leaves_no_trace() -> None:
     assert real.scale.item() == pytest.approx(2.0)
 
 
+def test_the_module_of_the_logits_is_the_whole_model() -> None:
+    SEEN.clear()
+    model, teacher = cnn(4), cnn(4, seed=1)
+    objective = Objective([Term("ce", "cross_entropy"), Term("r", remembering, adapter=scaled)])
+    train(objective, model, ModuleTeacher(teacher), epochs=1)
+    assert SEEN["modules"] == (model, teacher)
+
+
 def test_several_taps_come_as_lists() -> None:
     seen = []
 

@@ -13,6 +13,7 @@ from edgekd.report import to_html
 from edgekd.reporting.plots import Point, pareto, tradeoff
 from edgekd.reporting.svg import Axis, linear_ticks, log_ticks, overlap, padded, place_label, spread, tick_text
 from edgekd.reporting.table import METRICS
+from edgekd.reporting.training import stages_of
 from edgekd.spec import Interval
 
 
@@ -137,3 +138,12 @@ def test_an_axis_around_one_value_has_round_ticks() -> None:
     low, high = padded([2.325618])
     ticks = linear_ticks(low, high, 5)
     assert max(len(tick_text(tick, ticks)) for tick in ticks) <= 4
+
+
+def test_stages_are_told_with_their_epochs() -> None:
+    def item(epoch: int, stage: str | None) -> dict[str, object]:
+        return {"epoch": epoch, "stage": stage}
+
+    assert stages_of([]) == stages_of([item(1, None), item(2, None)]) == stages_of([{"epoch": 1}]) == ""
+    staged = [item(1, "hints"), item(2, "hints"), item(3, "soft"), item(4, "soft")]
+    assert stages_of(staged) == " (hints: epochs 1 to 2; soft: 3 to 4)"

@@ -3,7 +3,8 @@
     builder(student_shape, teacher_shape, *, student_module=None, teacher_module=None, num_samples=None, **own options)
     adapter(student, teacher, batch) -> (student, teacher, further keyword arguments of the loss)
 
-Shapes are those of one sample. A term that taps several tensors gives lists of shapes, of modules and of tensors.
+`num_samples` are those of the training split; `batch["index"]` says which of them these are, from 0. Shapes are those
+of one sample. A term that taps several tensors gives lists of shapes, of modules and of tensors.
 Their parameters are trained with the student and lie in the checkpoint, never in the student.
 """
 

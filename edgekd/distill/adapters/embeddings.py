@@ -162,11 +162,11 @@ class ContrastiveMemory(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Given:
         """(scores of the student, scores of the teacher, {"num_samples": of the memories})."""
-        ids_N = batch["id"]
+        index_N = batch["index"]
         s_ND = F.normalize(self.embed_student(student.float().flatten(1)), dim=1)
         t_ND = F.normalize(self.embed_teacher(teacher.float().flatten(1)), dim=1)
-        drawn = torch.randint(self.samples, (len(ids_N), self.negatives), device=ids_N.device)
-        places_NK = torch.cat([ids_N[:, None], drawn], dim=1)
+        drawn = torch.randint(self.samples, (len(index_N), self.negatives), device=index_N.device)
+        places_NK = torch.cat([index_N[:, None], drawn], dim=1)
         s_NK = self._scores(s_ND, self.teacher_memory[places_NK])
         t_NK = self._scores(t_ND, self.student_memory[places_NK])
         with torch.no_grad():
@@ -174,16 +174,16 @@ class ContrastiveMemory(nn.Module):
             # No look at the value: a GPU would wait for it.
             self.z.copy_(torch.where(self.z > 0, self.z, first))
         if self.training and torch.is_grad_enabled():
-            self._follow(self.student_memory, ids_N, s_ND.detach())
-            self._follow(self.teacher_memory, ids_N, t_ND.detach())
+            self._follow(self.student_memory, index_N, s_ND.detach())
+            self._follow(self.teacher_memory, index_N, t_ND.detach())
         return s_NK / self.z[0], t_NK / self.z[1], {"num_samples": self.samples}
 
     def _scores(self, v_ND: Tensor, memory_NKD: Tensor) -> Tensor:
         return torch.exp(torch.bmm(memory_NKD, v_ND[:, :, None])[:, :, 0] / self.temperature)
 
-    def _follow(self, memory: Tensor, ids_N: Tensor, v_ND: Tensor) -> None:
-        moved_ND = self.momentum * memory[ids_N] + (1.0 - self.momentum) * v_ND
-        memory[ids_N] = F.normalize(moved_ND, dim=1)
+    def _follow(self, memory: Tensor, index_N: Tensor, v_ND: Tensor) -> None:
+        moved_ND = self.momentum * memory[index_N] + (1.0 - self.momentum) * v_ND
+        memory[index_N] = F.normalize(moved_ND, dim=1)
 
 
 def contrastive_memory(
