@@ -175,7 +175,7 @@ def test_dry_run_of_a_finished_run(run: Path) -> None:
         (("--set", "student.model=cnn_xs"), 3, "unknown model 'cnn_xs'. Did you mean 'cnn_s'?"),
         (("--set", "data.kind=digit"), 2, "Did you mean 'digits'?"),
         (("--target", "moon"), 2, "moon"),
-        (("--device", "gpu"), 2, "unknown device 'gpu'. Known: auto, cpu, cuda, mps"),
+        (("--device", "gpu"), 2, "unknown device 'gpu'. Did you mean 'cpu'? Known: auto, cpu, cuda, mps"),
         (("--threads", "4096"), 2, "4096"),
         (("--force", "trian"), 2, "there is no such stage"),
         (("--set", "teacher.weights=nowhere.safetensors"), 3, "nowhere.safetensors"),

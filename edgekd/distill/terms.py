@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from edgekd.distill.adapters import ADAPTERS, WITHOUT_TEACHER, find_adapter
-from edgekd.distill.losses import EQUAL_SHAPES, find_loss
+from edgekd.distill.losses import ADAPTER_OF, EQUAL_SHAPES, find_loss
 from edgekd.errors import UsageError, nearest
 
 Role = Literal["student", "teacher", "truth"]
@@ -54,7 +54,8 @@ class Term:
     *_tap            which tensor of student and teacher the loss sees: "logits", a tap path (edgekd.distill.taps), or
                      several of them, which adapter and loss get as a list
     adapter          what brings the tensors together: a name in `edgekd.distill.adapters.ADAPTERS`, the user's own
-                     "package.module:builder", or a builder. Without one, a loss that compares element by element gets
+                     "package.module:builder", or a builder. Without one, a loss that is made for one gets it
+                     (`edgekd.distill.losses.ADAPTER_OF`), and a loss that compares element by element gets
                      the smallest that fits where the widths differ ("auto")
     options          the loss function's own keywords; a number may be a `Schedule`
     adapter_options  the builder's own keywords
@@ -87,7 +88,7 @@ class BoundTerm:
     @property
     def wants_teacher(self) -> bool:
         """Whether it needs what a teacher gives."""
-        adapts = self.builder is not None and self.term.adapter not in WITHOUT_TEACHER
+        adapts = self.builder is not None and _adapter(self.term) not in WITHOUT_TEACHER
         return adapts or any(role == "teacher" for _, role in self.roles)
 
     @property
@@ -193,15 +194,22 @@ def _builders(
     for side in ("student", "teacher"):
         if not tap_names(term.student_tap if side == "student" else term.teacher_tap):
             raise UsageError(f"term '{term.name}': {side}_tap names nothing, expected at least one tap")
-    if term.adapter is not None:
-        found = find_adapter(term.adapter, search_path=search_path) if isinstance(term.adapter, str) else term.adapter
-        return found, None
+    adapter = _adapter(term)
+    if adapter is not None:
+        return find_adapter(adapter, search_path=search_path) if isinstance(adapter, str) else adapter, None
     if term.adapter_options:
         raise UsageError(
             f"term '{term.name}': adapter_options say how an adapter is built, but there is none; name one: "
             f"{', '.join(ADAPTERS)}"
         )
     return None, find_adapter(AUTO) if term.loss in EQUAL_SHAPES else None
+
+
+def _adapter(term: Term) -> str | Callable[..., nn.Module] | None:
+    """The adapter that the term names, or the one that its loss is made for."""
+    if term.adapter is None and isinstance(term.loss, str):
+        return ADAPTER_OF.get(term.loss)
+    return term.adapter
 
 
 def _role(name: str) -> Role | None:

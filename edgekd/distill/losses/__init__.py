@@ -84,6 +84,17 @@ EQUAL_SHAPES: frozenset[str] = frozenset(
     }
 )
 
+# Losses that an adapter completes: it learns, or remembers, what they need beside the tapped tensors.
+ADAPTER_OF: dict[str, str] = {
+    "variational_information": "vid",
+    "overhaul_partial_l2": "overhaul",
+    "factor_transfer": "factor",
+    "contrastive": "contrastive_memory",
+    "correlation_congruence": "unit",
+    "adversarial": "discriminator",
+    "mutual_learning": "peers",
+}
+
 # Weights with which a term matters beside a cross-entropy of about 2.3: RepDistiller's scripts and the papers.
 DEFAULT_WEIGHTS: dict[str, float] = {
     "kd": 0.9,

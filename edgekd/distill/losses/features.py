@@ -177,14 +177,14 @@ def overhaul_margin(norm: nn.BatchNorm2d) -> Tensor:
     return margin.to(norm.weight.dtype)
 
 
-def variational_information(mu: Tensor, rho: Tensor, teacher: Tensor, *, eps: float = 1e-5) -> Tensor:
+def variational_information(student_mu: Tensor, teacher: Tensor, *, rho: Tensor, eps: float = 1e-5) -> Tensor:
     """VID: how well the student predicts the teacher: mean of 0.5 * ((mu - t)^2 / var + log var).
 
     var = softplus(rho) + eps per channel, rho (K,). mu and rho are given by the adapter `vid`, which learns them.
     Ahn, Hu, Damianou, Lawrence and Dai, "Variational Information Distillation for Knowledge Transfer", 2019,
     arXiv:1904.05835.
     """
-    s, t = _aligned(mu, teacher)
+    s, t = _aligned(student_mu, teacher)
     variance = (F.softplus(precise(rho)) + eps).reshape(1, -1, *([1] * (s.dim() - 2)))
     return 0.5 * ((s - t).square() / variance + variance.log()).mean()
 
