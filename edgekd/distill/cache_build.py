@@ -165,7 +165,7 @@ def _check_room(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path).free
     if needed > free:
         raise StorageError(
-            f"the teacher cache {path} takes another {needed / 1e6:.0f} MB, but only {free / 1e6:.0f} MB are free; "
+            f"the teacher cache {path} takes another {needed / 1e6:.1f} MB, but only {free / 1e6:.1f} MB are free; "
             "free some, choose another place with --cache, or keep less (fewer data.views, distill.cache_top_k); what "
             "was built is kept"
         )

@@ -404,7 +404,7 @@ def test_a_full_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pyte
         free = 3599
 
     monkeypatch.setattr(cache_build.shutil, "disk_usage", lambda path: Usage)
-    with pytest.raises(StorageError, match=r"takes another 0 MB, but only 0 MB are free; free some"):
+    with pytest.raises(StorageError, match=r"takes another 0\.0 MB, but only 0\.0 MB are free; free some"):
         build_cache(tmp_path, FACTS, order_of(split_of()))
     Usage.free = 3600  # 50 samples, 3 views, 5 logits and the pixels, 4 bytes each
     build_cache(tmp_path, FACTS, order_of(split_of()))
