@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
@@ -80,9 +80,10 @@ def in_full_precision(loss: Loss) -> Loss:
     """Computed with autocast switched off, which would take products of float32 matrices in bfloat16."""
 
     @functools.wraps(loss)
-    def run(student: Tensor | Sequence[Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        first = student if isinstance(student, Tensor) else student[0]
-        with torch.autocast(first.device.type, enabled=False):
-            return loss(student, *args, **kwargs)
+    def run(*args: Any, **kwargs: Any) -> Tensor:
+        values = (value[0] if isinstance(value, list) else value for value in (*args, *kwargs.values()))
+        device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
+        with torch.autocast(device, enabled=False):
+            return loss(*args, **kwargs)
 
     return cast(Loss, run)

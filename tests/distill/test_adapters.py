@@ -1,0 +1,258 @@
+"""Adapters: what they give, what they learn, and each loss that needs one through the engine."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgekd.distill.adapters import ADAPTERS, find_adapter
+from edgekd.distill.adapters.embeddings import Combine, ContrastiveMemory
+from edgekd.distill.engine import distill
+from edgekd.distill.losses import ADAPTER_OF, DEFAULT_WEIGHTS, LOSSES
+from edgekd.distill.objective import Objective, Term
+from edgekd.distill.teachers import ModuleTeacher
+from edgekd.errors import UsageError
+from edgekd.spec import Dataset, Split
+
+MAPS = ((8, 6, 6), (16, 6, 6))
+VECTORS = ((8,), (16,))
+
+
+def test_every_adapter_is_found() -> None:
+    assert all(callable(find_adapter(name)) for name in ADAPTERS)
+    assert set(ADAPTER_OF.values()) <= set(ADAPTERS)
+    assert set(ADAPTER_OF) | set(DEFAULT_WEIGHTS) <= set(LOSSES)
+
+
+@pytest.mark.parametrize("name", ["auto", "regressor", "connector", "vid", "factor", "linear"])
+def test_the_student_comes_out_as_wide_as_the_teacher(name: str) -> None:
+    student, teacher = VECTORS if name == "linear" else MAPS
+    adapter = find_adapter(name)(student, teacher)
+    s, t, _ = adapter(torch.randn(4, *student), torch.randn(4, *teacher), {})
+    assert s.shape == t.shape
+
+
+def test_the_variance_of_vid_begins_where_it_is_told() -> None:
+    adapter = find_adapter("vid")(*MAPS, init_variance=5.0)
+    _, _, extras = adapter(torch.randn(4, *MAPS[0]), torch.randn(4, *MAPS[1]), {})
+    torch.testing.assert_close(F.softplus(extras["rho"]) + 1e-5, torch.full((16,), 5.0))
+
+
+def test_overhaul_takes_the_margins_of_a_batch_norm() -> None:
+    norm = nn.BatchNorm2d(16)
+    _, _, extras = find_adapter("overhaul")(*MAPS, teacher_module=norm)(
+        torch.randn(2, *MAPS[0]), torch.randn(2, *MAPS[1]), {}
+    )
+    torch.testing.assert_close(extras["margin"], torch.full((16,), -math.sqrt(2 / math.pi)))
+    with pytest.raises(UsageError, match="found a ReLU at the teacher's tap, expected a BatchNorm2d"):
+        find_adapter("overhaul")(*MAPS, teacher_module=nn.ReLU())
+
+
+def test_review_fuses_from_deep_to_shallow() -> None:
+    adapter = find_adapter("review")([(8, 12, 12), (16, 6, 6)], [(24, 12, 12), (32, 6, 6)], width=8)
+    shallow, deep = torch.randn(2, 8, 12, 12), torch.randn(2, 16, 6, 6, requires_grad=True)
+    teacher = [torch.randn(2, 24, 12, 12), torch.randn(2, 32, 6, 6)]
+    student, _, _ = adapter([shallow, deep], teacher, {})
+    assert [s.shape for s in student] == [t.shape for t in teacher]
+    student[0].sum().backward()
+    assert deep.grad is not None
+    assert deep.grad.abs().sum() > 0, "what the shallow map gives depends on the deep one"
+    with pytest.raises(UsageError, match="as many maps"):
+        find_adapter("review")((8, 6, 6), (16, 6, 6))
+
+
+def test_the_paraphraser_learns_from_reconstruction_alone() -> None:
+    adapter = find_adapter("factor")(*MAPS)
+    student = torch.randn(4, *MAPS[0], requires_grad=True)
+    s, t, extras = adapter(student, torch.randn(4, *MAPS[1]), {})
+    extras["reconstruction"].backward()
+    assert student.grad is None
+    assert s.shape[1] == t.shape[1] == 8
+
+
+def test_many_to_one_mean() -> None:
+    layers = [torch.randn(3, 16) for _ in range(3)]
+    adapter = find_adapter("combine")((16,), [(16,)] * 3)
+    student = torch.randn(3, 16)
+    s, t, _ = adapter(student, layers, {})
+    assert s is student
+    torch.testing.assert_close(t, (layers[0] + layers[1] + layers[2]) / 3)
+    assert not list(adapter.parameters())
+
+
+def test_many_to_one_learns_the_layer_that_fits() -> None:
+    torch.manual_seed(0)
+    adapter = find_adapter("combine")((16,), [(16,)] * 3, weights="learned")
+    assert isinstance(adapter, Combine)
+    assert adapter.weights is not None
+    optimizer = torch.optim.Adam(adapter.parameters(), lr=0.1)
+    for _ in range(100):
+        layers = [torch.randn(32, 16) for _ in range(3)]
+        s, t, _ = adapter(layers[1].clone(), layers, {})
+        loss = (s - t.detach()).square().mean()  # as the losses do
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert adapter.weights.softmax(0)[1] > 0.95
+    # The gradient is the one that a loss would have through the teacher's side.
+    layers = [torch.randn(4, 16) for _ in range(3)]
+    student = torch.randn(4, 16)
+    s, t, _ = adapter(student, layers, {})
+    ours = torch.autograd.grad((s - t.detach()).square().mean(), adapter.weights)[0]
+    mixed = torch.tensordot(adapter.weights.softmax(0), torch.stack(layers), dims=1)
+    torch.testing.assert_close(ours, torch.autograd.grad((student - mixed).square().mean(), adapter.weights)[0])
+
+
+def test_discriminator_gradients_reach_each_player_alone() -> None:
+    adapter = find_adapter("discriminator")((10,), (10,))
+    student, teacher = torch.randn(4, 10, requires_grad=True), torch.randn(4, 10)
+    fooled, real, extras = adapter(student, teacher, {})
+    fooled.sum().backward()
+    assert student.grad is not None
+    assert all(parameter.grad is None for parameter in adapter.parameters())
+    student.grad = None
+    (real.sum() + extras["cut_student_score"].sum()).backward()
+    assert student.grad is None
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+    torch.testing.assert_close(fooled, extras["cut_student_score"])
+    with pytest.raises(UsageError, match="one shape"):
+        find_adapter("discriminator")((10,), (12,))
+
+
+def test_peers_are_the_same_network_with_other_weights() -> None:
+    student = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    adapter = find_adapter("peers")((3,), (3,), student_module=student, count=2)
+    x = torch.randn(5, 4)
+    _, _, extras = adapter(student(x), None, {"x": x})
+    assert [tuple(p.shape) for p in extras["peer_logits"]] == [(5, 3), (5, 3)]
+    assert not torch.equal(extras["peer_logits"][0], extras["peer_logits"][1])
+    assert not torch.equal(extras["peer_logits"][0], student(x))
+    with pytest.raises(UsageError, match="tap its 'logits'"):
+        find_adapter("peers")((3,), (3,))
+
+
+def memory() -> ContrastiveMemory:
+    torch.manual_seed(0)
+    adapter = find_adapter("contrastive_memory")((8,), (16,), num_samples=50, width=6, negatives=12)
+    assert isinstance(adapter, ContrastiveMemory)
+    return adapter
+
+
+def test_contrastive_scores_by_value() -> None:
+    adapter = memory()
+    s, t, ids = torch.randn(4, 8), torch.randn(4, 16), torch.tensor([3, 7, 20, 49])
+    before = adapter.student_memory.clone(), adapter.teacher_memory.clone()
+    torch.manual_seed(1)
+    places = torch.cat([ids[:, None], torch.randint(50, (4, 12))], dim=1)
+    torch.manual_seed(1)
+    found_s, found_t, extras = adapter(s, t, {"index": ids})
+    assert extras == {"num_samples": 50}
+    u = F.normalize(adapter.embed_student(s), dim=1).detach().numpy()
+    v = F.normalize(adapter.embed_teacher(t), dim=1).detach().numpy()
+    for found, own, other in ((found_s, u, before[1]), (found_t, v, before[0])):
+        scores = np.exp(np.einsum("nd,nkd->nk", own, other[places].numpy()) / 0.07)
+        np.testing.assert_allclose(found.detach().numpy(), scores / (scores.mean() * 50), rtol=1e-4)
+    moved = 0.5 * before[0][ids] + 0.5 * torch.from_numpy(u)
+    torch.testing.assert_close(adapter.student_memory[ids], F.normalize(moved, dim=1))
+    assert torch.equal(adapter.student_memory[0], before[0][0])
+
+
+def test_z_is_set_once() -> None:
+    adapter = memory()
+    adapter(torch.randn(4, 8), torch.randn(4, 16), {"index": torch.arange(4)})
+    first = adapter.z.clone()
+    adapter(10 * torch.randn(4, 8), torch.randn(4, 16), {"index": torch.arange(4)})
+    assert torch.equal(adapter.z, first)
+    assert (first > 0).all()
+
+
+def test_huge_memories_are_refused() -> None:
+    with pytest.raises(UsageError, match="smaller width"):
+        find_adapter("contrastive_memory")((8,), (16,), num_samples=100_000_000)
+
+
+# ---- through the engine ----
+
+
+class Net(nn.Module):
+    """Two stages of convolutions with their batch norms in sight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, width, 3, padding=1)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
+        self.norm2 = nn.BatchNorm2d(2 * width)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(2 * width, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        return self.head(self.pool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def data() -> Dataset:
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = rng.normal(size=(60, 1, 8, 8)).astype(np.float32) + y[:, None, None, None]
+    train, val = Split(x[:48], y[:48], np.arange(48)), Split(x[48:], y[48:], np.arange(48, 60))
+    return Dataset("squares", "classification", ("a", "b", "c"), train, val, val, "none", "0")
+
+
+POOLED = {"student_tap": "pool", "teacher_tap": "pool"}
+LAST = {"student_tap": "norm2", "teacher_tap": "norm2"}
+BOTH = {"student_tap": ("norm1", "norm2"), "teacher_tap": ("norm1", "norm2")}
+ENGINE: dict[str, dict[str, Any]] = {
+    "hint": LAST,
+    "attention_transfer": LAST,
+    "similarity_preserving": LAST,
+    "neuron_selectivity": LAST,
+    "hierarchical_context": {**BOTH, "adapter": "review", "adapter_options": {"width": 8}},
+    "factor_transfer": LAST,
+    "activation_boundary": {**LAST, "adapter": "connector"},
+    "overhaul_partial_l2": LAST,
+    "variational_information": LAST,
+    "channel_wise": LAST,
+    "pearson_features": LAST,
+    "channel_correlation": LAST,
+    "rkd": POOLED,
+    "rkd_distance": POOLED,
+    "rkd_angle": POOLED,
+    "pkt": POOLED,
+    "correlation_congruence": POOLED,
+    "contrastive": {**POOLED, "adapter_options": {"negatives": 16}},
+    "adversarial": {},
+    "curriculum_kd": {"options": {"share": 0.5}},
+    "curriculum_cross_entropy": {"options": {"share": 0.5}},
+    "trusted_kd": {},
+    "trusted_cross_entropy": {},
+    "generalized_jsd": {},
+    "mutual_learning": {},
+}
+
+
+@pytest.mark.parametrize("name", ENGINE)
+def test_a_student_learns_from_it(name: str) -> None:
+    torch.manual_seed(1)
+    teacher, student = Net(8), Net(4)
+    terms = [
+        Term("it", name, weight=DEFAULT_WEIGHTS.get(name, 1.0), **ENGINE[name]),
+        # The teacher was never trained: labels that contradict it would hide what the loss does.
+        Term("cross_entropy", "cross_entropy", weight=1.0 if name == "mutual_learning" else 0.0),
+    ]
+    teachers = [] if name == "mutual_learning" else [ModuleTeacher(teacher)]
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    result = distill(student, teachers, data(), Objective(terms), epochs=4, batch_size=16, lr=1e-2, device="cpu")
+    history = [item["terms"]["it"] for item in result.history]
+    assert all(math.isfinite(value) for value in history)
+    if name not in ("adversarial", "contrastive"):  # what their players do to each other need not fall
+        assert history[-1] < history[0]
+    assert result.history[0]["gradients"]["it"] > 0, "it teaches the student"
+    assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
