@@ -24,6 +24,9 @@ from edgekd.version import __version__
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "cpu": ("run models", ("onnxruntime",)),
     "gpu": ("run models on CUDA, instead of cpu", ("onnxruntime-gpu",)),
+    "openvino": ("run models on OpenVINO", ("openvino",)),
+    "litert": ("run .tflite models", ("ai-edge-litert",)),
+    "ncnn": ("run ncnn models", ("ncnn",)),
     "image": ("read image files", ("pillow",)),
     "graph": ("quantize, verify and inspect ONNX files", ("onnx",)),
     "report": ("draw report.html", ("jinja2",)),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -46,20 +47,27 @@ class Child:
                 stderr=log,
                 env=_child_environment(os.environ),
             )
+        self._owes_answer = False
 
     @property
     def pid(self) -> int:
         """The number of the process."""
         return self._process.pid
 
-    def ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        """Send a command and sleep until its answer is there. Raises `ChildFailed` when there is none."""
+    def ask(self, command: Mapping[str, Any], *, timeout: float | None = None) -> dict[str, Any]:
+        """Send a command and sleep until its answer is there. Raises `ChildFailed` when there is none.
+
+        One that does not answer within `timeout` seconds is killed (not on Windows, whose pipes cannot be waited for).
+        When Ctrl-C ends the wait, the child may be asked again: its late answer is read, and dropped, first.
+        """
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
+            if self._owes_answer:
+                self._read_line(timeout)
+            self._owes_answer = True
             self._process.stdin.write(json.dumps(dict(command)).encode() + b"\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
+            line = self._read_line(timeout)
         except (OSError, ValueError):  # the pipe broke, or `kill` closed it from another thread
             line = b""
         if not line:
@@ -69,6 +77,16 @@ class Child:
             raise ChildFailed(str(answer["error"]))
         ok: dict[str, Any] = answer["ok"]
         return ok
+
+    def _read_line(self, timeout: float | None) -> bytes:
+        assert self._process.stdout is not None
+        # One answer at a time: nothing can be left in Python's buffer, so the pipe itself may be waited for.
+        if timeout is not None and os.name == "posix" and not select.select([self._process.stdout], [], [], timeout)[0]:
+            self.kill()
+            raise ChildFailed(f"it did not answer within {timeout:g} s and was stopped; does the model hang?")
+        line = self._process.stdout.readline()
+        self._owes_answer = False
+        return line
 
     def close(self) -> None:
         """End the process by closing its pipe; one that does not end within seconds is killed."""

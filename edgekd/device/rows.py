@@ -34,6 +34,7 @@ class Measured:
     waited_s: float | None = 0.0
     warm_up: dict[str, Any] | None = None
     golden: str | None = None
+    golden_problem: str | None = None
     memory_mb: dict[str, float] | None = None
     cold: list[tuple[float, float]] = field(default_factory=list)
     outputs: Array | None = None
@@ -77,7 +78,9 @@ def make_row(
         }
         row["throughput_per_s"] = candidate.batch * 1e9 / float(np.mean(measured.latency_ns))
         row["cpu_ms"] = measured.cpu_s / measured.calls * 1e3
-    usable = reference if reference is not None and reference[0].error is None else None
+    usable = reference
+    if reference is not None and (reference[0].error is not None or reference[1].golden == "WRONG"):
+        usable = None
     if usable is not None and usable[0] is not plan:
         row["speedup"] = _speedup(plan, measured, usable, seed)
     if samples is not None and measured.outputs is not None:
@@ -169,6 +172,8 @@ def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
         "golden": measured.golden,
         "warm_up": measured.warm_up,
     }
+    if measured.golden_problem is not None:
+        plain["golden_problem"] = measured.golden_problem
     return plain if plan.error is None else {**plain, "error": plan.error}
 
 

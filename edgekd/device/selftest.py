@@ -11,7 +11,7 @@ from edgekd.device.manifest import tensor_specs
 from edgekd.device.metrics import agreement
 from edgekd.device.preprocess import apply_arithmetic, split_steps
 from edgekd.device.runtimes import Session, open_session
-from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.device.runtimes.chunks import by_name_or_place, run_in_chunks
 from edgekd.errors import BundleError
 from edgekd.spec import Array, parse_steps
 
@@ -38,16 +38,27 @@ def self_test(bundle: Bundle, *, runtime: str = "onnxruntime", threads: int = 1)
     return rows
 
 
-def check_variant(bundle: Bundle, variant: str, session: Session) -> dict[str, Any]:
-    """The row of `self_test` for one variant that is already loaded."""
+def check_variant(bundle: Bundle, variant: str, session: Session, *, converted: bool = False) -> dict[str, Any]:
+    """The row of `self_test` for one variant that is already loaded.
+
+    With `converted` the session is of a file that was made from the variant for another runtime, whose converter may
+    have renamed the tensors: then they are matched by their place.
+    """
     golden = bundle.golden()
     names = [spec.name for spec in tensor_specs(bundle.manifest, "inputs")]
     for name in names:
         if f"input.{name}" not in golden:
             raise BundleError(f"the golden arrays lack 'input.{name}', which the model reads; build the bundle again")
-    feeds = {name: golden[f"input.{name}"] for name in names}
-    different = _preprocess_problem(bundle, golden, feeds[names[0]])
-    return _row(bundle, variant, session, feeds, golden, different)
+    own = by_name_or_place(names, [spec.name for spec in session.inputs]) if converted else {}
+    feeds = {own.get(name, name): golden[f"input.{name}"] for name in names}
+    different = _preprocess_problem(bundle, golden, golden[f"input.{names[0]}"])
+    outputs = run_in_chunks(session, feeds)
+    if converted:
+        wanted = bundle.manifest["golden"]["outputs"].get(variant, [])
+        outputs = {
+            name: outputs[given] for name, given in by_name_or_place(wanted, list(outputs)).items() if given in outputs
+        }
+    return _row(bundle, variant, outputs, golden, different)
 
 
 def _preprocess_problem(bundle: Bundle, golden: dict[str, Array], expected: Array) -> str | None:
@@ -66,13 +77,11 @@ def _preprocess_problem(bundle: Bundle, golden: dict[str, Array], expected: Arra
 def _row(
     bundle: Bundle,
     variant: str,
-    session: Session,
-    feeds: dict[str, Array],
+    outputs: dict[str, Array],
     golden: dict[str, Array],
     problem: str | None,
 ) -> dict[str, Any]:
     tolerance = {**DEFAULT_TOLERANCE, **bundle.manifest["variants"][variant].get("tolerance", {})}
-    outputs = run_in_chunks(session, feeds)
     expected_names = bundle.manifest["golden"]["outputs"].get(variant, [])
     if not expected_names:
         raise BundleError(f"the golden arrays hold no output of the variant '{variant}'; build the bundle again")

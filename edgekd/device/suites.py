@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ class Suite:
     cold_starts  fresh processes for load and first call: 0 (not measured) or at least 10
     memory       whether the peak memory of each phase is measured, in one more process
     min_blocks   blocks of each candidate, at least: the speed-up's interval draws blocks
+    timeout_seconds  a candidate that does not answer for so long has hung, and is out
+    runtimes, threads, batches  what to measure each candidate with, where the command does not say; of a shipped
+                 suite, runtimes that are not installed and threads beyond the cores are left out
     """
 
     name: str
@@ -32,10 +35,14 @@ class Suite:
     cold_starts: int
     memory: bool
     min_blocks: int = 24
+    timeout_seconds: float = 300.0
+    runtimes: tuple[str, ...] = ()
+    threads: tuple[int, ...] = ()
+    batches: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Raise `UsageError` for values that cannot be measured with."""
-        for key in ("min_calls", "max_seconds", "block_ms", "min_blocks"):
+        for key in ("min_calls", "max_seconds", "block_ms", "min_blocks", "timeout_seconds"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 raise UsageError(f"suite '{self.name}': found {key} = {value!r}, expected a number above 0")
@@ -47,6 +54,12 @@ class Suite:
             )
         if not isinstance(self.memory, bool):
             raise UsageError(f"suite '{self.name}': found memory = {self.memory!r}, expected true or false")
+        if not isinstance(self.runtimes, tuple) or not all(isinstance(item, str) for item in self.runtimes):
+            raise UsageError(f"suite '{self.name}': found runtimes = {self.runtimes!r}, expected a list of names")
+        for key in ("threads", "batches"):
+            values = getattr(self, key)
+            if not isinstance(values, tuple) or not all(type(item) is int and item > 0 for item in values):
+                raise UsageError(f"suite '{self.name}': found {key} = {values!r}, expected a list of numbers from 1")
 
 
 def load_suite(name: str | Path) -> Suite:
@@ -71,7 +84,9 @@ def parse_suite(raw: dict[str, Any], *, name: str, where: str) -> Suite:
     for key in raw:
         if key not in known:
             raise UsageError(f"{where}: unknown key '{key}'. {nearest(key, known)}")
-    missing = [key for key in known if key not in raw and key != "min_blocks"]
+    needed = [field.name for field in fields(Suite) if field.name != "name" and field.default is MISSING]
+    missing = [key for key in needed if key not in raw]
     if missing:
-        raise UsageError(f"{where}: found no {', '.join(missing)}; expected the keys {', '.join(known)}")
-    return Suite(name=name, **raw)
+        raise UsageError(f"{where}: found no {', '.join(missing)}; expected the keys {', '.join(needed)}")
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    return Suite(name=name, **values)

@@ -124,10 +124,12 @@ def between(
     )
 
 
-def judge(conditions: Conditions, series: Mapping[str, Series]) -> dict[str, Any]:
+def judge(conditions: Conditions, series: Mapping[str, Series], *, interrupted: bool = False) -> dict[str, Any]:
     """`{"value": "VALID" or "INVALID", "reasons": [...], "advice": [...]}`; advice once per kind of reason."""
     # Without a timed call the time between the readings is next to nothing, and no share of it says anything.
     found = [*(_about_machine(conditions) if series else []), *_about_series(series)]
+    if interrupted:
+        found.insert(0, ("interrupted: the measurement was ended early", "let it run to its end"))
     reasons = [reason for reason, _ in found]
     advice = list(dict.fromkeys(text for _, text in found))
     return {"value": "INVALID" if reasons else "VALID", "reasons": reasons, "advice": advice}

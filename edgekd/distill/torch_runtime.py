@@ -1,4 +1,4 @@
-"""PyTorch eager as an inference runtime, so that the benchmark can time a teacher as its owner runs it today.
+"""PyTorch as an inference runtime, eager or compiled, so that the benchmark can time a teacher as its owner runs it.
 
 The model is a small JSON file that says how to build the module and where its weights lie:
 
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd.device.runtimes import Session, check_feeds
 from edgekd.distill.models import build_model, load_weights, logits_of
@@ -63,24 +63,28 @@ def load_model_json(path: str | os.PathLike[str]) -> nn.Module:
 
 
 def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, object]) -> Session:
-    """Open a model.json for inference in PyTorch eager, in float32 on the CPU.
+    """Open a model.json for inference in PyTorch, in float32 on the CPU; {"compile": True} takes `torch.compile`.
 
-    `threads` is a setting of the whole process in torch; it is put back when the session is closed. There are no
-    options. Raises `UsageError` for bytes or options, `ModelError` for a file that does not lead to a model.
+    Compiling happens in the first call (tens of seconds, and it needs a C++ compiler), for the shape of that call.
+    `threads` is a setting of the whole process in torch; it is put back when the session is closed. Raises
+    `UsageError` for bytes or other options, `ModelError` for a file that does not lead to a model.
     """
     if isinstance(model, bytes):
         raise UsageError("runtime 'torch' opens a model.json beside its weights, found the bytes of a model")
-    if options:
-        raise UsageError(f"runtime 'torch' has no options, found {', '.join(sorted(options))}")
+    if unknown := sorted(set(options) - {"compile"}):
+        raise UsageError(f"runtime 'torch' knows the option 'compile' only, found {', '.join(unknown)}")
     module, described = _load(Path(model))
-    return _TorchSession(module, described["input_shape"], described["num_outputs"], threads)
+    call = torch.compile(module) if options.get("compile") else module
+    return _TorchSession(call, described["input_shape"], described["num_outputs"], threads)
 
 
 class _TorchSession:
-    def __init__(self, module: nn.Module, input_shape: Sequence[int], num_outputs: int, threads: int) -> None:
+    def __init__(
+        self, module: Callable[[Tensor], object], input_shape: Sequence[int], num_outputs: int, threads: int
+    ) -> None:
         self.inputs = (TensorSpec("input", "float32", ("N", *input_shape)),)
         self.outputs = (TensorSpec("logits", "float32", ("N", num_outputs)),)
-        self._module: nn.Module | None = module
+        self._module: Callable[[Tensor], object] | None = module
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
 
@@ -95,7 +99,7 @@ class _TorchSession:
         try:
             with torch.inference_mode():
                 logits = logits_of(module(x))
-        except RuntimeError as error:
+        except RuntimeError as error:  # torch.compile's errors are among them, a missing compiler too
             raise ModelError(f"the model failed while running: {error}; does it fit this input?") from error
         return {"logits": logits.numpy()}
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,90 @@ def test_golden_outputs_that_are_not_given_any_more_read_wrong(tmp_path: Path) -
     bad = Bundle.write(tmp_path / "bad.edgekd", manifest, {"float32": {"main": good.graph()}}, golden)
     found = benchmark([Candidate("bad", bad.path), Candidate("good", good.path)], suite=TINY)
     assert [candidate["golden"] for candidate in found["candidates"]] == ["WRONG", "ok"]
-    assert found["rows"][0]["n"] > 0
+    assert "differs by up to 1.0e+00" in found["candidates"][0]["golden_problem"]
+    assert "golden_problem" not in found["candidates"][1]
+    assert [row["n"] > 0 for row in found["rows"]] == [False, True], "what is wrong is not timed"
+    assert not any("bad" in reason for reason in found["verdict"]["reasons"])
+
+
+def test_a_wrong_reference_is_none(tmp_path: Path) -> None:
+    good = write_bundle(tmp_path / "good.edgekd")
+    golden = good.golden()
+    golden["output.float32.logits"] = golden["output.float32.logits"] + 1.0
+    bad = Bundle.write(tmp_path / "bad.edgekd", make_manifest(), {"float32": {"main": good.graph()}}, golden)
+    x = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 1), dtype=np.uint8)
+    data = Samples(x, np.zeros(20, np.int64), "classification")
+    found = benchmark(
+        [Candidate("bad", bad.path), Candidate("good", good.path)], suite=TINY, against="bad", samples=data
+    )
+    assert found["rows"][1]["speedup"] is None
+    assert found["rows"][1]["drop_points"] is None
+    assert found["rows"][1]["accuracy"] is not None
+
+
+HANGING = """
+import threading
+from edgekd.spec import TensorSpec
+
+class Session:
+    inputs = outputs = (TensorSpec("x", "float32", ("N", 16)),)
+    def run(self, feeds):
+        threading.Event().wait()
+    def close(self):
+        pass
+
+def open_model(model, *, threads, options):
+    return Session()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that can be waited for are POSIX")
+def test_a_candidate_that_hangs_costs_its_own_row(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "hanging_runtime.py").write_text(HANGING)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = benchmark(
+        [
+            Candidate("hangs", folder / "right.onnx", runtime="hanging_runtime:open_model"),
+            Candidate("right", folder / "right.onnx"),
+        ],
+        suite=replace(TINY, timeout_seconds=8.0),
+    )
+    assert found["rows"][0]["error"] == "it did not answer within 8 s and was stopped; does the model hang?"
+    assert found["rows"][1]["latency_ms"]["p50"] is not None
+
+
+def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
+    told: list[str] = []
+
+    def stop(text: str, done: int, total: int) -> None:
+        told.append(text)
+        if told.count("timing") == 3:
+            raise KeyboardInterrupt
+
+    candidates = [Candidate("right", folder / "right.onnx"), Candidate("other", folder / "other.onnx")]
+    found = benchmark(candidates, suite=TINY, progress=stop, keep_partial=True)
+    assert found["interrupted"] is True
+    assert found["verdict"]["reasons"][0] == "interrupted: the measurement was ended early"
+    assert [len(found["samples"][name]["block"]) for name in ("right", "other")] == [2, 2]
+    assert all(row["n"] >= 8 for row in found["rows"])
+    told.clear()
+    with pytest.raises(KeyboardInterrupt):
+        benchmark(candidates, suite=TINY, progress=stop)
+
+
+def test_ctrl_c_during_cold_starts_keeps_the_timing(folder: Path) -> None:
+    def stop(text: str, done: int, total: int) -> None:
+        if text == "cold start" and done == 1:
+            raise KeyboardInterrupt
+
+    suite = replace(TINY, cold_starts=10)
+    found = benchmark([Candidate("right", folder / "right.onnx")], suite=suite, progress=stop, keep_partial=True)
+    assert found["interrupted"] is True
+    assert found["rows"][0]["latency_ms"]["p50"] is not None
+    assert len(found["samples"]["right"]["cold_ms"]) == 1
+    assert found["rows"][0]["cold_start_ms"] is None
 
 
 def test_an_unknown_variant_is_the_candidates_error(tmp_path: Path) -> None:

@@ -210,3 +210,31 @@ def test_a_child_in_the_middle_of_a_call_dies_with_its_killed_parent(
         # End of file comes when nobody holds the fifo any more: the child is gone.
         assert fifo.read() == b""
     assert parent.returncode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that can be waited for are POSIX")
+def test_a_child_that_does_not_answer_is_stopped(endless: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    command = _load(_model(tmp_path), runtime="endless_runtime:open_model", options={"fifo": str(tmp_path / "fifo")})
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    with (
+        Child(stderr=tmp_path / "stderr") as child,
+        pytest.raises(ChildFailed, match=r"it did not answer within 0\.2 s and was stopped; does the model hang\?"),
+    ):
+        child.ask(command, timeout=0.2)
+    os.close(reader)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes that can be waited for are POSIX")
+def test_after_an_interrupted_wait_the_late_answer_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgekd.device import isolation
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Child(stderr=tmp_path / "stderr") as child:
+        with monkeypatch.context() as patched:
+            patched.setattr(isolation.select, "select", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                child.ask(_load(_model(tmp_path)), timeout=60)
+        assert child.ask({"do": "block", "seconds": 0.0, "block": 0}, timeout=60)["n"] == 4

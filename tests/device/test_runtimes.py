@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 from device_models import linear_model, to_bytes, weights, write_bundle
+from make_models import litert_model
 from onnx import TensorProto, helper
 
 from edgekd.device import runtimes
@@ -30,7 +31,13 @@ def fake_model(**more):
     return json.dumps(plain).encode()
 
 
-MODELS = {"onnxruntime": linear_model(MATRIX), "fake": fake_model()}
+MODELS = {
+    "onnxruntime": linear_model(MATRIX),
+    "onnxruntime-mobile": linear_model(MATRIX),
+    "openvino": linear_model(MATRIX),
+    "litert": litert_model(MATRIX, shape=(4,)),
+    "fake": fake_model(),
+}
 
 
 @pytest.fixture(params=sorted(MODELS))
@@ -44,9 +51,11 @@ def batch(n=5):
 
 def test_a_session_names_its_tensors_and_computes(runtime):
     session = open_session(MODELS[runtime], runtime=runtime)
-    assert session.inputs == (TensorSpec("x", "float32", ("N", 4)),)
-    assert session.outputs == (TensorSpec("logits", "float32", ("N", 3)),)
-    for n in (1, 5):
+    for specs, name, size in ((session.inputs, "x", 4), (session.outputs, "logits", 3)):
+        # Some runtimes forget what the symbolic axis is called.
+        assert [(spec.name, spec.dtype, spec.shape[1:]) for spec in specs] == [(name, "float32", (size,))]
+        assert isinstance(specs[0].shape[0], str)
+    for n in (1, 5, 2):
         found = session.run({"x": batch(n)})
         assert list(found) == ["logits"]
         np.testing.assert_allclose(found["logits"], batch(n) @ MATRIX, atol=1e-5)
@@ -66,8 +75,8 @@ def test_path_and_bytes_are_the_same(runtime, tmp_path):
         ({}, "found inputs none, expected 'x'"),
         ({"x": batch(), "y": batch()}, "found inputs 'x', 'y', expected 'x'"),
         ({"x": batch().astype(np.float64)}, r"input 'x' is float64, expected float32; use \.astype\('float32'\)"),
-        ({"x": batch()[0]}, r"input 'x' has the shape \(4,\), expected \(N, 4\)"),
-        ({"x": batch()[:, :3]}, r"input 'x' has the shape \(5, 3\), expected \(N, 4\); check the preprocessing"),
+        ({"x": batch()[0]}, r"input 'x' has the shape \(4,\), expected \(\w+, 4\)"),
+        ({"x": batch()[:, :3]}, r"input 'x' has the shape \(5, 3\), expected \(\w+, 4\); check the preprocessing"),
         ({"x": "text"}, "input 'x' is a str, expected a numpy array of float32"),
     ],
 )
@@ -196,7 +205,7 @@ def test_threads_and_spinning(seen, threads):
     open_session(MODELS["onnxruntime"], threads=threads)
     options = seen["options"]
     assert (options.intra_op_num_threads, options.inter_op_num_threads) == (threads or 1, 1)
-    assert seen["providers"] == ["CPUExecutionProvider"]
+    assert seen["providers"] == [("CPUExecutionProvider", {})]
     if threads == 2:
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     else:
@@ -219,7 +228,7 @@ def test_a_provider_that_fell_back_is_noticed(monkeypatch):
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime.InferenceSession, "get_providers", lambda self: ["OtherExecutionProvider"])
-    with pytest.raises(MissingHere, match=r"chose \['OtherExecutionProvider'\], expected \['CPUExecutionProvider'\]"):
+    with pytest.raises(MissingHere, match=r"chose \['OtherExecutionProvider'\], expected CPUExecutionProvider first"):
         open_session(MODELS["onnxruntime"])
 
 

@@ -29,6 +29,19 @@ def test_the_shipped_suites_ask_for_enough_calls() -> None:
     assert quick.max_seconds <= 6
 
 
+@pytest.mark.parametrize("name", ["cpu", "cuda", "mobile", "web"])
+def test_the_suites_of_machines_name_what_they_run(name: str) -> None:
+    from edgekd.device.runtimes import RUNTIMES
+
+    suite = load_suite(name)
+    assert set(suite.runtimes) <= set(RUNTIMES)
+    assert suite.threads
+    assert suite.batches
+    assert suite.cold_starts >= 10
+    assert suite.memory
+    assert suite.min_calls >= 2 * early_stopping_minimum(0.9)
+
+
 def test_a_suite_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
     path = _write(tmp_path / "mine.toml", {**VALUES, "min_blocks": 7})
     assert load_suite(path) == Suite("mine", 64, 1.0, 5, 0, False, min_blocks=7)
@@ -45,6 +58,11 @@ def test_a_suite_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
         ({"block_ms": -5}, "found block_ms = -5"),
         ({"max_seconds": '"long"'}, "found max_seconds = 'long'"),
         ({"memory": 1}, "found memory = 1, expected true or false"),
+        ({"timeout_seconds": 0}, "found timeout_seconds = 0, expected a number above 0"),
+        ({"runtimes": "[1]"}, r"found runtimes = \(1,\), expected a list of names"),
+        ({"runtimes": '"onnxruntime"'}, "found runtimes = 'onnxruntime', expected a list of names"),
+        ({"threads": "[0]"}, r"found threads = \(0,\), expected a list of numbers from 1"),
+        ({"batches": "[true]"}, r"found batches = \(True,\), expected a list of numbers from 1"),
     ],
 )
 def test_wrong_keys_and_values_are_refused(tmp_path: Path, change: dict[str, object], text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,19 @@ def test_threads_are_set_while_open_and_put_back(saved: tuple[Path, torch.nn.Mod
     assert torch.get_num_threads() == before
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+# torch's own compiler still uses what torch has deprecated.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning", "ignore:.*script_method:DeprecationWarning")
+def test_compiled_gives_what_eager_gives(saved: tuple[Path, torch.nn.Module]) -> None:
+    x = np.random.default_rng(0).normal(size=(4, 2, 2)).astype(np.float32)
+    session = open_session(saved[0], runtime="torch-compiled", threads=1)
+    eager = open_session(saved[0], runtime="torch", threads=1)
+    assert isinstance(session._module, torch._dynamo.eval_frame.OptimizedModule)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(session.run({"input": x})["logits"], eager.run({"input": x})["logits"], atol=1e-5)
+    session.close()
+    eager.close()
+
+
 def test_opening_leaves_the_random_generator_alone(saved: tuple[Path, torch.nn.Module]) -> None:
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -89,7 +103,7 @@ def test_wrong_feeds_and_options(saved: tuple[Path, torch.nn.Module]) -> None:
     with pytest.raises(UsageError, match="input 'input' is float64, expected float32"):
         session.run({"input": np.zeros((1, 2, 2))})
     session.close()
-    with pytest.raises(UsageError, match="runtime 'torch' has no options, found spin"):
+    with pytest.raises(UsageError, match="runtime 'torch' knows the option 'compile' only, found spin"):
         open_model(saved[0], threads=1, options={"spin": 1})
     with pytest.raises(UsageError, match=r"opens a model.json beside its weights, found the bytes of a model"):
         open_model(b"", threads=1, options={})

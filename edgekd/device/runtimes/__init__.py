@@ -7,7 +7,8 @@ An adapter is a function `open_model(model, *, threads, options) -> Session`. A 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -20,8 +21,48 @@ from edgekd.spec import Array, TensorSpec
 
 RUNTIMES: dict[str, str] = {
     "onnxruntime": "edgekd.device.runtimes.onnxruntime:open_model",
+    "onnxruntime-mobile": "edgekd.device.runtimes.onnxruntime:open_model",
+    "onnxruntime-cuda": "edgekd.device.runtimes.onnxruntime:open_model",
+    "onnxruntime-tensorrt": "edgekd.device.runtimes.onnxruntime:open_model",
+    "onnxruntime-coreml": "edgekd.device.runtimes.onnxruntime:open_model",
+    "onnxruntime-nnapi": "edgekd.device.runtimes.onnxruntime:open_model",
+    "onnxruntime-qnn": "edgekd.device.runtimes.onnxruntime:open_model",
+    "onnxruntime-xnnpack": "edgekd.device.runtimes.onnxruntime:open_model",
+    "openvino": "edgekd.device.runtimes.openvino:open_model",
+    "litert": "edgekd.device.runtimes.litert:open_model",
+    "ncnn": "edgekd.device.runtimes.ncnn:open_model",
     "torch": "edgekd.distill.torch_runtime:open_model",
+    "torch-compiled": "edgekd.distill.torch_runtime:open_model",
     "fake": "edgekd.device.runtimes.fake:open_model",
+}
+# One adapter, several settings: what a row of RUNTIMES adds to the caller's options.
+PRESETS: dict[str, Mapping[str, object]] = {
+    "onnxruntime-mobile": {"mobile": True},
+    "onnxruntime-cuda": {"provider": "CUDAExecutionProvider"},
+    "onnxruntime-tensorrt": {"provider": "TensorrtExecutionProvider"},
+    "onnxruntime-coreml": {"provider": "CoreMLExecutionProvider"},
+    "onnxruntime-nnapi": {"provider": "NnapiExecutionProvider"},
+    "onnxruntime-qnn": {"provider": "QNNExecutionProvider"},
+    "onnxruntime-xnnpack": {"provider": "XnnpackExecutionProvider"},
+    "torch-compiled": {"compile": True},
+}
+# The files that each adapter opens; a bundle holds .onnx graphs.
+READS: dict[str, tuple[str, ...]] = {
+    "onnxruntime": (".onnx", ".ort"),
+    "openvino": (".onnx",),
+    "litert": (".tflite",),
+    "ncnn": (".param",),
+    "torch_runtime": (".json",),
+    "fake": (".json",),
+}
+
+# What each adapter imports, to be asked for without importing it.
+MODULES: dict[str, str] = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "litert": "ai_edge_litert",
+    "ncnn": "ncnn",
+    "torch_runtime": "torch",
 }
 
 
@@ -63,6 +104,7 @@ def open_session(
     """
     opener = find_runtime(runtime)
     count = resolve_threads(threads)
+    settings = {**PRESETS.get(runtime, {}), **(options or {})}
     bundle = source if isinstance(source, Bundle) else None
     if isinstance(source, (str, Path)):
         path = Path(source)
@@ -71,11 +113,11 @@ def open_session(
         if looks_like_bundle(path):
             bundle = Bundle.open(path)
     if bundle is not None:
-        return opener(bundle.graph(variant=variant), threads=count, options=options or {})
+        return opener(bundle.graph(variant=variant), threads=count, options=settings)
     if variant is not None:
         raise UsageError(f"variant '{variant}' was asked of a bare model file, which has none; pass a bundle")
     model = source if isinstance(source, bytes) else Path(str(source))
-    return opener(model, threads=count, options=options or {})
+    return opener(model, threads=count, options=settings)
 
 
 def find_runtime(runtime: str) -> Callable[..., Session]:
@@ -93,6 +135,32 @@ def find_runtime(runtime: str) -> Callable[..., Session]:
             raise
         raise UsageError(f"runtime '{runtime}' cannot be found ({error}); expected package.module:function") from error
     return opener
+
+
+def readers(suffix: str) -> tuple[str, ...]:
+    """The runtimes that open files with that ending, the usual one first."""
+    return tuple(name for name in RUNTIMES if suffix in READS[_adapter(name)])
+
+
+def why_missing(runtime: str) -> str | None:
+    """Why a runtime of the table cannot run here, as far as it can be told without a model; None: nothing is known."""
+    module = MODULES.get(_adapter(runtime))
+    if module is not None and importlib.util.find_spec(module) is None:
+        return f"{module} is not installed"
+    provider = PRESETS.get(runtime, {}).get("provider")
+    if provider is not None and provider not in (built_in := _providers()):
+        return f"this onnxruntime has no {provider}, only {', '.join(built_in)}"
+    return None
+
+
+def _providers() -> Sequence[str]:
+    found: Sequence[str] = importlib.import_module("onnxruntime").get_available_providers()
+    return found
+
+
+def _adapter(runtime: str) -> str:
+    """`onnxruntime` for onnxruntime-cuda: the file that the runtime lies in."""
+    return RUNTIMES[runtime].partition(":")[0].rpartition(".")[2]
 
 
 def check_feeds(inputs: tuple[TensorSpec, ...], feeds: Mapping[str, Array]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -17,6 +17,17 @@ def answer_name(session: Session) -> str:
     """The output that holds the answer: "logits", where a graph names one so, else its first."""
     names = [spec.name for spec in session.outputs]
     return "logits" if "logits" in names else names[0]
+
+
+def by_name_or_place(wanted: Sequence[str], found: Sequence[str]) -> dict[str, str]:
+    """Which of `found` stands for each of `wanted`: that of the same name, or of the same place where names changed.
+
+    Converters rename tensors ("serving_default_x:0", "in0") but keep their order. Where neither fits, what is missing
+    stands for itself, so that whoever looks it up says so.
+    """
+    if not set(wanted) <= set(found) and len(wanted) == len(found):
+        return dict(zip(wanted, found))
+    return {name: name for name in wanted}
 
 
 def run_in_chunks(session: Session, feeds: Mapping[str, Array], *, size: int = CHUNK) -> dict[str, Array]:

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, with the settings of an app on a phone, or through one of its execution providers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from edgekd.spec import Array, TensorSpec
 if TYPE_CHECKING:
     import onnxruntime
 
-OPTIONS = ("session_config",)
+OPTIONS = ("session_config", "provider", "provider_options", "mobile")
+CPU = "CPUExecutionProvider"
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -26,9 +27,12 @@ DTYPES = {
 def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, object]) -> Session:
     """Load an ONNX (or .ort) model, as a path or as bytes, for `threads` threads.
 
-    `options` may hold {"session_config": {KEY: TEXT}}, entries of ONNX Runtime's own session configuration.
-    Raises `MissingExtra` without onnxruntime, `ModelError` when the model cannot be loaded, `UsageError` for an
-    unknown option.
+    `options` may hold
+        session_config    {KEY: TEXT}, entries of ONNX Runtime's own session configuration
+        provider          an execution provider; what it cannot run falls to the CPU. provider_options: its settings
+        mobile            true: the settings of an app, which shares its memory: no arena, no pattern, no spinning
+    Raises `MissingExtra` without onnxruntime, `MissingHere` for a provider that this build or machine lacks,
+    `ModelError` when the model cannot be loaded, `UsageError` for an unknown option.
     """
     try:
         import onnxruntime
@@ -44,19 +48,24 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
     # Its builds for some systems report usage; nothing that edgekd does goes over a network unasked.
     onnxruntime.disable_telemetry_events()
     settings = _settings(onnxruntime, threads, options)
+    provider, providers = _providers(onnxruntime, options)
     name = "the model" if isinstance(model, bytes) else str(model)
     try:
         loaded = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), settings, providers=["CPUExecutionProvider"]
+            model if isinstance(model, bytes) else str(model), settings, providers=providers
         )
     except refusals as error:
         raise ModelError(
             f"onnxruntime {onnxruntime.__version__} cannot load {name}: {_first_line(error)}. "
             "Expected an ONNX model of an opset that this version reads: 'edgekd inspect' shows it"
         ) from error
-    # A provider that is not built in falls back with only a warning, so the answer is checked.
-    if (providers := loaded.get_providers()) != ["CPUExecutionProvider"]:
-        raise MissingHere(f"onnxruntime chose {providers}, expected ['CPUExecutionProvider']; reinstall onnxruntime")
+    # A provider that is not built in, or whose libraries are missing, falls back with only a warning.
+    chosen = loaded.get_providers()
+    if chosen[0] != provider or (provider == CPU and chosen != [CPU]):
+        raise MissingHere(
+            f"onnxruntime chose {chosen}, expected {provider} first; are the driver and the libraries of this "
+            "provider installed?"
+        )
     return _OnnxSession(loaded, refusals)
 
 
@@ -99,6 +108,20 @@ class _OnnxSession:
         self._loaded = None
 
 
+def _providers(onnxruntime: Any, options: Mapping[str, object]) -> tuple[str, list[Any]]:
+    """The provider that is asked for, and the list for the session."""
+    provider, more = str(options.get("provider", CPU)), options.get("provider_options", {})
+    if not isinstance(more, Mapping):
+        raise UsageError(f"runtime 'onnxruntime': provider_options is {more!r}, expected a table of names and texts")
+    built_in = onnxruntime.get_available_providers()
+    if provider not in built_in:
+        raise MissingHere(
+            f"onnxruntime {onnxruntime.__version__} has no {provider} here, only {', '.join(built_in)}; install a "
+            "build of onnxruntime that has it"
+        )
+    return provider, [(provider, {str(key): str(value) for key, value in more.items()})]
+
+
 def _settings(onnxruntime: Any, threads: int, options: Mapping[str, object]) -> Any:
     for key in options:
         if key not in OPTIONS:
@@ -111,7 +134,11 @@ def _settings(onnxruntime: Any, threads: int, options: Mapping[str, object]) -> 
     settings.inter_op_num_threads = 1
     settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     settings.log_severity_level = 4  # what fails comes as an exception, with its text
-    if threads > 1:
+    mobile = bool(options.get("mobile", False))
+    if mobile:
+        settings.enable_cpu_mem_arena = False
+        settings.enable_mem_pattern = False
+    if threads > 1 or mobile:
         # Spinning threads of several sessions, or beside other work, slow each other down many times over.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in entries.items():

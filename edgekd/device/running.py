@@ -1,0 +1,232 @@
+"""One benchmark in progress: the processes of its candidates, and what was measured of each so far."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.device import verdict
+from edgekd.device.archive import arrays_to_bytes
+from edgekd.device.candidates import Candidate, Plan, Samples, make_plan
+from edgekd.device.isolation import Child, ChildFailed, Crew
+from edgekd.device.machine import allowed_cores, available_cores
+from edgekd.device.rows import Measured
+from edgekd.device.suites import Suite
+from edgekd.spec import Array
+
+WARM_UP_SECONDS = 0.5
+# A bootstrap over fewer blocks says nothing, so slow models exceed the time of the suite rather than have fewer.
+LEAST_BLOCKS = 4
+
+Progress = Callable[[str, int, int], None]
+"""Told `(text, done, total)`. It runs in the measuring process: a display that redraws by itself disturbs."""
+
+
+class Run:
+    """One benchmark in progress: the plans, what was measured of each, and the children that wait to be timed."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        suite: Suite,
+        candidates: Sequence[Candidate],
+        *,
+        seed: int,
+        progress: Progress | None,
+        keep_partial: bool,
+    ) -> None:
+        self._crew = crew
+        self._suite = suite
+        self._seed = seed
+        self._progress = progress or (lambda text, done, total: None)
+        self._candidates = candidates
+        self._plans: list[Plan] = []
+        self._measured: list[Measured] = [Measured() for _ in candidates]
+        self._children: dict[int, Child] = {}
+        self._keep_partial = keep_partial
+        self.interrupted = False
+        self._samples: Path | None = None
+        self._golden: Path | None = None
+
+    def all(self) -> list[tuple[Plan, Measured]]:
+        """Every candidate in the order of the request."""
+        return list(zip(self._plans, self._measured))
+
+    def timed(self) -> list[tuple[Plan, Measured]]:
+        """Those that neither failed nor gave wrong outputs: speed without right answers is no speed."""
+        return [self.all()[index] for index in self._alive()]
+
+    def lay_out(self, samples: Samples | None, golden: Mapping[str, Array] | None) -> None:
+        """Lay what the children read into the folder that they share."""
+        folder = self._crew.folder
+        if samples is not None:
+            self._samples = folder / "samples.npy"
+            np.save(self._samples, samples.x)
+        if golden is not None:
+            self._golden = folder / "golden.npz"
+            self._golden.write_bytes(arrays_to_bytes(golden))
+        for index, candidate in enumerate(self._candidates):
+            own = folder / str(index)
+            own.mkdir()
+            self._plans.append(make_plan(candidate, own))
+
+    def prepare(self) -> None:
+        """Start, load, check and evaluate, as many at a time as there are cores: nothing here is on the clock."""
+        steps = [self._load, *([self._measure_memory] if self._suite.memory else [])]
+        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
+            futures = [pool.submit(step, index) for index in self._alive() for step in steps]
+            try:
+                for done, future in enumerate(as_completed(futures)):
+                    self._progress("loading and checking", done, len(futures))
+                    future.result()
+            except BaseException:
+                # Ctrl-C too: the threads of the pool wait for children, and the pool waits for its threads.
+                for future in futures:
+                    future.cancel()
+                self._crew.kill()
+                raise
+
+    def time(self) -> verdict.Conditions:
+        """Interleaved blocks until every candidate has enough, or the time of the suite is over."""
+        cores = {index: allowed_cores()[-self._plans[index].candidate.threads :] for index in self._alive()}
+        before = verdict.read()
+        with self._may_end_early():
+            for index in self._alive():
+                with self._guard(index):
+                    self._warm_up(index, cores[index])
+            before, begin = verdict.read(), time.monotonic()
+            block = ran = 0
+            while self._wants_more(block, time.monotonic() - begin):
+                self._progress("timing", self._percent(block, time.monotonic() - begin), 100)
+                # There and back again: what drifts slowly touches the first and the last alike.
+                for index in self._alive() if block % 2 == 0 else self._alive()[::-1]:
+                    with self._guard(index):
+                        self._block(index, block, ran)
+                    ran += 1
+                block += 1
+        after = verdict.read()
+        for index in self._alive():
+            with self._guard(index):
+                self._collect(index)
+        for child in self._children.values():
+            child.close()
+        measured = [item for _, item in self.timed()]
+        waited = [item.waited_s for item in measured]
+        return verdict.between(
+            before,
+            after,
+            threads=max((plan.candidate.threads for plan, _ in self.timed()), default=1),
+            own_cpu_s=sum(item.cpu_s for item in measured),
+            waited_s=None if None in waited else sum(value for value in waited if value is not None),
+            timed_s=sum(item.seconds for item in measured),
+        )
+
+    def start_cold(self) -> None:
+        """Load and first call in fresh processes: each candidate once, then each once more, ..., one at a time."""
+        if self.interrupted:
+            return
+        with self._may_end_early():
+            for start in range(self._suite.cold_starts):
+                self._progress("cold start", start, self._suite.cold_starts)
+                for index in self._alive():
+                    with self._guard(index):
+                        self._cold_start(index)
+
+    def _alive(self) -> list[int]:
+        both = enumerate(zip(self._plans, self._measured))
+        return [index for index, (plan, measured) in both if plan.error is None and measured.golden != "WRONG"]
+
+    @contextmanager
+    def _may_end_early(self) -> Iterator[None]:
+        """Ctrl-C inside ends the block, and the rest goes on with what there is; a second one ends everything."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            if not self._keep_partial:
+                raise
+            self.interrupted = True
+
+    def _ask(self, child: Child, command: Mapping[str, Any]) -> dict[str, Any]:
+        return child.ask(command, timeout=self._suite.timeout_seconds)
+
+    @contextmanager
+    def _guard(self, index: int) -> Iterator[None]:
+        """Around a step of one candidate: when its process fails it is out, and the others go on."""
+        try:
+            yield
+        except ChildFailed as error:
+            self._plans[index].error = self._plans[index].error or str(error)
+
+    def _load_command(self, index: int, *, memory: bool) -> dict[str, Any]:
+        plan = self._plans[index]
+        golden = self._golden or plan.golden
+        return plan.load_command(samples=self._samples, golden=golden, seed=self._seed, memory=memory)
+
+    def _load(self, index: int) -> None:
+        with self._guard(index):
+            child = self._children[index] = self._crew.start()
+            self._ask(child, self._load_command(index, memory=False))
+            self._check_outputs(index, child)
+
+    def _check_outputs(self, index: int, child: Child) -> None:
+        plan, measured = self._plans[index], self._measured[index]
+        if plan.golden is not None:
+            command = {"do": "check_golden", "model": str(plan.candidate.model), "variant": plan.variant}
+            answer = self._ask(child, command)
+            measured.golden, measured.golden_problem = "ok" if answer["ok"] else "WRONG", answer["problem"]
+        if self._samples is not None:
+            out = self._crew.folder / str(index) / "outputs.npy"
+            self._ask(child, {"do": "evaluate", "samples": str(self._samples), "out": str(out)})
+            measured.outputs = np.load(out)
+
+    def _measure_memory(self, index: int) -> None:
+        with self._guard(index), self._crew.start() as child:
+            self._measured[index].memory_mb = self._ask(child, self._load_command(index, memory=True))["memory_mb"]
+
+    def _cold_start(self, index: int) -> None:
+        with self._crew.start() as child:
+            answer = self._ask(child, self._load_command(index, memory=False))
+        self._measured[index].cold.append((answer["load_ms"], answer["first_ms"]))
+
+    def _warm_up(self, index: int, cores: Sequence[int]) -> None:
+        command = {"do": "steady", "max_seconds": WARM_UP_SECONDS, "cores": list(cores)}
+        self._measured[index].warm_up = self._ask(self._children[index], command)
+
+    def _block(self, index: int, block: int, place: int) -> None:
+        command = {"do": "block", "seconds": self._suite.block_ms / 1e3, "block": block}
+        answer, measured = self._ask(self._children[index], command), self._measured[index]
+        measured.order.append(place)
+        measured.calls += answer["n"]
+        measured.seconds += answer["seconds"]
+        measured.cpu_s += answer["cpu_s"]
+        waited = answer["waited_s"]
+        measured.waited_s = None if waited is None or measured.waited_s is None else measured.waited_s + waited
+
+    def _collect(self, index: int) -> None:
+        out = self._crew.folder / str(index) / "latency.npy"
+        self._ask(self._children[index], {"do": "samples", "out": str(out)})
+        self._measured[index].latency_ns, self._measured[index].block = np.load(out)
+
+    def _percent(self, blocks: int, seconds: float) -> int:
+        """How far the timing is: by its time, or by its blocks and calls, whichever will end it."""
+        calls = min((self._measured[index].calls for index in self._alive()), default=0)
+        enough = min(blocks / self._suite.min_blocks, calls / self._suite.min_calls)
+        return int(100 * min(1.0, max(enough, seconds / self._suite.max_seconds)))
+
+    def _wants_more(self, blocks: int, seconds: float) -> bool:
+        alive = self._alive()
+        if not alive:
+            return False
+        # Only whole pairs of passes: half of one would favour an end of the row.
+        if blocks % 2 == 1 or blocks < LEAST_BLOCKS:
+            return True
+        if seconds * (blocks + 2) / blocks > self._suite.max_seconds:
+            return False
+        calls = min(self._measured[index].calls for index in alive)
+        return blocks < self._suite.min_blocks or calls < self._suite.min_calls
