@@ -140,6 +140,34 @@ def test_feature_distillation_resumes_exactly(stages: tuple[Stage, ...], epoch: 
     assert kept[0] == kept[1]
 
 
+def methods_with_memories() -> dict[str, Any]:
+    """Adapters of the methods that keep the most: memories of all samples, batch norms, another network's weights."""
+    torch.manual_seed(5)
+    norm = nn.BatchNorm2d(6)
+    teacher = nn.Sequential(nn.Conv2d(1, 6, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 3))
+    crd = {"width": 8, "negatives": 16}
+    terms = [
+        Term("ce", "cross_entropy"),
+        Term("crd", "contrastive", student_tap="3", teacher_tap="3", adapter_options=crd),
+        Term("vid", "variational_information", student_tap="2", teacher_tap="2"),
+        Term("ofd", "overhaul_partial_l2", weight=1e-2, student_tap="1", teacher_tap="1"),
+        Term("hint", "hint", student_tap="2", teacher_tap="2", adapter="regressor"),
+        Term("factor", "factor_transfer", student_tap="2", teacher_tap="2"),
+        Term("adversarial", "adversarial"),
+    ]
+    return {"objective": Objective(terms), "teachers": (ModuleTeacher(teacher),)}
+
+
+def test_methods_with_memories_resume_exactly(tmp_path: Path) -> None:
+    whole = train(None, **methods_with_memories())
+    with pytest.raises(StopError):
+        train(tmp_path, progress=stop_after(2), **methods_with_memories())
+    torch.rand(5)
+    resumed = train(tmp_path, **methods_with_memories())
+    assert state_bytes(resumed.student) == state_bytes(whole.student)
+    assert without_seconds(resumed) == without_seconds(whole)
+
+
 @pytest.mark.parametrize("stages", [(), STAGED], ids=["together", "staged"])
 def test_last_checkpoints_are_equal_in_everything(stages: tuple[Stage, ...], tmp_path: Path) -> None:
     """Weights, adapters with their memories, optimizer, average, record: what the next epoch would depend on."""
