@@ -172,6 +172,15 @@ def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
     assert score("classification", contributions("classification", outputs, DATA.val.y)) == averaged.best
 
 
+def test_every_step_goes_into_the_average() -> None:
+    """One that forgets at once is the weights of the last step; one that never did would be those of the start."""
+    short: dict[str, Any] = {"epochs": 1, "lr": 0.05, "schedule": "constant"}
+    plain = train(Objective([HARD]), cnn(4), **short).student
+    forgetful = train(Objective([HARD]), cnn(4), ema=1e-9, **short).student
+    for mine, theirs in zip(forgetful.parameters(), plain.parameters()):
+        torch.testing.assert_close(mine, theirs, atol=1e-6, rtol=1e-6)
+
+
 # Early stop
 
 
