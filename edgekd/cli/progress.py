@@ -54,6 +54,11 @@ class Bars:
                 self._task, completed=done, total=total, description=label, numbers=escape(said), refresh=True
             )
 
+    def restart_clock(self) -> None:
+        """What comes now takes another time per step: the time left is told from here on."""
+        if self._task is not None:
+            self._progress.reset(self._task)
+
     def stage_finished(self, name: str, seconds: float, summary: str) -> None:
         """The bar becomes a line."""
         if self._task is not None:
@@ -103,9 +108,13 @@ class Counter:
 
     def __init__(self, listener: Bars) -> None:
         self._listener = listener
+        self._text = ""
         self.started = time.monotonic()
 
     def __call__(self, text: str, done: int, total: int) -> None:
+        if text != self._text:
+            self._text = text
+            self._listener.restart_clock()
         self._listener.step(text, done, total, {})
 
     def warn(self, text: str) -> None:

@@ -27,6 +27,7 @@ class Candidate:
     preprocess   the arithmetic steps; empty means the bundle's own (none for a model file)
     postprocess  the steps from outputs to what `Samples.y` holds; empty means the bundle's own, or the task's
     options      for the runtime's adapter
+    same_as      (bundle, variant) that a plain file was converted from: it must give that one's golden outputs
     """
 
     id: str
@@ -38,6 +39,7 @@ class Candidate:
     preprocess: tuple[Step, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
     postprocess: tuple[PostStep, ...] = ()
+    same_as: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,10 @@ class Samples:
 
 @dataclass
 class Plan:
-    """A candidate with what was found out about it. `error` set means: it failed, and that is why."""
+    """A candidate with what was found out about it. `error` set means: it failed, and that is why.
+
+    golden     file of the golden arrays of the bundle and variant in `golden_of`, which the candidate must give
+    """
 
     candidate: Candidate
     variant: str | None = None
@@ -67,6 +72,7 @@ class Plan:
     postprocess: tuple[PostStep, ...] = ()
     size_bytes: int | None = None
     golden: Path | None = None
+    golden_of: tuple[str, str] | None = None
     error: str | None = None
 
     def load_command(self, *, samples: Path | None, golden: Path | None, seed: int, memory: bool) -> dict[str, Any]:
@@ -115,6 +121,10 @@ def make_plan(candidate: Candidate, folder: Path) -> Plan:
             _look_into_bundle(plan, Bundle.open(path), folder)
         else:
             plan.size_bytes = _file_size(path)
+            if candidate.same_as is not None:
+                origin = Bundle.open(candidate.same_as[0])
+                _take_steps(plan, origin)
+                _lay_golden(plan, origin, candidate.same_as[1], folder)
     except EdgekdError as error:
         plan.error = str(error)
     return plan
@@ -125,23 +135,36 @@ def _look_into_bundle(plan: Plan, bundle: Bundle, folder: Path) -> None:
     if variant not in bundle.manifest["variants"]:
         raise UsageError(f"{bundle.path} has no variant '{variant}'. {nearest(variant, bundle.manifest['variants'])}")
     plan.variant = variant
+    _take_steps(plan, bundle)
+    plan.size_bytes = int(bundle.manifest["variants"][variant]["size_bytes"])
+    if any(key.startswith(f"output.{variant}.") for key in bundle.golden()):
+        _lay_golden(plan, bundle, variant, folder)
+
+
+def _take_steps(plan: Plan, bundle: Bundle) -> None:
     plan.steps = plan.steps or split_steps(parse_steps(bundle.manifest["preprocess"]))[1]
     plan.postprocess = plan.postprocess or parse_post_steps(bundle.manifest.get("postprocess", ()))
-    plan.size_bytes = int(bundle.manifest["variants"][variant]["size_bytes"])
-    golden = bundle.golden()
-    if any(key.startswith(f"output.{variant}.") for key in golden):
-        plan.golden = folder / "golden.npz"
-        plan.golden.write_bytes(arrays_to_bytes(golden))
+
+
+def _lay_golden(plan: Plan, bundle: Bundle, variant: str, folder: Path) -> None:
+    if variant not in bundle.manifest["golden"]["outputs"]:
+        raise UsageError(f"{bundle.path} has no golden outputs of '{variant}'. {nearest(variant, bundle.variants)}")
+    plan.golden_of = (str(bundle.path), variant)
+    plan.golden = folder / "golden.npz"
+    plan.golden.write_bytes(arrays_to_bytes(bundle.golden()))
 
 
 def _file_size(path: Path) -> int:
     """Bytes of a model file; a description in JSON counts together with the weights that it names."""
     size = path.stat().st_size
+    if path.suffix == ".param":  # ncnn's text; the weights lie beside it
+        beside = path.with_suffix(".bin")
+        return size + beside.stat().st_size if beside.is_file() else size
     if path.suffix != ".json":
         return size
     try:
         weights = json.loads(path.read_text(encoding="utf-8")).get("weights")
     except (ValueError, AttributeError) as error:
         raise ModelError(f"{path} is no description of a model: {error}; expected a JSON object") from error
-    beside = path.parent / weights if isinstance(weights, str) else None
-    return size + beside.stat().st_size if beside is not None and beside.is_file() else size
+    named = path.parent / weights if isinstance(weights, str) else None
+    return size + named.stat().st_size if named is not None and named.is_file() else size

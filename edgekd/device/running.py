@@ -176,8 +176,10 @@ class Run:
 
     def _check_outputs(self, index: int, child: Child) -> None:
         plan, measured = self._plans[index], self._measured[index]
-        if plan.golden is not None:
-            command = {"do": "check_golden", "model": str(plan.candidate.model), "variant": plan.variant}
+        if plan.golden_of is not None:
+            bundle, variant = plan.golden_of
+            converted = plan.candidate.same_as is not None
+            command = {"do": "check_golden", "bundle": bundle, "variant": variant, "converted": converted}
             answer = self._ask(child, command)
             measured.golden, measured.golden_problem = "ok" if answer["ok"] else "WRONG", answer["problem"]
         if self._samples is not None:

@@ -19,7 +19,7 @@ from edgekd.device import memory
 from edgekd.device.bundle import Bundle
 from edgekd.device.preprocess import apply_arithmetic
 from edgekd.device.runtimes import Session, open_session
-from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
+from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, run_in_chunks
 from edgekd.device.selftest import check_variant
 from edgekd.device.timing import time_calls, warm_up
 from edgekd.errors import UsageError
@@ -37,7 +37,7 @@ class Prepares(Protocol):
     """A session that can bind feeds once, so that a timed call holds nothing but the runtime's own call."""
 
     def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
-        """Check the feeds now; give the bare call."""
+        """Check the feeds now; give the bare call, which holds until the next `run`."""
         ...
 
 
@@ -101,16 +101,19 @@ def make_feeds(inputs: tuple[TensorSpec, ...], command: Mapping[str, Any], steps
         return {_single_input(inputs).name: apply_arithmetic(steps, samples[np.arange(batch) % len(samples)])}
     if command["golden"] is not None:
         with np.load(command["golden"]) as golden:
-            known = {name: golden[f"input.{name}"] for name in (spec.name for spec in inputs)}
+            stored = [key.removeprefix("input.") for key in golden.files if key.startswith("input.")]
+            places = by_name_or_place([spec.name for spec in inputs], stored)
+            known = {name: golden[f"input.{place}"] for name, place in places.items()}
         return {name: np.ascontiguousarray(value[np.arange(batch) % len(value)]) for name, value in known.items()}
     random = np.random.default_rng(int(command["seed"]))
     return {spec.name: _random_input(spec, batch, random) for spec in inputs}
 
 
 def check_golden(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Whether the bundle's golden inputs still give the golden outputs of this variant, within its tolerance."""
+    """Whether the bundle's golden inputs still give the golden outputs of the variant, within its tolerance."""
     assert state.session is not None
-    row = check_variant(Bundle.open(command["model"]), command["variant"], state.session)
+    bundle = Bundle.open(command["bundle"])
+    row = check_variant(bundle, command["variant"], state.session, converted=command["converted"])
     return {"ok": row["ok"], "problem": row["problem"]}
 
 
@@ -129,7 +132,10 @@ def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
 def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     """Pin to `cores`, then warm up until the latencies are steady."""
+    assert state.session is not None
     pinned = pin(command["cores"])
+    # Once more: checks and accuracy ran other shapes since, and a runtime may have laid its memory out for them.
+    state.call = bare_call(state.session, state.feeds)
     warmed = warm_up(state.call, max_seconds=float(command["max_seconds"]))
     return {"calls": warmed.calls, "steady": warmed.steady, "pinned": pinned}
 

@@ -121,6 +121,20 @@ def test_openvino_keeps_the_names_of_tensors_that_it_melts_together() -> None:
     assert session.run({"x": np.array([[-1, 2]], np.float32)})["logits"].tolist() == [[0, 2]]
 
 
+@pytest.mark.parametrize("runtime", ["openvino", "litert", "onnxruntime"])
+def test_batches_may_change_between_prepared_calls_and_runs(bundle: Bundle, runtime: str) -> None:
+    session = open_session(FILES.get(runtime, bundle.path), runtime=runtime)
+    x = np.random.default_rng(0).standard_normal((6, 1, 4, 4)).astype(np.float32)
+    expected = x.reshape(6, 16) @ weights(16, 3)
+    for count in (1, 6, 2):
+        call = session.prepare({"x": x[:count]})  # type: ignore[attr-defined]
+        given = call()
+        value = given["logits"] if isinstance(given, dict) else given[0]
+        np.testing.assert_allclose(np.asarray(value), expected[:count], atol=1e-5)
+        for size in (3, 5):
+            np.testing.assert_allclose(session.run({"x": x[:size]})["logits"], expected[:size], atol=1e-5)
+
+
 @pytest.mark.parametrize("runtime", ["openvino", "litert", "ncnn"])
 def test_prepared_calls_give_what_run_gives(bundle: Bundle, runtime: str) -> None:
     session = open_session(FILES.get(runtime, bundle.path), runtime=runtime)

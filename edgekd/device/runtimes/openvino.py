@@ -59,7 +59,8 @@ class _OpenVinoSession:
             if self._request is None:
                 raise UsageError("this session is closed; open another one")
             try:
-                found = self._request.infer(self._by_place(feeds))
+                # Shared: a request that has once read from an array of `prepare` cannot be given another shape by copy.
+                found = self._request.infer(self._by_place(feeds), share_inputs=True)
             except RuntimeError as error:
                 raise ModelError(
                     f"the model failed while running: {_last_line(error)}; does it fit this input?"
