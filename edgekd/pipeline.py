@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -29,7 +29,7 @@ from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
 from edgekd.results import read_results
 from edgekd.run_folder import Listener, RunFolder, Silence, Stage, check_folder, locked
 from edgekd.stages import graphs, shipping, training
-from edgekd.stages.table import stages
+from edgekd.stages.table import is_training, stages
 from edgekd.stages.workspace import Workspace
 from edgekd.version import __version__
 
@@ -126,10 +126,9 @@ def train(
     `student_only` leaves out the student without teacher, which is trained for comparison. A later
     `distill_and_export` into the same folder goes on from here.
     """
-    wanted = set(TRAINING_STAGES) - ({"student_alone"} if student_only else set())
     with some_stages(
         recipe,
-        wanted,
+        lambda name: is_training(name) and not (student_only and name == "student_alone"),
         out=out,
         overrides=overrides,
         device=device,
@@ -144,7 +143,7 @@ def train(
 @contextmanager
 def some_stages(
     recipe: str | Path | LoadedRecipe,
-    names: Collection[str],
+    wanted: Callable[[str], bool],
     *,
     out: str | Path | None = None,
     overrides: Sequence[str] = (),
@@ -154,7 +153,7 @@ def some_stages(
     cache: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Iterator[tuple[Workspace, list[str]]]:
-    """The workspace of a run after these stages, locked until the end of the block; and which of them had to run."""
+    """The workspace of a run after the `wanted` stages, locked until the block ends; and which of them had to run."""
     loaded = _load(recipe, overrides)
     path = run_path(loaded, out)
     with locked(path):
@@ -167,7 +166,7 @@ def some_stages(
             listener=Silence() if listener is None else listener,
             command=" ".join(sys.argv),
         )
-        yield space, _run(space, tuple(stage for stage in stages(space) if stage.name in names), force=force)
+        yield space, _run(space, tuple(stage for stage in stages(space) if wanted(stage.name)), force=force)
 
 
 def run_path(loaded: LoadedRecipe, out: str | Path | None) -> Path:
@@ -285,7 +284,7 @@ def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> li
     folder = RunFolder(space.path, listener=space.listener, force=force)
     space.records = folder.records
     try:
-        if set(folder.pending(table)) & set(TRAINING_STAGES):
+        if any(map(is_training, folder.pending(table))):
             training.check(space)
             graphs.check(space)
         return folder.run(table)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from edgekd import assets, toml
 from edgekd.errors import RecipeError, nearest
@@ -21,6 +21,7 @@ from edgekd.recipe_checks import DEFAULT_TERMS, check_recipe
 from edgekd.recipe_errors import explain, find_unknown_key
 from edgekd.recipe_overrides import apply_environment, resolve_paths, set_value
 from edgekd.recipe_sections import (
+    AssistantSection,
     BenchmarkSection,
     DataSection,
     DistillSection,
@@ -35,6 +36,7 @@ from edgekd.recipe_sections import (
     TargetSection,
     TeacherSection,
     TermSection,
+    as_tuple,
 )
 
 
@@ -51,6 +53,8 @@ class Recipe(Section):
     preprocess: PreprocessSection = PreprocessSection()
     postprocess: PostprocessSection = PostprocessSection()
     teacher: TeacherSection
+    teachers: Annotated[tuple[TeacherSection, ...], BeforeValidator(as_tuple)] = ()
+    assistant: Annotated[tuple[AssistantSection, ...], BeforeValidator(as_tuple)] = ()
     student: StudentSection
     distill: DistillSection = DistillSection()
     export: ExportSection = ExportSection()
@@ -63,6 +67,17 @@ class Recipe(Section):
     def keeps_answers(self) -> bool:
         """Whether the teacher's answers are kept outside the run, for this student and those to come."""
         return self.distill.cache or self.teacher.url is not None
+
+    @property
+    def all_teachers(self) -> dict[str, TeacherSection]:
+        """The teachers by the names of their stages: `teacher`, which all is compared with, then the further ones."""
+        further = {f"teacher_{number}": section for number, section in enumerate(self.teachers, start=2)}
+        return {"teacher": self.teacher, **further}
+
+    @property
+    def assistants(self) -> dict[str, AssistantSection]:
+        """The models between teacher and student by the names of their stages, in the order in which they learn."""
+        return {f"assistant_{number}": section for number, section in enumerate(self.assistant, start=1)}
 
     @property
     def distill_terms(self) -> tuple[TermSection, ...]:

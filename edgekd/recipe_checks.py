@@ -81,6 +81,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_postprocess(recipe)
         _check_data(recipe)
         _check_teacher(recipe)
+        _check_more_teachers(recipe)
         _check_terms(recipe)
         _check_stages(recipe)
         _check_views(recipe)
@@ -170,6 +171,33 @@ def _check_teacher(recipe: Recipe) -> None:
         raise RecipeError("teacher.request says how a teacher.url is asked, but there is none; remove it")
     if teacher.train.label_smoothing and recipe.task != "classification":
         raise RecipeError(f"teacher.train.label_smoothing works for classification only, but task = '{recipe.task}'")
+
+
+def _check_more_teachers(recipe: Recipe) -> None:
+    for number, teacher in enumerate(recipe.teachers):
+        where = f"teachers.{number}"
+        given = [key for key in ("model", "onnx") if getattr(teacher, key) is not None]
+        if len(given) != 1 or teacher.logits is not None or teacher.url is not None:
+            raise RecipeError(
+                f"{where}: expected either 'model' or 'onnx'; answers in files or behind a URL stand alone"
+            )
+        if teacher.onnx is not None and not (teacher.licence or "").strip():
+            raise RecipeError(f"{where}.licence is missing: {where}.onnx is a black box; look it up and state it")
+    if recipe.teachers and (recipe.keeps_answers or recipe.teacher.logits is not None):
+        raise RecipeError(
+            "the answers of one teacher are kept, but there are several; remove distill.cache or [[teachers]]"
+        )
+    if recipe.teachers and recipe.task == "regression" and any(t.is_finished for t in recipe.all_teachers.values()):
+        raise RecipeError("several teachers of a regression must be trained here: others may speak in other units")
+    labelled = [name for name, teacher in recipe.all_teachers.items() if teacher.labels]
+    if labelled and (recipe.task != "classification" or not recipe.teachers):
+        raise RecipeError(
+            f"{labelled[0]}.labels gives a teacher its own classes: for several teachers of a classification"
+        )
+    if recipe.assistant and recipe.keeps_answers:
+        raise RecipeError(
+            "distill.cache keeps the answers of the teacher, but the student learns from the assistant; remove one"
+        )
 
 
 def _check_terms(recipe: Recipe) -> None:
@@ -267,12 +295,19 @@ def _check_views(recipe: Recipe) -> None:
 
 
 def _check_files(recipe: Recipe) -> None:
-    for key, value in (("teacher.weights", recipe.teacher.weights), ("student.weights", recipe.student.weights)):
+    further = [(f"teachers.{n}", section) for n, section in enumerate(recipe.teachers)]
+    weights = [(f"{name}.weights", section.weights) for name, section in further]
+    for key, value in (
+        ("teacher.weights", recipe.teacher.weights),
+        ("student.weights", recipe.student.weights),
+        *weights,
+    ):
         if value is not None:
             if Path(value).suffix not in WEIGHTS:
                 raise ModelError(f"{key}: found {value}, expected a file that ends in {', '.join(WEIGHTS)}")
             _check_file(key, value)
-    for key, value in (("teacher.onnx", recipe.teacher.onnx), ("teacher.logits", recipe.teacher.logits)):
+    files = [(f"{name}.onnx", section.onnx) for name, section in further]
+    for key, value in (("teacher.onnx", recipe.teacher.onnx), ("teacher.logits", recipe.teacher.logits), *files):
         if value is not None:
             _check_file(key, value)
     if recipe.target.name.endswith(".toml"):

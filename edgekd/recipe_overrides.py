@@ -94,3 +94,9 @@ def resolve_paths(tables: dict[str, Any], folder: Path, *, only: str | None = No
         value = table.get(key)
         if isinstance(value, str) and ((section, key) in PATHS or value.endswith(".toml")):
             table[key] = str(folder / Path(value).expanduser())
+    further = tables.get("teachers")
+    for number, table in enumerate(further if isinstance(further, list) else ()):
+        for key in ("weights", "onnx"):
+            is_meant = only in (None, "teachers", f"teachers.{number}", f"teachers.{number}.{key}")
+            if is_meant and isinstance(table, dict) and isinstance(table.get(key), str):
+                table[key] = str(folder / Path(table[key]).expanduser())

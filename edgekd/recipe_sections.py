@@ -9,12 +9,12 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 from edgekd.spec import Limits
 
 
-def _tuple(value: object) -> object:
+def as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
 def _texts(value: object) -> object:
-    return (value,) if isinstance(value, str) else _tuple(value)
+    return (value,) if isinstance(value, str) else as_tuple(value)
 
 
 def _kind(value: object) -> str:
@@ -22,10 +22,10 @@ def _kind(value: object) -> str:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
-Steps = Annotated[tuple[dict[str, Any], ...], BeforeValidator(_tuple)]
+Steps = Annotated[tuple[dict[str, Any], ...], BeforeValidator(as_tuple)]
 # One text is one tap; a list, even of one, is a list of them.
 TapNames = Annotated[
-    Annotated[str, Tag("(text)")] | Annotated[tuple[str, ...], BeforeValidator(_tuple), Tag("(list)")],
+    Annotated[str, Tag("(text)")] | Annotated[tuple[str, ...], BeforeValidator(as_tuple), Tag("(list)")],
     Discriminator(_kind),
 ]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -96,7 +96,8 @@ class RequestSection(Section):
 class TeacherSection(Section):
     """`[teacher]`: a model by reference (loaded from `weights`, else trained here), or a black box.
 
-    Black boxes: an `onnx` file, answers in a file (`logits`), an HTTP endpoint (`url`).
+    Black boxes: an `onnx` file, answers in a file (`logits`), an HTTP endpoint (`url`). Beside further `[[teachers]]`
+    each counts by its `weight`, and only for samples of its own `labels`, where it names some.
     """
 
     model: str | None = None
@@ -108,6 +109,8 @@ class TeacherSection(Section):
     request: RequestSection = RequestSection()
     licence: str | None = None
     train: TrainSection = TrainSection()
+    weight: Positive = 1.0
+    labels: Texts = ()
 
     @property
     def is_finished(self) -> bool:
@@ -127,6 +130,17 @@ class StudentSection(Section):
     args: dict[str, Any] = {}
     weights: str | None = None
     licence: str | None = None
+
+
+class AssistantSection(Section):
+    """`[[assistant]]`: a model between teacher and student: it learns from the one before it, as the student does.
+
+    `epochs` are its own; else those of the student. The student's own model again: a generation (born-again networks).
+    """
+
+    model: str
+    args: dict[str, Any] = {}
+    epochs: Annotated[int, Field(ge=1)] | None = None
 
 
 class ScheduleSection(Section):
@@ -187,8 +201,8 @@ class DistillSection(Section):
     cache: bool = False
     cache_top_k: Annotated[int, Field(ge=1)] | None = None
     cache_dtype: Literal["float32", "float16"] = "float32"
-    terms: Annotated[tuple[TermSection, ...], BeforeValidator(_tuple)] = ()
-    stages: Annotated[tuple[StageSection, ...], BeforeValidator(_tuple)] = ()
+    terms: Annotated[tuple[TermSection, ...], BeforeValidator(as_tuple)] = ()
+    stages: Annotated[tuple[StageSection, ...], BeforeValidator(as_tuple)] = ()
 
 
 class ExportSection(Section):

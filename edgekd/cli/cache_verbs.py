@@ -117,7 +117,7 @@ def _with_recipe(
         bars(common) as listener,
         pipeline.some_stages(
             recipe,
-            ("data", "teacher", *(("cache",) if action is Action.BUILD else ())),
+            ("data", "teacher", *(("cache",) if action is Action.BUILD else ())).__contains__,
             out=out,
             overrides=[*common.overrides(sets), "distill.cache=true"],
             device=device,

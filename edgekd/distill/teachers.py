@@ -130,31 +130,63 @@ class StandardizedTeacher:
 class EnsembleTeacher:
     """Several teachers as one: the weighted mean of their logits, or, with a temperature, of their probabilities.
 
-    With `temperature` the result are pseudo-logits whose softmax at that temperature is the mean. Weights are divided
-    by their sum. What each teacher gives is there too, under its number: "0/logits", "1/layer2.1". Raises `UsageError`
-    for no teacher, or weights that do not fit.
+    temperature  the result are pseudo-logits whose softmax at that temperature is the mean
+    classes      per teacher the classes (numbers) that it knows, empty for all: it counts only for samples whose label
+                 is one of them. A sample that nobody knows is judged by all
+
+    Weights are divided by their sum. What each teacher gives is there too, under its number: "0/logits",
+    "1/layer2.1". Raises `UsageError` for no teacher, or weights or classes that do not fit.
     """
 
     def __init__(
-        self, teachers: Sequence[Teacher], weights: Weights | None = None, *, temperature: float | None = None
+        self,
+        teachers: Sequence[Teacher],
+        weights: Weights | None = None,
+        *,
+        temperature: float | None = None,
+        classes: Sequence[Sequence[int]] | None = None,
     ) -> None:
         if not teachers:
             raise UsageError("found no teachers, expected at least one")
         if weights is not None and not isinstance(weights, Tensor) and len(weights) != len(teachers):
             raise UsageError(f"found {len(weights)} weights for {len(teachers)} teachers, expected one for each")
+        if classes is not None and len(classes) != len(teachers):
+            raise UsageError(
+                f"found {len(classes)} sets of classes for {len(teachers)} teachers, expected one for each"
+            )
         self.teachers = tuple(teachers)
         self.weights = weights
         self.temperature = temperature
+        self._knows_CK = None if classes is None else _knows(classes)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         given = [teacher(batch) for teacher in self.teachers]
-        logits = [named["logits"].to(given[0]["logits"].device) for named in given]
+        logits = [named["logits"] for named in given]
+        logits = [value.to(logits[0].device) for value in logits]
+        weights = self.weights if self._knows_CK is None else self._own_classes(batch["y"], self._knows_CK)
         if self.temperature is None:
-            mean = mean_logits(logits, weights=self.weights)
+            mean = mean_logits(logits, weights=weights)
         else:
-            mean = mean_probabilities(logits, temperature=self.temperature, weights=self.weights)
+            mean = mean_probabilities(logits, temperature=self.temperature, weights=weights)
         own = {f"{index}/{name}": value for index, named in enumerate(given) for name, value in named.items()}
         return {**own, "logits": mean}
+
+    def _own_classes(self, y_N: Tensor, knows_CK: Tensor) -> Tensor:
+        """Weights (N, K) of the teachers for samples of these classes."""
+        knows_NK = knows_CK.to(y_N.device)[y_N.clamp(max=len(knows_CK) - 1)]
+        knows_NK = knows_NK | ~knows_NK.any(dim=1, keepdim=True)
+        ones = [1.0] * len(self.teachers)
+        weights = torch.as_tensor(ones if self.weights is None else self.weights, device=y_N.device)
+        return knows_NK * weights
+
+
+def _knows(classes: Sequence[Sequence[int]]) -> Tensor:
+    """(C + 1, K): whether a teacher knows a class; the last row is that of all classes that nobody names."""
+    rows = 2 + max((number for known in classes for number in known), default=0)
+    knows_CK = torch.zeros(rows, len(classes), dtype=torch.bool)
+    for index, known in enumerate(classes):
+        knows_CK[list(known) if known else slice(None), index] = True
+    return knows_CK
 
 
 @contextmanager

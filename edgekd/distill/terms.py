@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from typing import Any, Literal
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.adapters import ADAPTERS, WITHOUT_TEACHER, find_adapter
 from edgekd.distill.losses import ADAPTER_OF, EQUAL_SHAPES, find_loss
+from edgekd.distill.losses.comparing import compares_samples
 from edgekd.errors import UsageError, nearest
 
 Role = Literal["student", "teacher", "truth"]
@@ -59,6 +61,9 @@ class Term:
                      the smallest that fits where the widths differ ("auto")
     options          the loss function's own keywords; a number may be a `Schedule`
     adapter_options  the builder's own keywords
+    compares_samples whether the loss compares samples with one another instead of being a mean over them: it then gets
+                     the whole batch on several processes. None: as `edgekd.distill.losses.comparing` says, and no for
+                     the user's own
     """
 
     name: str
@@ -69,6 +74,7 @@ class Term:
     adapter: str | Callable[..., nn.Module] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     adapter_options: Mapping[str, Any] = field(default_factory=dict)
+    compares_samples: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -88,8 +94,15 @@ class BoundTerm:
     @property
     def wants_teacher(self) -> bool:
         """Whether it needs what a teacher gives."""
-        adapts = self.builder is not None and _adapter(self.term) not in WITHOUT_TEACHER
-        return adapts or any(role == "teacher" for _, role in self.roles)
+        if _adapter(self.term) in WITHOUT_TEACHER:
+            return False
+        return self.builder is not None or any(role == "teacher" for _, role in self.roles)
+
+    @cached_property
+    def compares(self) -> bool:
+        """Whether it compares samples with one another."""
+        known = self.term.compares_samples
+        return compares_samples(self.function) if known is None else known
 
     @property
     def wants_truth(self) -> bool:

@@ -39,6 +39,7 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         teacher_train_s, teacher_forward_s = (
             (0.0, forward_s) if teacher is None else time_steps(space, teacher, recipe.teacher.train.batch_size)
         )
+        more = _more_models(space)
     finally:
         torch.set_num_threads(previous)
     steps = recipe.distill.epochs * math.ceil(len(dataset.train) / recipe.distill.batch_size)
@@ -60,6 +61,7 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         "bundle": BUNDLE_SECONDS,
         "benchmark": BENCHMARK_SECONDS,
         "report": REPORT_SECONDS,
+        **more,
     }
     student_bytes = megabytes(student)
     teacher_bytes = 0.0 if teacher is None else megabytes(teacher)
@@ -68,6 +70,23 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
     disk_mb = 5 * (teacher_bytes + 2 * student_bytes) + 2 * num_variants * student_bytes + 2.0
     cache_mb = answers * answer_bytes(space, teacher) / 1e6 if answers else 0.0
     return {name: seconds[name] for name in names}, disk_mb, cache_mb
+
+
+def _more_models(space: Workspace) -> dict[str, float]:
+    """Seconds of the further teachers and the assistants, whose own teachers' passes are left out."""
+    recipe, samples = space.recipe, len(space.prepared.dataset.train)
+    seconds: dict[str, float] = {}
+    for name, section in list(recipe.all_teachers.items())[1:]:
+        seconds[name] = 1.0
+        if not section.is_finished:
+            step_s, _ = time_steps(space, build(space, section, seed=recipe.seed), section.train.batch_size)
+            seconds[name] = section.train.epochs * math.ceil(samples / section.train.batch_size) * step_s
+    for name, assistant in recipe.assistants.items():
+        step_s, _ = time_steps(space, build(space, assistant, seed=recipe.seed), recipe.distill.batch_size)
+        seconds[name] = (
+            (assistant.epochs or recipe.distill.epochs) * math.ceil(samples / recipe.distill.batch_size) * step_s
+        )
+    return seconds
 
 
 def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:

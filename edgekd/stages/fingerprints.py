@@ -13,7 +13,7 @@ from edgekd.data.registry import source_signature
 from edgekd.device.machine import cpu_kind, describe, versions
 from edgekd.device.suites import load_suite
 from edgekd.files import sha256_file
-from edgekd.recipe_sections import StudentSection, TeacherSection
+from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256
 from edgekd.stages.caching import store_of
 from edgekd.stages.graphs import target, variant_names
@@ -42,10 +42,10 @@ def data(space: Workspace) -> Inputs:
     }
 
 
-def teacher(space: Workspace) -> Inputs:
+def teacher(space: Workspace, name: str = "teacher") -> Inputs:
     """Its section, its files, the user's code; how it is trained, if it is."""
-    section = space.recipe.teacher
-    if space.teacher_is_finished:
+    section = space.recipe.all_teachers[name]
+    if section.is_finished:
         return _model(space, section, without=("train",))
     return {**_model(space, section), **_training(space)}
 
@@ -61,7 +61,13 @@ def student(space: Workspace) -> Inputs:
         "stage_lr": [stage.lr for stage in stages],
         "losses": {term.loss: code_sha256(term.loss, space.search_path) for term in terms},
         "adapters": {adapter: code_sha256(adapter, space.search_path) for adapter in adapters},
+        "teachers": {name: [item.weight, item.labels] for name, item in space.recipe.all_teachers.items()},
     }
+
+
+def assistant(space: Workspace, name: str) -> Inputs:
+    """As `student`, with the assistant's own section in the place of the student's."""
+    return {**student(space), **_model(space, space.recipe.assistants[name])}
 
 
 def student_alone(space: Workspace) -> Inputs:
@@ -156,11 +162,14 @@ def report(space: Workspace) -> Inputs:
     return _tools("edgekd")
 
 
-def _model(space: Workspace, section: TeacherSection | StudentSection, *, without: tuple[str, ...] = ()) -> Inputs:
-    files = {"weights": section.weights}
+def _model(
+    space: Workspace, section: TeacherSection | AssistantSection | StudentSection, *, without: tuple[str, ...] = ()
+) -> Inputs:
+    files = {} if isinstance(section, AssistantSection) else {"weights": section.weights}
     if isinstance(section, TeacherSection):
         files |= {"onnx": section.onnx, "logits": section.logits}
-        without = (*without, "request")  # how it is asked does not change what it answers
+        # How it is asked, and how much it counts beside others, does not change what it answers.
+        without = (*without, "request", "weight", "labels")
     reference = section.model or ""
     return {
         "section": section.model_dump(mode="json", exclude={"licence", *files, *without}),

@@ -248,7 +248,9 @@ def describe_run(space: Workspace) -> dict[str, Any]:
     from edgekd.device.metrics import METRIC
 
     recipe, records = space.recipe, space.records
-    trained = [name for name in ("teacher", "student", "student_alone") if name in records]
+    trained = [
+        name for name in (*recipe.all_teachers, *recipe.assistants, "student", "student_alone") if name in records
+    ]
     select = space.result("select")
     student, cached = space.result("student"), "cache" in records
     return {

@@ -15,9 +15,11 @@ Work = Callable[[Workspace], tuple[Mapping[str, Any], str]]
 
 DIVERGED = "diverged.json"  # edgekd.distill.checkpoint writes it beside the last good checkpoint
 STUDENTS = ("student", "student_alone")
-TRAINED = ("teacher", *STUDENTS)
+TRAINING = ("data", "teacher", "cache", *STUDENTS)
+MORE_MODELS = ("teacher_", "assistant_")
+Row = tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]
 # name: (the stages whose results it reads, what it leaves in the run folder, what else it depends on, what it does)
-STAGES: dict[str, tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]] = {
+STAGES: dict[str, Row] = {
     "data": ((), (), fingerprints.data, work_on_data),
     "teacher": (("data",), ("teacher",), fingerprints.teacher, training.work_on_teacher),
     "cache": (("data", "teacher"), (), fingerprints.cache, caching.work_on_cache),
@@ -58,6 +60,7 @@ def stages(space: Workspace) -> tuple[Stage, ...]:
         return fingerprints.without_cures(inputs(space))
 
     wanted = {"student_alone": space.recipe.distill.baseline, "cache": space.recipe.keeps_answers}
+    table = _with_more_models(space)
     left_out = [name for name, is_wanted in wanted.items() if not is_wanted]
     return tuple(
         Stage(
@@ -66,9 +69,36 @@ def stages(space: Workspace) -> tuple[Stage, ...]:
             outputs,
             partial(inputs, space),
             partial(work, space),
-            salvage=partial(salvage, inputs) if name in TRAINED else None,
+            salvage=partial(salvage, inputs) if is_training(name) and name not in ("data", "cache") else None,
             salvage_mark=DIVERGED,
         )
-        for name, (needs, outputs, inputs, work) in STAGES.items()
+        for name, (needs, outputs, inputs, work) in table.items()
         if name not in left_out
     )
+
+
+def is_training(name: str) -> bool:
+    """Whether a stage belongs to what `edgekd distill` does."""
+    return name in TRAINING or name.startswith(MORE_MODELS)
+
+
+def _with_more_models(space: Workspace) -> dict[str, Row]:
+    """The stages with those of further teachers and of assistants, which the student's waits for."""
+    table: dict[str, Row] = {}
+    more: list[str] = []
+    for name, row in STAGES.items():
+        if name == "student":
+            for other in list(space.recipe.all_teachers)[1:]:
+                inputs: Inputs = partial(fingerprints.teacher, name=other)
+                work: Work = partial(training.work_on_teacher, name=other)
+                table[other] = (("data",), (other,), inputs, work)
+                more.append(other)
+            for other in space.recipe.assistants:
+                inputs = partial(fingerprints.assistant, name=other)
+                work = partial(training.work_on_assistant, name=other)
+                table[other] = (("data", "teacher", *more), (other,), inputs, work)
+                more.append(other)
+            needs, outputs, own_inputs, own_work = row
+            row = ((*needs, *more), outputs, own_inputs, own_work)
+        table[name] = row
+    return table

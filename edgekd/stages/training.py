@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.distill.endpoint import shown_url
-from edgekd.errors import ModelError, explain_os_errors
+from edgekd.errors import ModelError, RecipeError, explain_os_errors, nearest
 from edgekd.files import sha256_file
-from edgekd.recipe_sections import ScheduleSection
+from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection
 from edgekd.spec import Array
 from edgekd.stages import caching
 from edgekd.stages.workspace import Workspace
@@ -65,6 +65,13 @@ def check(space: Workspace) -> None:
     teacher = None
     if recipe.teacher.model is not None:
         teacher = ModuleTeacher(build(space, recipe.teacher, seed=recipe.seed))
+    for further in recipe.teachers:
+        if further.model is not None:
+            build(space, further, seed=recipe.seed)
+    for assistant in recipe.assistant:
+        build(space, assistant, seed=recipe.seed)
+    for one in recipe.all_teachers.values():
+        own_classes(space, one)
     few = Batches(
         dataset.train.take(slice(0, 2)),
         space.prepared.arithmetic,
@@ -124,11 +131,17 @@ def _number(value: Any) -> Any:
     return Schedule(**value.model_dump()) if isinstance(value, ScheduleSection) else value
 
 
+def section_of(space: Workspace, name: str) -> TeacherSection | AssistantSection | StudentSection:
+    """The recipe's section of what the training stage `name` trains."""
+    recipe = space.recipe
+    return recipe.all_teachers.get(name) or recipe.assistants.get(name) or recipe.student
+
+
 def load_trained(space: Workspace, name: str) -> nn.Module:
     """The module of an ended training stage, in eval mode, with the weights that validation chose."""
     from edgekd.distill.models import load_weights
 
-    section = space.recipe.teacher if name == "teacher" else space.recipe.student
+    section = section_of(space, name)
     module = build(space, section, seed=space.recipe.seed)
     load_weights(module, space.path / name / "weights.safetensors")
     return module.eval()
@@ -150,27 +163,53 @@ def load_teacher(space: Workspace) -> Teacher:
     return ModuleTeacher(load_trained(space, "teacher"))
 
 
+def load_teachers(space: Workspace) -> Teacher:
+    """All teachers as one: each counts by its weight, and for its own labels where it names some."""
+    from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher
+
+    if not space.recipe.teachers:
+        return load_teacher(space)
+    teachers: list[Teacher] = [load_teacher(space)]
+    for name, section in list(space.recipe.all_teachers.items())[1:]:
+        if section.onnx is not None:
+            teachers.append(OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads))
+        else:
+            teachers.append(ModuleTeacher(load_trained(space, name)))
+    sections = space.recipe.all_teachers.values()
+    classes = [own_classes(space, section) for section in sections] if any(s.labels for s in sections) else None
+    return EnsembleTeacher(teachers, [section.weight for section in sections], classes=classes)
+
+
+def own_classes(space: Workspace, section: TeacherSection) -> list[int]:
+    """The numbers of the labels that a teacher knows. Raises `RecipeError` for a label that the data does not have."""
+    names = list(space.prepared.dataset.labels)
+    for label in section.labels:
+        if label not in names:
+            raise RecipeError(f"a teacher's labels: the data has no label '{label}'. {nearest(label, names)}")
+    return [names.index(label) for label in section.labels]
+
+
 def teacher_for_student(space: Workspace) -> Teacher:
     """The teacher in the units that the student learns in."""
     from edgekd.device.postprocess import Denormalize
     from edgekd.distill.teachers import StandardizedTeacher
 
-    teacher: Teacher = caching.remembered(space, "train") if space.recipe.keeps_answers else load_teacher(space)
+    teacher: Teacher = caching.remembered(space, "train") if space.recipe.keeps_answers else load_teachers(space)
     post = space.prepared.post
     if space.teacher_post == post:
         return teacher
     return StandardizedTeacher(teacher, [step for step in post if isinstance(step, Denormalize)])
 
 
-def work_on_teacher(space: Workspace) -> tuple[dict[str, Any], str]:
-    """Train the teacher, or take the one that the recipe points to."""
-    section = space.recipe.teacher
-    folder = space.path / "teacher"
+def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, Any], str]:
+    """Train a teacher, or take the one that the recipe points to."""
+    section = space.recipe.all_teachers[name]
+    folder = space.path / name
     if section.onnx is not None:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(section.onnx, folder / "teacher.onnx")
-        return {"trained": False, "source": "onnx", **_scored(space, "teacher")}, "taken from its ONNX file"
+        return {"trained": False, "source": "onnx", **_scored(space, name)}, "taken from its ONNX file"
     if section.model is None:
         return _take_answers(space)
     if section.weights is not None:
@@ -179,11 +218,11 @@ def work_on_teacher(space: Workspace) -> tuple[dict[str, Any], str]:
         module = build(space, section, seed=space.recipe.seed)
         load_weights(module, Path(section.weights))
         save_weights(module, folder / "weights.safetensors")
-        _save_model_json(space, "teacher", section)
-        scored = _scored(space, "teacher")
+        _save_model_json(space, name, section)
+        scored = _scored(space, name)
         return {"trained": False, "source": "weights", **scored}, f"loaded, validation {scored['best']:.4f}"
-    trained = _train(space, "teacher", section, teachers=(), objective=_alone(space, section.train.label_smoothing))
-    _save_model_json(space, "teacher", section)
+    trained = _train(space, name, section, teachers=(), objective=_alone(space, section.train.label_smoothing))
+    _save_model_json(space, name, section)
     return trained, _summary(space, trained)
 
 
@@ -206,9 +245,23 @@ def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
 
 
 def work_on_student(space: Workspace) -> tuple[dict[str, Any], str]:
-    """Distil the student from the teacher with the recipe's terms."""
-    teachers = (teacher_for_student(space),)
-    trained = _train(space, "student", space.recipe.student, teachers=teachers, objective=student_objective(space))
+    """Distil the student from the teacher, or from the last assistant, with the recipe's terms."""
+    return _distilled(space, "student")
+
+
+def work_on_assistant(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
+    """Distil an assistant from the one before it, the first from the teacher, with the student's terms."""
+    return _distilled(space, name)
+
+
+def _distilled(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
+    from edgekd.distill.teachers import ModuleTeacher
+
+    before = list(space.recipe.assistants)
+    before = before[: before.index(name)] if name in before else before
+    teacher: Teacher = ModuleTeacher(load_trained(space, before[-1])) if before else teacher_for_student(space)
+    objective = student_objective(space)
+    trained = _train(space, name, section_of(space, name), teachers=(teacher,), objective=objective)
     return trained, _summary(space, trained)
 
 
@@ -232,9 +285,11 @@ def _train(
     from edgekd.distill.engine import distill
     from edgekd.distill.models import count, load_weights
 
-    schedule = section.train if name == "teacher" else space.recipe.distill
-    module = build(space, section, seed=space.recipe.seed)
-    if name != "teacher" and section.weights is not None:
+    is_teacher = name in space.recipe.all_teachers
+    schedule = section.train if is_teacher else space.recipe.distill
+    # A generation begins where no other did; teachers of one kind are different ones.
+    module = build(space, section, seed=space.recipe.seed + _number_of(name))
+    if name in ("student", "student_alone") and section.weights is not None:
         load_weights(module, Path(section.weights))
     result = distill(
         module,
@@ -242,7 +297,7 @@ def _train(
         space.prepared.dataset,
         objective,
         steps=space.prepared.arithmetic,
-        epochs=schedule.epochs,
+        epochs=_epochs(space, section, schedule.epochs),
         batch_size=schedule.batch_size,
         optimizer=schedule.optimizer,
         lr=schedule.lr,
@@ -255,8 +310,8 @@ def _train(
         threads=space.threads,
         augment=space.recipe.data.augment,
         # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
-        views=None if name == "teacher" else space.recipe.data.views,
-        **({} if name == "teacher" else _only_students(space, name)),
+        views=None if is_teacher else space.recipe.data.views,
+        **({} if is_teacher else _only_students(space, name)),
         run_dir=space.path / name,
         progress=space.listener.step,
     )
@@ -273,13 +328,25 @@ def _only_students(space: Workspace, name: str) -> dict[str, Any]:
     distill = space.recipe.distill
     stages = [Stage(stage.name, stage.epochs, stage.terms, stage.lr) for stage in distill.stages]
     return {
-        "stages": stages if name == "student" else (),
+        "stages": () if name == "student_alone" else stages,
         "mixup": distill.mixup,
         "cutmix": distill.cutmix,
         "ema": distill.ema,
         "patience": distill.patience,
         "clip_norm": distill.clip_norm,
     }
+
+
+def _number_of(name: str) -> int:
+    """2 of "teacher_2", 0 of "teacher", "student" and "student_alone"."""
+    number = name.rpartition("_")[2]
+    return int(number) if number.isdigit() else 0
+
+
+def _epochs(space: Workspace, section: Any, usual: int) -> int:
+    """An assistant may have epochs of its own; with stages it has theirs."""
+    own = section.epochs if isinstance(section, AssistantSection) else None
+    return usual if own is None or space.recipe.distill.stages else own
 
 
 def _numbers(result: TrainResult) -> dict[str, Any]:
@@ -299,10 +366,14 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
     from edgekd.device.metrics import METRIC, score
     from edgekd.distill.engine import evaluate
     from edgekd.distill.models import count
+    from edgekd.distill.teachers import OnnxTeacher
 
     prepared, task = space.prepared, space.recipe.task
-    is_black_box = space.recipe.teacher.model is None
-    model: Any = load_teacher(space) if is_black_box else load_trained(space, name)
+    is_black_box = space.recipe.all_teachers[name].model is None
+    if name != "teacher" and is_black_box:
+        model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads)
+    else:
+        model = load_teacher(space) if is_black_box else load_trained(space, name)
     outputs = evaluate(model, prepared.dataset.val, prepared.arithmetic, task=task)
     if outputs.shape[1:] != (prepared.dataset.num_outputs,):
         raise ModelError(

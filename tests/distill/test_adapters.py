@@ -137,6 +137,22 @@ def test_peers_are_the_same_network_with_other_weights() -> None:
         find_adapter("peers")((3,), (3,))
 
 
+def test_the_average_follows_the_student_and_is_not_trained() -> None:
+    student = nn.Linear(4, 3)
+    adapter = find_adapter("average_teacher")((3,), (3,), student_module=student, decay=0.9)
+    assert not [parameter for parameter in adapter.parameters() if parameter.requires_grad]
+    before, x = student.weight.detach().clone(), torch.randn(5, 4)
+    with torch.no_grad():
+        student.weight.add_(1.0)
+    _, teacher, _ = adapter(student(x), None, {"x": x})
+    torch.testing.assert_close(teacher, x @ (before + 0.1).T + student.bias)
+    assert not teacher.requires_grad
+    with torch.no_grad():
+        adapter(student(x), None, {"x": x})
+    kept = adapter.state_dict()["slow.weight"]
+    torch.testing.assert_close(kept, before + 0.1, msg="a rehearsal moves nothing")
+
+
 def memory() -> ContrastiveMemory:
     torch.manual_seed(0)
     adapter = find_adapter("contrastive_memory")((8,), (16,), num_samples=50, width=6, negatives=12)
@@ -235,7 +251,12 @@ ENGINE: dict[str, dict[str, Any]] = {
     "trusted_cross_entropy": {},
     "generalized_jsd": {},
     "mutual_learning": {},
+    "kd": {"adapter": "average_teacher"},
 }
+
+
+# Methods without a teacher of their own.
+ALONE = ("mutual_learning", "kd")
 
 
 @pytest.mark.parametrize("name", ENGINE)
@@ -245,14 +266,14 @@ def test_a_student_learns_from_it(name: str) -> None:
     terms = [
         Term("it", name, weight=DEFAULT_WEIGHTS.get(name, 1.0), **ENGINE[name]),
         # The teacher was never trained: labels that contradict it would hide what the loss does.
-        Term("cross_entropy", "cross_entropy", weight=1.0 if name == "mutual_learning" else 0.0),
+        Term("cross_entropy", "cross_entropy", weight=1.0 if name in ALONE else 0.0),
     ]
-    teachers = [] if name == "mutual_learning" else [ModuleTeacher(teacher)]
+    teachers = [] if name in ALONE else [ModuleTeacher(teacher)]
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     result = distill(student, teachers, data(), Objective(terms), epochs=4, batch_size=16, lr=1e-2, device="cpu")
     history = [item["terms"]["it"] for item in result.history]
     assert all(math.isfinite(value) for value in history)
-    if name not in ("adversarial", "contrastive"):  # what their players do to each other need not fall
+    if name not in ("adversarial", "contrastive", "kd"):  # what their players do to each other need not fall
         assert history[-1] < history[0]
     assert result.history[0]["gradients"]["it"] > 0, "it teaches the student"
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())

@@ -33,10 +33,11 @@ ADAPTERS: dict[str, str] = {
     "review": "edgekd.distill.adapters.maps:review",
     "discriminator": "edgekd.distill.adapters.discriminator:discriminator",
     "peers": "edgekd.distill.adapters.peers:peers",
+    "average_teacher": "edgekd.distill.adapters.peers:average_teacher",
 }
 
 # Adapters that look at the student alone: their terms need no teacher.
-WITHOUT_TEACHER = frozenset({"peers"})
+WITHOUT_TEACHER = frozenset({"peers", "average_teacher"})
 
 
 def find_adapter(name: str, *, search_path: str | PathLike[str] | None = None) -> Callable[..., nn.Module]:

@@ -1,10 +1,11 @@
-"""Peers of the student in deep mutual learning: networks of the same kind that learn at the same time."""
+"""Teachers that grow with the student: peers that learn at the same time, and the average of the student itself."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from edgekd.errors import UsageError
@@ -47,3 +48,51 @@ def peers(
             if callable(reset):
                 reset()
     return Peers(members)
+
+
+class AverageTeacher(nn.Module):
+    """Gives as the teacher's tensor the logits of a slow copy of the student, whose weights follow at each step."""
+
+    def __init__(self, student: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.slow = copy.deepcopy(student).requires_grad_(requires_grad=False)
+        self.decay = decay
+        # Not a part of this module: its weights belong to the student.
+        self._student = (student,)
+
+    def forward(self, student: Tensor, teacher: object, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Mapping]:  # type: ignore[type-arg]
+        """(student, logits of the slow copy, nothing more)."""
+        self.slow.eval()
+        with torch.no_grad():
+            if student.requires_grad:  # training, not a rehearsal
+                self._follow()
+            answer = self.slow(batch["x"])
+        return student, answer["logits"] if isinstance(answer, Mapping) else answer, {}
+
+    def _follow(self) -> None:
+        slow, fast = self.slow.state_dict(), self._student[0].state_dict()
+        for name, value in slow.items():
+            if value.is_floating_point():
+                value.lerp_(fast[name], 1.0 - self.decay)
+            else:
+                value.copy_(fast[name])
+
+
+def average_teacher(
+    student_shape: object,
+    teacher_shape: object,
+    *,
+    student_module: nn.Module | None = None,
+    teacher_module: object = None,
+    num_samples: int | None = None,
+    decay: float = 0.99,
+) -> nn.Module:
+    """Self-distillation: the student learns from the exponential moving average of its own weights.
+
+    Tarvainen and Valpola, "Mean teachers are better role models", 2017, arXiv:1703.01780.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise UsageError(f"found decay = {decay}, expected 0 <= decay < 1")
+    if student_module is None:
+        raise UsageError("the average teacher is a copy of the student: tap its 'logits'")
+    return AverageTeacher(student_module, decay)
