@@ -91,7 +91,8 @@ class BoundTerm:
     builder: Callable[..., nn.Module] | None
     auto: Callable[..., nn.Module] | None
 
-    @property
+    # The next ones are looked at in every step.
+    @cached_property
     def wants_teacher(self) -> bool:
         """Whether it needs what a teacher gives."""
         if _adapter(self.term) in WITHOUT_TEACHER:
@@ -104,7 +105,7 @@ class BoundTerm:
         known = self.term.compares_samples
         return compares_samples(self.function) if known is None else known
 
-    @property
+    @cached_property
     def wants_truth(self) -> bool:
         """Whether it needs the labels."""
         return any(role == "truth" for _, role in self.roles)
@@ -114,9 +115,13 @@ class BoundTerm:
         weight = self.term.weight
         return weight.at(progress) if isinstance(weight, Schedule) else weight
 
+    @cached_property
+    def _teacher_names(self) -> tuple[str, ...]:
+        return tuple(name for name, role in self.roles if role == "teacher")
+
     def teacher_arguments(self, value: Any) -> dict[str, Any]:
         """The teacher's tensors by the loss's parameters: a loss of several gets one tap for each, in their order."""
-        names = [name for name, role in self.roles if role == "teacher"]
+        names = self._teacher_names
         if len(names) < 2:
             return {name: value for name in names}
         if not isinstance(value, list) or len(value) != len(names):
