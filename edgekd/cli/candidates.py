@@ -177,8 +177,11 @@ def read_samples(path: Path, candidates: Sequence[str]) -> Samples:
     if not {"x", "y"} <= set(arrays):
         raise InputRefused(f"{path} holds {', '.join(sorted(arrays))}; expected the arrays x and y")
     bundles = [place for place, _ in map(split_name, candidates) if looks_like_bundle(place)]
-    task: Task = Bundle.open(bundles[0]).manifest["task"] if bundles else "classification"
-    return Samples(arrays["x"], arrays["y"], task)
+    if not bundles:
+        return Samples(arrays["x"], arrays["y"], "classification")
+    manifest = Bundle.open(bundles[0]).manifest
+    task: Task = manifest["task"]
+    return Samples(arrays["x"], arrays["y"], task, tuple(manifest["labels"]))
 
 
 def whole_numbers(text: str, *, option: str) -> tuple[int, ...]:

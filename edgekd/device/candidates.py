@@ -44,11 +44,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Samples:
-    """Labelled samples that training never saw: x (N, ...) before the arithmetic steps, y as in `spec.Split`."""
+    """Labelled samples that training never saw: x (N, ...) before the arithmetic steps, y as in `spec.Split`.
+
+    `labels` name the classes, in order, where they have names.
+    """
 
     x: Array
     y: Array
     task: Task
+    labels: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Which samples these are, for the result: two results on equal ones are compared in pairs."""

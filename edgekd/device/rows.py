@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from edgekd.device.candidates import Plan, Samples
 from edgekd.device.metrics import Contributions, agreement, contributions, drop_points, score_interval
 from edgekd.device.postprocess import as_judged
+from edgekd.device.quality import class_numbers, further_metrics, per_class, worst_samples
 from edgekd.device.statistics import PLACEMENT, block_bootstrap_ratio, latency_interval, median_interval
 from edgekd.errors import UsageError
 from edgekd.spec import Array, Interval
@@ -119,13 +120,39 @@ def _accuracy(
     own = contributions(task, scores, y, threshold=threshold)
     told: dict[str, Any] = {"accuracy": score_interval(task, own, confidence=confidence, seed=seed).to_json()}
     if reference is None or reference[1].outputs is None or reference[0] is plan:
-        return told
+        return told | _closely(plan, outputs, samples, own, None, None, confidence)
     others, limit = as_judged(task, reference[0].postprocess, reference[1].outputs)
     theirs = contributions(task, others, y, threshold=limit)
     told["drop_points"] = drop_points(task, theirs, own, confidence=confidence, seed=seed).to_json()
     # Both relative to their own threshold: a label agrees when both call it present, or neither does.
     told["agreement"] = agreement(task, others - limit, scores - threshold)
-    return told
+    return told | _closely(plan, outputs, samples, own, others, theirs, confidence)
+
+
+def _closely(
+    plan: Plan,
+    outputs: Array,
+    samples: Samples,
+    own: Contributions,
+    others: Array | None,
+    theirs: Contributions | None,
+    confidence: float,
+) -> dict[str, Any]:
+    """Further metrics, each class, and the worst samples."""
+    task, y, steps = samples.task, samples.y, plan.postprocess
+    if task != "classification":
+        return {
+            "metrics": further_metrics(task, outputs, y, steps),
+            "worst": worst_samples(task, outputs, y, steps, samples.labels),
+        }
+    numbers = class_numbers(y, outputs)
+    if numbers is None:
+        return {}
+    return {
+        "metrics": further_metrics(task, outputs, numbers, steps),
+        "per_class": per_class(numbers, own, theirs, samples.labels, confidence=confidence),
+        "worst": worst_samples(task, outputs, numbers, steps, samples.labels, others),
+    }
 
 
 def judged(plan: Plan, measured: Measured, samples: Samples | None) -> Contributions | None:

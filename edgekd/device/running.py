@@ -185,7 +185,14 @@ class Run:
         if self._samples is not None:
             out = self._crew.folder / str(index) / "outputs.npy"
             self._ask(child, {"do": "evaluate", "samples": str(self._samples), "out": str(out)})
-            measured.outputs = np.load(out)
+            outputs = np.load(out)
+            broken = int((~np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)).sum())
+            if broken:
+                raise ChildFailed(
+                    f"it gives NaN or infinite outputs for {broken} of {len(outputs)} samples; is a number too large "
+                    "for its precision?"
+                )
+            measured.outputs = outputs
 
     def _measure_memory(self, index: int) -> None:
         with self._guard(index), self._crew.start() as child:

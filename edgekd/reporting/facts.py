@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgekd.reporting.numbers import format_exact, format_seconds, mapping, number_of
+from edgekd.reporting.quality import quality_groups
 from edgekd.reporting.table import figures_of
 
 # The flags that decide how fast a model runs; all of them are in results.json.
@@ -70,7 +71,7 @@ def command_of(results: Mapping[str, Any]) -> str:
 
 
 def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Machine, versions, licences, budget and files as (heading, [(name, value)]); empty groups are left out."""
+    """Accuracy in detail, machine, versions, licences, budget, files as (heading, [(name, value)]); none is empty."""
     run = mapping(results.get("run"))
     machine = dict(mapping(results.get("machine")))
     if flags := machine.get("flags"):
@@ -92,6 +93,7 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
         and (macs := number_of(mapping(part).get("macs"))) is not None
     ]
     groups = [
+        *quality_groups(results),
         ("Machine", facts(machine)),
         ("Measurement", facts({key: value for key, value in measured.items() if value is not None})),
         ("Conditions while timing", facts(mapping(results.get("conditions")))),

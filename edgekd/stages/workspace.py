@@ -57,7 +57,8 @@ class Prepared:
     def labelled(self, split: Split) -> Samples:
         """Samples of `split` for the benchmark, with targets in the user's units."""
         task = self.dataset.task
-        return Samples(split.x, apply_post(self.post, split.y) if task == "regression" else split.y, task)
+        y = apply_post(self.post, split.y) if task == "regression" else split.y
+        return Samples(split.x, y, task, self.dataset.labels)
 
     def judge(self, outputs_ND: Array, split: Split, post: tuple[PostStep, ...] | None = None) -> Contributions:
         """What each sample of `split` adds to the metric, outputs read as the predictor reads them (through `post`)."""

@@ -207,6 +207,18 @@ def test_a_wrong_reference_is_none(tmp_path: Path) -> None:
     assert found["rows"][1]["accuracy"] is not None
 
 
+def test_outputs_that_are_no_numbers_cost_the_row(tmp_path: Path) -> None:
+    broken = weights()
+    broken[3, 1] = np.nan
+    (tmp_path / "broken.onnx").write_bytes(linear_model(broken))
+    (tmp_path / "right.onnx").write_bytes(linear_model(weights()))
+    candidates = [Candidate(name, tmp_path / f"{name}.onnx", preprocess=STEPS) for name in ("broken", "right")]
+    found = benchmark(candidates, suite=TINY, samples=_labelled(weights(), wrong=30))
+    assert "gives NaN or infinite outputs for 150 of 150 samples" in found["rows"][0]["error"]
+    assert "metrics" in found["rows"][1]
+    assert found["rows"][1]["accuracy"]["value"] == 0.8
+
+
 HANGING = """
 import threading
 from edgekd.spec import TensorSpec
@@ -237,7 +249,7 @@ def test_a_candidate_that_hangs_costs_its_own_row(
         suite=replace(TINY, timeout_seconds=8.0),
     )
     assert found["rows"][0]["error"] == "it did not answer within 8 s and was stopped; does the model hang?"
-    assert found["rows"][1]["latency_ms"]["p50"] is not None
+    assert found["rows"][1]["n"] >= 40
 
 
 def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
@@ -267,7 +279,7 @@ def test_ctrl_c_during_cold_starts_keeps_the_timing(folder: Path) -> None:
     suite = replace(TINY, cold_starts=10)
     found = benchmark([Candidate("right", folder / "right.onnx")], suite=suite, progress=stop, keep_partial=True)
     assert found["interrupted"] is True
-    assert found["rows"][0]["latency_ms"]["p50"] is not None
+    assert found["rows"][0]["n"] >= 40
     assert len(found["samples"]["right"]["cold_ms"]) == 1
     assert found["rows"][0]["cold_start_ms"] is None
 

@@ -205,3 +205,39 @@ def test_the_data_are_told_apart_by_every_byte() -> None:
     others = [Samples(x + 1, y, "classification"), Samples(x, y[::-1], "classification")]
     others.append(Samples(x.reshape(4, 2, 1), y, "classification"))
     assert len({item.describe()["sha256"] for item in others} | {plain["sha256"]}) == 4
+
+
+def test_further_metrics_classes_and_the_worst_samples_are_in_the_row() -> None:
+    y = np.arange(200) % 4
+    right = np.eye(4, dtype=np.float32)[y]
+    worse = right.copy()
+    worse[:10] = np.eye(4, dtype=np.float32)[(y[:10] + 1) % 4]
+    samples = Samples(np.zeros((200, 2), np.uint8), y, "classification", ("a", "b", "c", "d"))
+    teacher = (_plan("teacher"), _measured(6.0, outputs=right))
+    row = make_row(_plan("x"), _measured(2.0, outputs=worse), reference=teacher, samples=samples, seed=0)
+    assert set(row["metrics"]) == {"f1_macro", "calibration_error"}
+    assert [item["label"] for item in row["per_class"]] == ["a", "b", "c", "d"]
+    assert row["per_class"][0]["reference"] == 1.0
+    assert sorted(item["sample"] for item in row["worst"]) == list(range(10))
+    assert row["worst"][0]["reference"] == row["worst"][0]["label"]
+    own = make_row(*teacher, reference=teacher, samples=samples, seed=0)
+    assert "reference" not in own["per_class"][0]
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+def test_labels_beyond_the_models_classes_leave_the_classes_out() -> None:
+    outputs = np.eye(4, dtype=np.float32)
+    samples = Samples(np.zeros((4, 2), np.uint8), np.array([0, 1, 2, 9]), "classification")
+    row = make_row(_plan("a"), _measured(1.0, outputs=outputs), reference=None, samples=samples, seed=0)
+    assert row["accuracy"]["value"] == 0.75
+    assert "metrics" not in row
+    assert "worst" not in row
+
+
+def test_targets_have_errors_in_their_units() -> None:
+    standard = np.random.default_rng(0).standard_normal((50, 1)).astype(np.float32)
+    samples = Samples(np.zeros((50, 2), np.uint8), standard * 30 + 200, "regression")
+    plan = _plan("a", postprocess=(Denormalize((203.0,), (30.0,)),))
+    row = make_row(plan, _measured(1.0, outputs=standard), reference=None, samples=samples, seed=0)
+    assert row["metrics"] == pytest.approx({"mae": 3.0, "rmse": 3.0, "max_error": 3.0}, abs=1e-3)
+    assert "per_class" not in row
