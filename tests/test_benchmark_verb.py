@@ -84,6 +84,18 @@ def test_converted_files_are_proven_before_they_are_timed(folder: Path) -> None:
     assert "WRONG" in done.stdout
 
 
+def test_a_profile_is_printed_kept_and_reported(folder: Path) -> None:
+    out = folder / "profile.json"
+    models = (folder / "a.edgekd", folder / "linear.tflite")
+    text = ok("benchmark", *models, "--suite", folder / "tiny.toml", "--profile", "--out", out)
+    assert "ms in operators, median of 50 calls" in text
+    assert "linear.tflite: no profile; its runtime cannot tell" in text
+    operators = read_results(out)["rows"][0]["profile"]["operators"]
+    assert operators[0]["kind"] in text
+    ok("report", out, "--md", folder / "profile.md")
+    assert "## Costliest operators: a.edgekd:float32" in (folder / "profile.md").read_text()
+
+
 def test_a_suite_names_runtimes_and_threads(folder: Path) -> None:
     suite = folder / "mine.toml"
     suite.write_text(SUITE + 'runtimes = ["onnxruntime", "onnxruntime-qnn"]\nthreads = [1, 4096]\nbatches = [1, 2]\n')

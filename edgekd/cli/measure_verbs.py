@@ -67,6 +67,9 @@ def benchmark(
     cpus: Annotated[
         str | None, typer.Option("--cpus", metavar="4-7", help="Cores to run on (big.LITTLE); default: those allowed.")
     ] = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Also the ten costliest operators (onnxruntime, openvino).")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when the result is INVALID.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the result with all raw samples.")
@@ -109,6 +112,7 @@ def benchmark(
             seed=common.seed or 0,
             progress=counter,
             keep_partial=True,
+            profile=profile,
         )
     results["command"] = shlex.join(["edgekd", *sys.argv[1:]])
     if out is not None:
@@ -117,6 +121,8 @@ def benchmark(
         common.print_json(results)
     else:
         tables.print_results_table(common, results)
+        if profile:
+            print_profiles(common, results)
         tables.print_next(
             common,
             tables.command("benchmark", *candidates, "--out", "here.json")
@@ -139,6 +145,20 @@ def end(results: Mapping[str, Any], out: Path | None, *, strict: bool) -> None:
     verdict = results["verdict"]
     if strict and verdict["value"] != "VALID":
         raise AnswerIsNo(f"the benchmark is INVALID: {'; '.join(verdict['reasons'])}. {' '.join(verdict['advice'])}")
+
+
+def print_profiles(common: Common, results: Mapping[str, Any]) -> None:
+    """The costliest operators of each candidate."""
+    for row in results["rows"]:
+        found = row.get("profile")
+        if found is None:
+            common.say(f"{row['candidate']}: no profile" + ("" if "error" in row else "; its runtime cannot tell"))
+            continue
+        common.say(f"{row['candidate']}: {found['total_ms']:.4g} ms in operators, median of {found['calls']} calls")
+        cells = [
+            (item["kind"], item["name"], f"{item['ms']:.4g}", f"{item['share']:.1%}") for item in found["operators"]
+        ]
+        common.out.print(tables.plain_table(("operator", "node", "ms", "share"), cells, left=2))
 
 
 def wrong(candidate: Mapping[str, Any]) -> str:

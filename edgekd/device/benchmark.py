@@ -43,6 +43,7 @@ def benchmark(
     confidence: float = 0.95,
     progress: Progress | None = None,
     keep_partial: bool = False,
+    profile: bool = False,
 ) -> dict[str, Any]:
     """Measure the candidates beside each other; the result has the shape of results.json.
 
@@ -52,6 +53,7 @@ def benchmark(
     confidence  of the intervals of percentiles, accuracy and drop; a speed-up has its own (99 %)
     golden   arrays `input.NAME` to time on when there are no samples (default: the bundle's own, else random numbers)
     keep_partial  Ctrl-C, once timing has begun, ends the measurement and gives what there is, with "interrupted": true
+    profile  also what each operator takes, where the runtime can tell
     A candidate that fails or hangs is a row with `error`, one that does not give its golden outputs reads WRONG and is
     not timed; the others go on. Raises `UsageError` for a request that cannot
     be measured: no candidate, equal ids, an unknown reference, more threads than cores.
@@ -69,6 +71,8 @@ def benchmark(
         run.prepare()
         conditions = run.time()
         run.start_cold()
+        if profile:
+            run.profile()
     series = {
         plan.candidate.id: verdict.Series(measured.latency_ns, measured.block, effort.min_calls)
         for plan, measured in run.timed()

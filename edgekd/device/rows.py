@@ -39,6 +39,7 @@ class Measured:
     memory_mb: dict[str, float] | None = None
     cold: list[tuple[float, float]] = field(default_factory=list)
     outputs: Array | None = None
+    profile: dict[str, Any] | None = None
 
 
 def make_row(
@@ -70,6 +71,8 @@ def make_row(
     }
     if measured.memory_mb is not None:
         row["memory_mb"] = measured.memory_mb
+    if measured.profile is not None:
+        row["profile"] = measured.profile
     if plan.error is not None:
         return {**row, "error": plan.error}
     if len(measured.latency_ns):

@@ -138,6 +138,17 @@ class Run:
                     with self._guard(index):
                         self._cold_start(index)
 
+    def profile(self) -> None:
+        """What each operator takes, in a process of its own per candidate: it would disturb everything else."""
+        alive = [] if self.interrupted else self._alive()
+        with self._may_end_early():
+            for place, index in enumerate(alive):
+                self._progress("profiling", place, len(alive))
+                folder = str(self._crew.folder / str(index))
+                command = {**self._load_command(index, memory=False), "do": "profile", "folder": folder}
+                with self._guard(index), self._crew.start() as child:
+                    self._measured[index].profile = self._ask(child, command)["profile"]
+
     def _alive(self) -> list[int]:
         both = enumerate(zip(self._plans, self._measured))
         return [index for index, (plan, measured) in both if plan.error is None and measured.golden != "WRONG"]

@@ -18,6 +18,7 @@ import numpy as np
 from edgekd.device import memory
 from edgekd.device.bundle import Bundle
 from edgekd.device.preprocess import apply_arithmetic
+from edgekd.device.profile import can_tell, profile
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, run_in_chunks
 from edgekd.device.selftest import check_variant
@@ -130,6 +131,25 @@ def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def profile_operators(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Open the model once more, with every operator timed, and say what each takes; None where the runtime cannot."""
+    state.session = open_session(
+        command["model"], variant=command["variant"], runtime=command["runtime"], threads=command["threads"]
+    )
+    if not can_tell(state.session):
+        return {"profile": None}
+    state.session.close()
+    session = open_session(
+        command["model"],
+        variant=command["variant"],
+        runtime=command["runtime"],
+        threads=command["threads"],
+        options={**command["options"], "profile": command["folder"]},
+    )
+    feeds = make_feeds(session.inputs, command, parse_steps(command["preprocess"]))
+    return {"profile": profile(session, feeds)}
+
+
 def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     """Pin to `cores`, then warm up until the latencies are steady."""
     assert state.session is not None
@@ -194,6 +214,7 @@ COMMANDS: dict[str, Callable[[State, Mapping[str, Any]], dict[str, Any]]] = {
     "load": load,
     "check_golden": check_golden,
     "evaluate": evaluate,
+    "profile": profile_operators,
     "steady": steady,
     "block": block,
     "samples": samples,

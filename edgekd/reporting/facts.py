@@ -94,6 +94,7 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
     ]
     groups = [
         *quality_groups(results),
+        *profile_groups(results),
         ("Machine", facts(machine)),
         ("Measurement", facts({key: value for key, value in measured.items() if value is not None})),
         ("Conditions while timing", facts(mapping(results.get("conditions")))),
@@ -106,6 +107,20 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
         ("Files", facts(mapping(run.get("files")))),
     ]
     return [(heading, lines) for heading, lines in groups if lines]
+
+
+def profile_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """The costliest operators of each candidate that was profiled."""
+    groups = []
+    for row in figures_of(results):
+        lines = []
+        for item in row["operators"]:
+            ms, share = number_of(item.get("ms")), number_of(item.get("share"))
+            if ms is not None and share is not None:
+                text = f"{format_exact(ms)} ms, {100 * share:.1f} %"
+                lines.append((f"{item.get('kind')} {item.get('name')}", text))
+        groups.append((f"Costliest operators: {row['name']}", lines))
+    return groups
 
 
 def facts(values: Mapping[str, Any]) -> list[tuple[str, str]]:

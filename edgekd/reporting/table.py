@@ -66,7 +66,7 @@ def figures_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     Keys: candidate, name, role, chosen, reference (speed-up and drop are against it), model, variant, runtime,
     threads, batch, scenario, golden, error, n;
     `Interval` or None: accuracy (0..1), drop_points, p50_ms, p90_ms, p99_ms, speedup, cold_start_ms; float or None:
-    size_kb, memory_mb, throughput_per_s, load_ms, first_ms, cpu_ms, agreement; against; and
+    size_kb, memory_mb, throughput_per_s, load_ms, first_ms, cpu_ms, agreement; against; operators (of a profile); and
     `cells`: {column key: (text, interval text)} for those who only print. `columns(results)` gives the headings.
     """
     metric = metric_of(results)
@@ -119,6 +119,9 @@ def figures_of_row(results: Mapping[str, Any], candidate: Mapping[str, Any], row
         "cold_start_ms": interval_of(row.get("cold_start_ms")),
         "cpu_ms": _value(row.get("cpu_ms")),
         "agreement": _value(row.get("agreement")),
+        "operators": [
+            item for item in _list(mapping(row.get("profile")).get("operators")) if isinstance(item, Mapping)
+        ],
     }
 
 
@@ -225,6 +228,10 @@ def markdown_safe(text: str) -> str:
     for character in "\\`*[]<|":
         text = text.replace(character, f"\\{character}")
     return text
+
+
+def _list(raw: object) -> list[Any]:
+    return raw if isinstance(raw, list) else []
 
 
 def _line(texts: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -64,6 +65,15 @@ MODULES: dict[str, str] = {
     "ncnn": "ncnn",
     "torch_runtime": "torch",
 }
+
+
+@dataclass(frozen=True)
+class OperatorTime:
+    """What one operator took in one call; `kind` is the operator's type, e.g. Conv."""
+
+    name: str
+    kind: str
+    ms: float
 
 
 class Session(Protocol):

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgekd.device.runtimes import Session, check_feeds
+from edgekd.device.runtimes import OperatorTime, Session, check_feeds
 from edgekd.errors import MissingExtra, MissingHere, ModelError, UsageError, nearest
 from edgekd.spec import Array, TensorSpec
 
 if TYPE_CHECKING:
     import onnxruntime
 
-OPTIONS = ("session_config", "provider", "provider_options", "mobile")
+OPTIONS = ("session_config", "provider", "provider_options", "mobile", "profile")
 CPU = "CPUExecutionProvider"
 DTYPES = {
     "tensor(float)": "float32",
@@ -30,6 +31,7 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
     `options` may hold
         session_config    {KEY: TEXT}, entries of ONNX Runtime's own session configuration
         provider          an execution provider; what it cannot run falls to the CPU. provider_options: its settings
+        profile           a folder: every operator is timed from now on, which slows the calls; see `operator_times`
         mobile            true: the settings of an app, which shares its memory: no arena, no pattern, no spinning
     Raises `MissingExtra` without onnxruntime, `MissingHere` for a provider that this build or machine lacks,
     `ModelError` when the model cannot be loaded, `UsageError` for an unknown option.
@@ -104,6 +106,21 @@ class _OnnxSession:
 
         return call
 
+    def operator_times(self) -> list[OperatorTime]:
+        """What each operator took in each call since the model was opened with "profile"; ends the profiling."""
+        if self._loaded is None:
+            raise UsageError("this session is closed; open another one")
+        events = json.loads(Path(self._loaded.end_profiling()).read_text(encoding="utf-8"))
+        found = []
+        for event in events:
+            name = str(event.get("name", ""))
+            if event.get("cat") == "Node" and name.endswith("_kernel_time"):
+                told = event["args"]
+                # Nodes without a name would all be one.
+                own = name.removesuffix("_kernel_time") or f"node {told.get('node_index', '?')}"
+                found.append(OperatorTime(own, str(told["op_name"]), event["dur"] / 1e3))
+        return found
+
     def close(self) -> None:
         self._loaded = None
 
@@ -134,6 +151,9 @@ def _settings(onnxruntime: Any, threads: int, options: Mapping[str, object]) -> 
     settings.inter_op_num_threads = 1
     settings.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     settings.log_severity_level = 4  # what fails comes as an exception, with its text
+    if "profile" in options:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(Path(str(options["profile"])) / "profile")
     mobile = bool(options.get("mobile", False))
     if mobile:
         settings.enable_cpu_mem_arena = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.device.runtimes import Session, check_feeds
+from edgekd.device.runtimes import OperatorTime, Session, check_feeds
 from edgekd.errors import MissingExtra, ModelError, UsageError
 from edgekd.spec import Array, TensorSpec
 
@@ -21,14 +21,22 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
     """Load an ONNX model, as a path or as bytes, for `threads` threads.
 
     In float32, though OpenVINO would take bfloat16 where the CPU has it (differences of 5e-4). `options` are
-    OpenVINO's own CPU properties, e.g. {"PERFORMANCE_HINT": "LATENCY"}. Raises `MissingExtra` without openvino,
-    `ModelError` when the model cannot be loaded.
+    OpenVINO's own CPU properties, e.g. {"PERFORMANCE_HINT": "LATENCY"}, and "profile": see `operator_times`.
+    Raises `MissingExtra` without openvino, `ModelError` when the model cannot be loaded.
     """
     try:
         import openvino
     except ImportError as error:
         raise MissingExtra("openvino", "openvino", purpose="the runtime 'openvino'") from error
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, **options}
+    settings: dict[str, object] = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        **options,
+    }
+    profiled = settings.pop("profile", None) is not None
+    if profiled:
+        settings["PERF_COUNT"] = True
     name = "the model" if isinstance(model, bytes) else str(model)
     try:
         core = openvino.Core()
@@ -41,17 +49,24 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
             f"openvino {openvino.__version__.partition('-')[0]} cannot load {name}: {_last_line(error)}. "
             "Expected an ONNX model of operators that it knows"
         ) from error
-    return _OpenVinoSession(loaded, inputs, outputs)
+    return _OpenVinoSession(loaded, inputs, outputs, profiled=profiled)
 
 
 class _OpenVinoSession:
     def __init__(
-        self, loaded: openvino.CompiledModel, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
+        self,
+        loaded: openvino.CompiledModel,
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+        *,
+        profiled: bool,
     ) -> None:
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self._request: openvino.InferRequest | None = loaded.create_infer_request()
         # A request holds its own memory for inputs and outputs: one call at a time.
         self._lock = threading.Lock()
+        self._profiled = profiled
+        self._times: list[OperatorTime] = []
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         check_feeds(self.inputs, feeds)
@@ -65,6 +80,12 @@ class _OpenVinoSession:
                 raise ModelError(
                     f"the model failed while running: {_last_line(error)}; does it fit this input?"
                 ) from error
+            if self._profiled:
+                self._times += [
+                    OperatorTime(item.node_name, item.node_type, item.real_time.total_seconds() * 1e3)
+                    for item in self._request.profiling_info
+                    if item.real_time
+                ]
             return {spec.name: np.array(found[index]) for index, spec in enumerate(self.outputs)}
 
     def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
@@ -79,6 +100,11 @@ class _OpenVinoSession:
             return request.infer(bound, share_inputs=True)
 
         return call
+
+    def operator_times(self) -> list[OperatorTime]:
+        """What each operator took in each `run` since the model was opened with "profile"."""
+        with self._lock:
+            return list(self._times)
 
     def close(self) -> None:
         with self._lock:
