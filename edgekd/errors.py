@@ -12,7 +12,8 @@
     │   ├── MissingExtra       a Python package (the message holds the pip command)
     │   └── StorageError       no space, no permission, locked
     └── StageFailed (5)        a stage stopped; the run can be resumed
-        └── Diverged           the loss became NaN or infinite
+        ├── Diverged           the loss became NaN or infinite
+        └── ProcessLost        another process of the same training has ended
 
 Every message says what was found, what was expected and what to do next. Users never see a traceback for
 these (unless --debug); any other exception is a bug of ours and exits with 70.
@@ -110,6 +111,10 @@ class StageFailed(EdgekdError):
 
 class Diverged(StageFailed):
     """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class ProcessLost(StageFailed):
+    """Another process of the same training has ended; the last checkpoint is kept."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

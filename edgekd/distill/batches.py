@@ -15,7 +15,7 @@ augmentation touches have the one view 0; those left as they are by `full` altho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -111,25 +111,36 @@ class Batches:
     @property
     def smallest(self) -> int:
         """Samples in the smallest batch of an epoch."""
-        return min(end - start for start, end in self._bounds)
+        return min(self.sizes)
 
     @property
     def views(self) -> int | None:
         """How many views of each sample there are; None: another one in every epoch."""
         return self._views
 
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each batch of an epoch."""
+        return [end - start for start, end in self._bounds]
+
     def epoch(self, number: int) -> Iterator[dict[str, Tensor]]:
         """The batches of epoch `number` (from 0), shuffled and augmented."""
+        for (batch,) in self.parts(number, own=(0,), count=1):
+            yield batch
+
+    def parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
+        """Of each batch of epoch `number` the parts `own`; part j of `count` holds the rows j, j + count, ..."""
         order = permutation(self._seed, number, self._split.ids)
         view = number if self._views is None else number % self._views
         for start, end in self._bounds:
-            yield self.at(order[start:end], view=view)
+            rows = order[start:end]
+            yield [self.at(rows[part::count], view=view) for part in own]
 
-    def full(self) -> Iterator[dict[str, Tensor]]:
-        """All samples once, in their order and without augmentation."""
-        for start in range(0, len(self._split), self._batch_size):
-            indices = np.arange(start, min(start + self._batch_size, len(self._split)))
-            yield self.at(indices, view=0 if self._is_plain else PLAIN)
+    def full(self, *, first: int = 0, every: int = 1) -> Iterator[dict[str, Tensor]]:
+        """All samples once, in their order and without augmentation; or those from `first` on, `every` so many."""
+        positions = np.arange(first, len(self._split), every)
+        for start in range(0, len(positions), self._batch_size):
+            yield self.at(positions[start : start + self._batch_size], view=0 if self._is_plain else PLAIN)
 
     def at(self, indices: Positions, *, view: int) -> dict[str, Tensor]:
         """The samples at these positions of the split, all in the same view (`PLAIN`: as they are)."""

@@ -44,7 +44,10 @@ _STATES = ("student", "best_student", "adapters", "average", "optimizer")
 
 @dataclass(frozen=True)
 class Record:
-    """What a training knows about itself after `len(history)` epochs. Scores are None where they are undefined."""
+    """What a training knows about itself after `len(history)` epochs. Scores are None where they are undefined.
+
+    processes  how many trained the last of them
+    """
 
     threads: int
     history: tuple[dict[str, Any], ...] = ()
@@ -54,6 +57,7 @@ class Record:
     images_seen: int = 0
     teacher_passes: int = 0
     warnings: tuple[str, ...] = ()
+    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -198,7 +202,9 @@ class RunFiles:
 
 
 def _record(raw: Mapping[str, Any]) -> Record:
-    values = {field.name: raw[field.name] for field in dataclasses.fields(Record)}
+    # Trainings of before there could be several have nothing on processes: it was one.
+    values = {field.name: raw[field.name] for field in dataclasses.fields(Record) if field.name != "processes"}
+    values["processes"] = raw.get("processes", 1)
     return Record(**{**values, "history": tuple(values["history"]), "warnings": tuple(values["warnings"])})
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.distill.batches import Batches
+from edgekd.distill.distribution import Division
 from edgekd.distill.epoch import ask
 from edgekd.distill.evaluation import forward
-from edgekd.distill.modules import evaluating, unwrap
+from edgekd.distill.modules import evaluating, has_batch_norm, unwrap
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Taps, part_at
 from edgekd.distill.teachers import Teacher, tapped, tapped_module
@@ -31,6 +32,36 @@ def check_data(data: Dataset) -> None:
                 "expected as many of each"
             )
         _check_targets(split, data.task, data.num_outputs, f"{data.name}, {name}")
+
+
+def check_division(
+    division: Division,
+    train: Batches,
+    student: nn.Module,
+    *,
+    num_val: int,
+    sync_batch_norm: bool,
+    device: torch.device,
+) -> None:
+    """Raise `UsageError` when there are not samples enough for all processes and micro-batches."""
+    if division.accumulate < 1:
+        raise UsageError(f"found accumulate = {division.accumulate}, expected a whole number from 1")
+    if sync_batch_norm and device.type != "cuda" and not division.world.is_alone:
+        raise UsageError(
+            f"sync_batch_norm works on GPUs only, but the student is trained on {device.type}; take it out: each "
+            "process then normalizes its own samples. Or take a student without batch norm"
+        )
+    division.check(train.smallest, what="the smallest batch")
+    if division.count > 1 and train.smallest // division.count == 1 and has_batch_norm(student):
+        raise UsageError(
+            f"the student has batch norm, which cannot learn from 1 sample, but the smallest batch holds "
+            f"{train.smallest} for {division.count} parts; expected at least {2 * division.count}: take another "
+            "batch_size (the last batch of an epoch holds what remains), fewer processes or a smaller accumulate"
+        )
+    if num_val < division.world.size:
+        raise UsageError(
+            f"validation has {num_val} samples, too few for {division.world.size} processes; take fewer processes"
+        )
 
 
 @dataclass(frozen=True)
@@ -68,8 +99,7 @@ def rehearse(
             f"the term '{objective.teacher_terms[0]}' compares with a teacher, but there is none; give a teacher, or "
             "drop the term"
         )
-    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-    if train.smallest == 1 and any(isinstance(part, norms) for part in student.modules()):
+    if train.smallest == 1 and has_batch_norm(student):
         raise UsageError(
             f"the student has batch norm, which cannot learn from a batch of 1 sample; found {train.num_samples} "
             "training samples in batches of 1, expected batch_size and samples of at least 2"

@@ -21,16 +21,18 @@ from edgekd.device.metrics import METRIC
 from edgekd.distill.augmentation import Augment
 from edgekd.distill.batches import Batches
 from edgekd.distill.checkpoint import Record, RunFiles
-from edgekd.distill.checks import check_data, rehearse
+from edgekd.distill.checks import check_data, check_division, rehearse
+from edgekd.distill.distribution import ALONE, Division, World
 from edgekd.distill.epoch import Plan
 from edgekd.distill.evaluation import evaluate
 from edgekd.distill.execution import choose_device, choose_precision, contained, placed, resume_threads
 from edgekd.distill.mixing import Mixing
+from edgekd.distill.modules import synchronized
 from edgekd.distill.objective import Objective
 from edgekd.distill.optimization import check_optimization
 from edgekd.distill.programme import Stage, check_stages, describe, phases
 from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, StandardizedTeacher, Teacher
-from edgekd.distill.training import Progress, Run, fresh, train_phases
+from edgekd.distill.training import Progress, Run, continued, fresh, train_phases
 from edgekd.errors import UsageError, nearest
 from edgekd.spec import Dataset, Step, steps_to_json
 
@@ -94,6 +96,9 @@ def distill(
     ema: float | None = None,
     patience: int | None = None,
     clip_norm: float | None = None,
+    accumulate: int = 1,
+    sync_batch_norm: bool = False,
+    world: World = ALONE,
     run_dir: str | PathLike[str] | None = None,
     checkpoint_epochs: int = 1,
     progress: Progress | None = None,
@@ -111,6 +116,11 @@ def distill(
     ema                decay of the average of the weights that is validated and kept in place of the last weights
     patience           end after so many epochs of the last stage without a better score on validation
     clip_norm          the most that the gradient of all weights together may measure
+    accumulate         micro-batches into which each process divides its part of a batch, to need less memory; terms
+                       that compare samples then compare those within one, which the result's warnings say
+    sync_batch_norm    batch norm over the batches of all processes (on GPUs)
+    world              the processes that train together (`edgekd.distill.distribution`), each of which calls this with
+                       the same arguments; all get the same result, and process 0 writes
     run_dir            where checkpoints go. A training that was killed goes on from its last checkpoint, one that
                        is finished is returned as it is; None keeps everything in memory
     checkpoint_epochs  epochs between two checkpoints
@@ -153,8 +163,10 @@ def distill(
         mixing=mixing,
     )
     numbers = choose_precision(precision, place, student, train.input_shape)
+    division = Division(world, accumulate)
+    check_division(division, train, student, num_val=len(data.val), sync_batch_norm=sync_batch_norm, device=place)
     files = None
-    if run_dir is not None:
+    if run_dir is not None and world.leads:
         settings = {
             "data": data.sha256,
             "samples": [len(data.train), len(data.val)],
@@ -171,6 +183,8 @@ def distill(
             "ema": ema,
             "patience": patience,
             "clip_norm": clip_norm,
+            "accumulate": accumulate,
+            "sync_batch_norm": sync_batch_norm,
             "epochs": epochs,
             "batch_size": batch_size,
             "optimizer": optimizer,
@@ -184,15 +198,18 @@ def distill(
             "torch": str(torch.__version__),
         }
         files = RunFiles(run_dir, settings)
-        finished = files.finished(student)
-        if finished is not None:
-            return _result(student, finished, f"{numbers.name}: {numbers.reason}")
+    finished = world.share(None if files is None else files.finished(student))
+    if finished is not None:
+        world.broadcast([value.detach() for value in student.state_dict().values()])
+        return _result(student, finished, f"{numbers.name}: {numbers.reason}")
     teacher = EnsembleTeacher(teachers) if len(teachers) > 1 else teachers[0] if teachers else None
     checkpoint = files.load() if files is not None else None
     recorded = checkpoint.record.threads if checkpoint is not None else None
     num_threads = resume_threads(threads, recorded, where=run_dir)
     with contained(place, threads=num_threads), ExitStack() as stack:
         layout = stack.enter_context(placed(student, place))
+        if sync_batch_norm and not world.is_alone:
+            stack.enter_context(synchronized(student))
         for module in _modules(teachers):
             stack.enter_context(placed(module, place))
         rehearsal = rehearse(student, teacher, objective, train, num_outputs=data.num_outputs, device=place, seed=seed)
@@ -204,7 +221,7 @@ def distill(
             phases=phases(rehearsal.objective, stages, epochs=epochs, lr=lr),
             train=train,
             val=Batches(data.val, steps, batch_size=max(batch_size, _EVALUATION_BATCH), task=data.task),
-            plan=Plan(schedule, warmup_epochs, place, layout, numbers.name == "bfloat16", clip_norm),
+            plan=Plan(schedule, warmup_epochs, place, layout, numbers.name == "bfloat16", clip_norm, division),
             optimizer=optimizer,
             weight_decay=weight_decay,
             own_outputs=rehearsal.own_outputs,
@@ -219,12 +236,26 @@ def distill(
         )
         if files is not None:
             files.check_adapters(rehearsal.objective.modules.state_dict(), checkpoint)
-        unused = ("no term of the objective wants the teacher: it is not asked",)
-        warnings = unused if teachers and not objective.teacher_terms else ()
-        record = train_phases(run, checkpoint or fresh(run, Record(threads=num_threads, warnings=warnings)))
+        if checkpoint is None:
+            notes = _notes(objective, accumulate, is_taught=bool(teachers))
+            checkpoint = fresh(run, Record(num_threads, warnings=notes, processes=world.size))
+        record = train_phases(run, continued(checkpoint, world))
     if files is not None:
         files.finish(student, record)
     return _result(student, record, f"{numbers.name}: {numbers.reason}")
+
+
+def _notes(objective: Objective, accumulate: int, *, is_taught: bool) -> tuple[str, ...]:
+    """What the user should know before the first epoch."""
+    notes = []
+    if is_taught and not objective.teacher_terms:
+        notes.append("no term of the objective wants the teacher: it is not asked")
+    if accumulate > 1 and objective.comparing_terms:
+        notes.append(
+            f"accumulate = {accumulate}: {', '.join(objective.comparing_terms)} compare samples with one another, but "
+            f"only within each of the {accumulate} micro-batches of a batch"
+        )
+    return tuple(notes)
 
 
 def _modules(teachers: Sequence[Teacher]) -> Iterator[nn.Module]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,10 +12,12 @@ from torch.optim import Optimizer
 
 from edgekd.distill.averaging import Average
 from edgekd.distill.batches import Batches
+from edgekd.distill.distribution import WHOLE, Division
 from edgekd.distill.evaluation import Named, named
-from edgekd.distill.objective import first_non_finite, gradient_norms
+from edgekd.distill.ledger import Ledger, gradient_norms
 from edgekd.distill.optimization import lr_factor
 from edgekd.distill.programme import Phase
+from edgekd.distill.randomness import CommonDraws, reseed
 from edgekd.distill.taps import Taps
 from edgekd.distill.teachers import Teacher
 from edgekd.errors import UsageError
@@ -26,7 +28,11 @@ CHECK_STEPS = 50
 
 @dataclass(frozen=True)
 class Plan:
-    """What does not change from step to step. `clip_norm`: the most that the gradient of all weights may measure."""
+    """What does not change from step to step.
+
+    clip_norm  the most that the gradient of all weights may measure
+    division   how batches are dealt out to processes and micro-batches
+    """
 
     schedule: str
     warmup_epochs: int
@@ -34,6 +40,7 @@ class Plan:
     layout: torch.memory_format
     bfloat16: bool
     clip_norm: float | None = None
+    division: Division = WHOLE
 
     def autocast(self) -> AbstractContextManager[object]:
         """Around the student's forward pass."""
@@ -65,41 +72,6 @@ class Epoch:
     broken: tuple[int, list[str]] | None
 
 
-class Ledger:
-    """Adds up what the terms gave, without waiting for the device until `settle`."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = ("loss", *names)
-        self._rows: list[Tensor] = []
-        self._counts: list[int] = []
-        self._sums = torch.zeros(len(self._names), dtype=torch.float64)
-        self._steps = 0
-        self.samples = 0
-
-    def add(self, loss: Tensor, values: Mapping[str, Tensor], samples: int) -> None:
-        """The loss and the terms' values of one step."""
-        self._rows.append(torch.stack([loss.detach().float(), *(value.float() for value in values.values())]))
-        self._counts.append(samples)
-
-    def settle(self) -> tuple[int, list[str]] | None:
-        """Book the steps since the last call; (step from 1, names) of the first that was not finite."""
-        if not self._rows:
-            return None
-        table = torch.stack(self._rows).cpu().double()
-        bad = first_non_finite(self._names, table)
-        if bad is not None:
-            return self._steps + bad[0] + 1, bad[1]
-        self._sums += (table * torch.tensor(self._counts, dtype=torch.float64)[:, None]).sum(dim=0)
-        self._steps += len(self._rows)
-        self.samples += sum(self._counts)
-        self._rows, self._counts = [], []
-        return None
-
-    def means(self) -> dict[str, float]:
-        """Mean per sample of what was booked: "loss", then each term."""
-        return {name: float(value) / max(self.samples, 1) for name, value in zip(self._names, self._sums.tolist())}
-
-
 def train_epoch(
     pupil: Pupil,
     teacher: Teacher | None,
@@ -108,55 +80,59 @@ def train_epoch(
     plan: Plan,
     *,
     epoch: int,
+    seed: int,
     measure: bool,
     report: Callable[[int, float], None],
 ) -> Epoch:
     """Train for epoch `epoch` (from 0); `report(steps done, mean loss so far)` is called every few steps.
 
-    `measure` takes the norms of the terms' gradients in the step in the middle.
+    `measure` takes the norms of the terms' gradients in the step in the middle (in its first micro-batch).
     """
     student, optimizer, objective = pupil.student, pupil.optimizer, phase.objective
-    steps = len(batches)
+    division, world = plan.division, plan.division.world
+    steps, sizes = len(batches), batches.sizes
     first, total = phase.first * steps, phase.epochs * steps
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    looks_inside = pupil.taps.paths
     teacher_taps = objective.teacher_taps
-    ledger = Ledger(objective.names)
+    ledger = Ledger(objective.names, world)
+    reseed(seed, epoch)
+    draws = None if world.is_alone else CommonDraws(plan.device)
+    if world.rank > 0:
+        reseed(seed, epoch, rank=world.rank)
     student.train()
     lr = phase.lr
     norms: dict[str, Tensor] | None = None
     broken: tuple[int, list[str]] | None = None
-    for step, raw in enumerate(batches.epoch(epoch)):
+    for step, pieces in enumerate(batches.parts(epoch, own=division.own, count=division.count)):
         done = epoch * steps + step - first
         factor = lr_factor(plan.schedule, done, total_steps=total, warmup_steps=plan.warmup_epochs * steps)
         lr = phase.lr * factor
         for group in optimizer.param_groups:
             group["lr"] = lr
-        batch = to_device(raw, plan)
-        teacher_out = {} if teacher is None else ask(teacher, batch, teacher_taps)
-        with plan.autocast():
-            student_out = named(student(batch["x"]), "the student")
-        if looks_inside:
-            student_out = {**pupil.taps.read(), **student_out}
-        if plan.bfloat16:
-            student_out = {name: value.float() for name, value in student_out.items()}
-        parts = objective.parts(student_out, teacher_out, batch, done / total)
-        if measure and step == steps // 2:
-            norms = gradient_norms(parts, student)
-        loss, values = objective.total(parts, student_out)
-        if not loss.requires_grad:
-            raise UsageError(
-                f"no term depends on a weight of the student ({', '.join(objective.names)}); tap a module that "
-                "comes after one with weights"
-            )
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        rows: list[Tensor] = []
+        for raw, portion in zip(pieces, division.portions(sizes[step], draws)):
+            batch, student_out, teacher_out = _outputs(pupil, teacher, teacher_taps, raw, plan)
+            is_all = None if division.count == 1 else portion
+            parts = objective.parts(student_out, teacher_out, batch, done / total, is_all)
+            if measure and step == steps // 2 and not rows:
+                norms = gradient_norms(parts, student, world)
+                norms = {name: norm / portion.whole for name, norm in norms.items()}
+            loss, values = objective.total(parts, student_out)
+            if not loss.requires_grad:
+                raise UsageError(
+                    f"no term depends on a weight of the student ({', '.join(objective.names)}); tap a module that "
+                    "comes after one with weights"
+                )
+            loss.backward()  # type: ignore[no-untyped-call]
+            rows.append(torch.stack([loss.detach().float(), *(value.float() for value in values.values())]))
+        world.average_gradients(trained)
         if plan.clip_norm is not None:
             nn.utils.clip_grad_norm_(trained, plan.clip_norm)
         optimizer.step()
         if pupil.average is not None:
             pupil.average.update(done)
-        ledger.add(loss, values, len(raw["id"]))
+        ledger.add(rows[0] if len(rows) == 1 else torch.stack(rows).sum(dim=0), sizes[step])
         if (step + 1) % CHECK_STEPS == 0:
             broken = ledger.settle()
             if broken is not None:
@@ -172,6 +148,21 @@ def train_epoch(
         lr=lr,
         broken=broken,
     )
+
+
+def _outputs(
+    pupil: Pupil, teacher: Teacher | None, teacher_taps: Sequence[str], raw: Named, plan: Plan
+) -> tuple[dict[str, Tensor], Named, Named]:
+    """The batch where the student computes, and what student and teacher give for it."""
+    batch = to_device(raw, plan)
+    teacher_out = {} if teacher is None else ask(teacher, batch, teacher_taps)
+    with plan.autocast():
+        student_out = named(pupil.student(batch["x"]), "the student")
+    if pupil.taps.paths:
+        student_out = {**pupil.taps.read(), **student_out}
+    if plan.bfloat16:
+        student_out = {name: value.float() for name, value in student_out.items()}
+    return batch, student_out, teacher_out
 
 
 def to_device(batch: Named, plan: Plan) -> dict[str, Tensor]:

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from edgekd.distill.distribution import Portion
 from edgekd.distill.randomness import key, preserved
 from edgekd.distill.terms import BoundTerm, Schedule, Term, always_zero, bind, tap_names
 from edgekd.errors import ModelError, UsageError, nearest
 
-__all__ = ["Objective", "Schedule", "Term", "first_non_finite"]
+__all__ = ["Objective", "Schedule", "Term"]
 
 Named = Mapping[str, Tensor]
 # One tensor, or the several of a term that taps several.
@@ -70,6 +72,11 @@ class Objective:
     def truth_terms(self) -> tuple[str, ...]:
         """Names of the terms that want the labels."""
         return tuple(bound.term.name for bound in self._terms if bound.wants_truth)
+
+    @property
+    def comparing_terms(self) -> tuple[str, ...]:
+        """Names of the terms that compare samples with one another."""
+        return tuple(bound.term.name for bound in self._terms if bound.compares)
 
     @property
     def student_taps(self) -> tuple[str, ...]:
@@ -166,16 +173,29 @@ class Objective:
         """The loss (with gradient) and what each term adds to it (without)."""
         return self.total(self.parts(student, teacher, batch, progress), student)
 
-    def parts(self, student: Named, teacher: Named, batch: Named, progress: float) -> dict[str, Tensor]:
+    def parts(
+        self, student: Named, teacher: Named, batch: Named, progress: float, portion: Portion | None = None
+    ) -> dict[str, Tensor]:
         """What each term adds to the loss, with gradient. A term of weight 0 is not computed and not there.
 
         So a loss that is infinite at the start may be faded in.
+
+        portion  which rows of the batch these are, where others are elsewhere: the mean over the processes of the sum
+                 over the portions of a batch is the loss of the batch. Terms that compare samples see those of all
+                 processes
         """
         parts: dict[str, Tensor] = {}
         for bound in self._terms:
             weight = bound.weight(progress)
             if weight != 0.0:
-                value = self._value(bound, student, teacher, batch, progress)
+                if portion is None:
+                    value = self._value(bound, student, teacher, batch, progress)
+                elif bound.compares:
+                    value = self._value_of_all(bound, student, teacher, batch, progress, portion)
+                    weight *= portion.whole
+                else:
+                    value = self._value(bound, student, teacher, batch, progress)
+                    weight *= portion.own
                 parts[bound.term.name] = value if weight == 1.0 else value * weight
         return parts
 
@@ -216,6 +236,18 @@ class Objective:
                 )
         return texts
 
+    def _value_of_all(
+        self, bound: BoundTerm, student: Named, teacher: Named, batch: Named, progress: float, portion: Portion
+    ) -> Tensor:
+        """The term's loss of the rows of all processes: each of them computes the same."""
+        adapter = bound.term.name in self._adapters
+        needed = [name for name in batch if adapter or name == "y"]
+        student = portion.gather({tap: student[tap] for tap in tap_names(bound.term.student_tap) if tap in student})
+        teacher = portion.gather({tap: teacher[tap] for tap in tap_names(bound.term.teacher_tap) if tap in teacher})
+        batch = portion.gather({name: batch[name] for name in needed})
+        with portion.draws() if adapter and portion.draws is not None else nullcontext():
+            return self._value(bound, student, teacher, batch, progress)
+
     def _value(self, bound: BoundTerm, student: Named, teacher: Named, batch: Named, progress: float) -> Tensor:
         """The term's loss, without its weight."""
         term = bound.term
@@ -246,28 +278,6 @@ class Objective:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(f"the loss of term '{term.name}' returned {found}, expected a tensor with one number")
         return value
-
-
-def gradient_norms(parts: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
-    """The norm of each part's gradient on the parameters of `module`; the graph stays for the backward pass."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    norms: dict[str, Tensor] = {}
-    for name, part in parts.items():
-        gradients: Sequence[Tensor | None] = ()
-        if part.requires_grad:
-            gradients = torch.autograd.grad(part, parameters, retain_graph=True, allow_unused=True)
-        norms[name] = torch.nn.utils.get_total_norm([gradient for gradient in gradients if gradient is not None])
-    return norms
-
-
-def first_non_finite(names: Sequence[str], values_KT: Tensor) -> tuple[int, list[str]] | None:
-    """(row, names of its columns) of the first row of `values_KT` with NaN or infinity; None if all are finite."""
-    bad_KT = ~torch.isfinite(values_KT)
-    rows = bad_KT.any(dim=1).nonzero()
-    if len(rows) == 0:
-        return None
-    row = int(rows[0])
-    return row, [name for name, bad in zip(names, bad_KT[row].tolist()) if bad]
 
 
 def _tap(tensors: Named, name: str, whose: str, term: str) -> Tensor:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Words = NDArray[np.uint64]
 
@@ -53,12 +54,46 @@ def permutation(seed: int, epoch: int, ids_N: NDArray[np.int64]) -> NDArray[np.i
     return np.argsort(words(key(seed, epoch, 0), ids_N), kind="stable")
 
 
-def reseed(seed: int, epoch: int) -> None:
-    """Seed the global generators of torch, numpy and Python for one epoch: dropout in the student draws from them."""
-    word = key(seed, epoch, 1)
+def reseed(seed: int, epoch: int, *, rank: int = 0) -> None:
+    """Seed the global generators of torch, numpy and Python for one epoch: dropout in the student draws from them.
+
+    Each process of a training draws its own; process 0 those of a training on one.
+    """
+    word = key(seed, epoch, 1) if rank == 0 else key(seed, epoch, 1, rank)
     torch.manual_seed(word >> 1)
     np.random.seed(word & 0xFFFFFFFF)
     random.seed(word)
+
+
+class CommonDraws:
+    """A second state of torch's generators, the same in all processes of a training: for what they all compute.
+
+    It begins as torch's generators are when this is made.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._states = self._get()
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """For the block, torch draws from the common state."""
+        own = self._get()
+        self._set(self._states)
+        try:
+            yield
+        finally:
+            self._states = self._get()
+            self._set(own)
+
+    def _get(self) -> tuple[Tensor, ...]:
+        cuda = (torch.cuda.get_rng_state(self._device),) if self._device.type == "cuda" else ()
+        return torch.get_rng_state(), *cuda
+
+    def _set(self, states: tuple[Tensor, ...]) -> None:
+        torch.set_rng_state(states[0])
+        for state in states[1:]:
+            torch.cuda.set_rng_state(state, self._device)
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from edgekd.device.metrics import METRIC, contributions, score
 from edgekd.distill.averaging import Average
 from edgekd.distill.batches import Batches
 from edgekd.distill.checkpoint import Checkpoint, Record, RunFiles, State
+from edgekd.distill.distribution import World
 from edgekd.distill.epoch import Epoch, Plan, Pupil, train_epoch
 from edgekd.distill.evaluation import outputs_of
 from edgekd.distill.modules import evaluating, is_compiled
@@ -22,7 +23,6 @@ from edgekd.distill.objective import Objective
 from edgekd.distill.optimization import build_optimizer
 from edgekd.distill.passes import passes_per_sample
 from edgekd.distill.programme import Phase
-from edgekd.distill.randomness import reseed
 from edgekd.distill.taps import Taps
 from edgekd.distill.teachers import Teacher, tapped
 from edgekd.errors import Diverged
@@ -74,8 +74,26 @@ def fresh(run: Run, record: Record) -> Checkpoint:
     return Checkpoint(record, state, state, adapters=_snapshot(run.objective.modules), average=None, optimizer={})
 
 
+def continued(checkpoint: Checkpoint, world: World) -> Checkpoint:
+    """The checkpoint as these processes go on from it; the record says so when they are another number than before."""
+    record = checkpoint.record
+    if record.processes == world.size:
+        return checkpoint
+    before = f"{record.processes} process{'es' if record.processes > 1 else ''}"
+    note = (
+        f"epochs up to {len(record.history)} were trained by {before}, those after it by {world.size}: sums round in "
+        "another order and dropout draws others, so the weights are not the bytes of an uninterrupted training"
+    )
+    record = dataclasses.replace(record, processes=world.size, warnings=(*record.warnings, note))
+    return dataclasses.replace(checkpoint, record=record)
+
+
 def train_phases(run: Run, start: Checkpoint) -> Record:
-    """Train from `start` to the last epoch of the last phase; the student ends with that phase's best weights."""
+    """Train from `start` to the last epoch of the last phase; the student ends with that phase's best weights.
+
+    All processes go on from where process 0 starts.
+    """
+    start = run.plan.division.world.share(start)
     run.student.load_state_dict(start.student)
     run.objective.modules.load_state_dict(start.adapters)
     record, best_state = start.record, start.best_student
@@ -91,7 +109,9 @@ def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best
     student, objective, files = run.student, phase.objective, run.files
     teacher = run.teacher if objective.teacher_terms else None
     steps, epochs = len(run.train), run.phases[-1].end
-    adapters = objective.modules
+    adapters, world = objective.modules, run.plan.division.world
+    # Each process has made its own statistics of batch norm.
+    buffers = [*student.buffers(), *adapters.buffers()]
     optimizer = build_optimizer(
         run.optimizer, student.parameters(), adapters.parameters(), lr=phase.lr, weight_decay=run.weight_decay
     )
@@ -119,12 +139,12 @@ def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best
                 run.progress(text, done, steps * epochs, {"loss": loss})
 
             started = run.clock()
-            reseed(run.seed, epoch)
             measure = (epoch - phase.first) % every == 0 and not is_compiled(student)
             result = train_epoch(
-                pupil, teacher, phase, run.train, run.plan, epoch=epoch, measure=measure, report=report
+                pupil, teacher, phase, run.train, run.plan, epoch=epoch, seed=run.seed, measure=measure, report=report
             )
-            if result.broken is not None or not _is_finite(student):
+            world.broadcast(buffers)
+            if result.broken is not None or not all(world.collect(_is_finite(student))):
                 student.load_state_dict(best_state)
                 saved = max(len(start.record.history), epoch // run.checkpoint_epochs * run.checkpoint_epochs)
                 raise _diverged(run, phase, result, epoch=epoch, saved=saved)
@@ -190,8 +210,11 @@ def _after(
 
 
 def _validate(run: Run) -> float | None:
+    world = run.plan.division.world
     with evaluating(run.student):
-        outputs = outputs_of(run.student, run.val.full(), run.plan.device)
+        own = outputs_of(run.student, run.val.full(first=world.rank, every=world.size), run.plan.device)
+    sizes = [len(range(rank, len(run.val.ids), world.size)) for rank in range(world.size)]
+    outputs = world.gather(torch.from_numpy(own), sizes).numpy()
     value = float(score(run.data.task, contributions(run.data.task, outputs, run.data.val.y)))
     return value if math.isfinite(value) else None
 

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgekd.distill.ledger import first_non_finite
 from edgekd.distill.losses.logits import cross_entropy, kd
 from edgekd.distill.losses.targets import regression_kd
-from edgekd.distill.objective import Objective, Schedule, Term, first_non_finite
+from edgekd.distill.objective import Objective, Schedule, Term
 from edgekd.errors import ModelError, UsageError
 
 torch.manual_seed(0)

@@ -1,0 +1,179 @@
+"""Trainings that several processes run together: torchrun starts this file, and each process leaves what it got.
+
+    torchrun --nproc_per_node 2 tests/distill/processes.py FOLDER CASE...
+
+A test compares with what the same functions give in its own process, alone.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.distribution import Division, World, joined
+from edgekd.distill.engine import distill
+from edgekd.distill.losses.relations import rkd
+from edgekd.distill.objective import Objective, Term
+from edgekd.distill.teachers import ModuleTeacher
+from edgekd.spec import Dataset, Layout, Scale, Split
+
+RNG = np.random.default_rng(5)
+SPLIT = Split(RNG.integers(0, 256, (133, 6, 6, 1), dtype=np.uint8), RNG.integers(0, 3, 133), np.arange(500, 633))
+# 95 samples in batches of 20: the last holds 15. 37 for validation: two processes get different numbers of them.
+DATA = Dataset(
+    "noise",
+    "classification",
+    ("a", "b", "c"),
+    SPLIT.take(slice(0, 95)),
+    SPLIT.take(slice(96, 133)),
+    SPLIT.take(slice(96, 133)),
+    "none",
+    "0" * 64,
+)
+CE = Term("ce", "cross_entropy")
+KD = Term("kd", "kd", weight=0.5)
+
+
+def mlp(*, seed: int, hidden: int = 12, extra: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(36, hidden), extra or nn.Identity(), nn.Tanh(), nn.Linear(hidden, 3)
+    )  # fmt: skip
+
+
+def trained(world: World, *terms: Term, student: nn.Module | None = None, **changed: Any) -> dict[str, Any]:
+    """Weights, history and adapters of a training."""
+    student = student or mlp(seed=1)
+    settings: dict[str, Any] = {
+        "steps": (Scale(), Layout("CHW")),
+        "epochs": 2,
+        "batch_size": 20,
+        "device": "cpu",
+        "threads": 1,
+        "lr": 0.05,
+        "optimizer": "sgd",
+        "augment": {"shift": 1},
+        **changed,
+    }
+    teacher = ModuleTeacher(mlp(seed=2, hidden=20))
+    result = distill(student, (teacher,), DATA, Objective(terms or (CE, KD)), world=world, **settings)
+    weights = {f"weights.{name}": value.numpy() for name, value in result.student.state_dict().items()}
+    return {
+        **weights,
+        "loss": [item["loss"] for item in result.history],
+        "val": [item["val"] for item in result.history],
+        "gradients": list(result.history[0]["gradients"].values()),
+        "seen": result.images_seen,
+        "passes": result.teacher_passes,
+        "warnings": list(result.warnings),
+    }
+
+
+def per_sample(world: World) -> dict[str, Any]:
+    return trained(world)
+
+
+def comparing(world: World) -> dict[str, Any]:
+    relations = (Term("rkd", "rkd", weight=0.1), Term("dist", "dist", weight=0.5), Term("pkt", "pkt", weight=100.0))
+    return trained(world, CE, *relations)
+
+
+def adapted(world: World) -> dict[str, Any]:
+    """One adapter before the mean over samples, one with memories of all samples and draws of its own."""
+    hint = Term("hint", "hint", student_tap="1", teacher_tap="1")
+    memory = Term(
+        "crd",
+        "contrastive",
+        student_tap="1",
+        teacher_tap="1",
+        adapter="contrastive_memory",
+        adapter_options={"width": 8, "negatives": 16},
+    )
+    return trained(world, CE, hint, memory, lr=0.01)
+
+
+def accumulated(world: World) -> dict[str, Any]:
+    return trained(world, accumulate=3)
+
+
+def accumulated_comparing(world: World) -> dict[str, Any]:
+    return trained(world, CE, Term("rkd", "rkd", weight=0.1), accumulate=2)
+
+
+def normalized(world: World) -> dict[str, Any]:
+    """With batch norm: each process has statistics of its own rows, and all end with the same."""
+    return trained(world, student=mlp(seed=1, extra=nn.BatchNorm1d(12)))
+
+
+def dropped_out(world: World) -> dict[str, Any]:
+    """Which units the first dropout of each process left, beside the result."""
+    seen: list[Tensor] = []
+    dropout = nn.Dropout(0.5)
+    dropout.register_forward_hook(lambda module, inputs, output: seen.append(output == 0) if module.training else None)
+    result = trained(world, student=mlp(seed=1, extra=dropout))
+    return {**result, "mask": seen[0].numpy()}
+
+
+def averaged(world: World) -> dict[str, Any]:
+    """The average of the weights, clipped gradients, and an end before the last epoch."""
+    return trained(world, ema=0.9, clip_norm=0.5, epochs=6, patience=1)
+
+
+def gathered(world: World) -> dict[str, Any]:
+    """The gradient of rkd through a layer in float64: own rows only, then the mean over the processes."""
+    torch.manual_seed(3)
+    x, target = torch.randn(11, 5, dtype=torch.float64), torch.randn(11, 4, dtype=torch.float64)
+    weight = nn.Parameter(torch.randn(5, 3, dtype=torch.float64))
+    unused = nn.Parameter(torch.ones(2))
+    portion = Division(world).portions(11)[0]
+    rows = slice(world.rank, None, world.size)
+    loss = rkd(portion.gather(x[rows] @ weight), portion.gather(target[rows]))
+    loss.backward()
+    world.average_gradients([weight, unused])
+    order = portion.gather(torch.arange(11)[rows])
+    flags = portion.gather(torch.arange(11)[rows] % 3 == 0)
+    return {
+        "loss": loss.item(),
+        "gradient": weight.grad.numpy() if weight.grad is not None else None,
+        "unused": unused.grad is None,
+        "order": order.numpy(),
+        "flags": flags.numpy(),
+        "shared": world.share(f"from {world.rank}"),
+        "collected": world.collect(world.rank),
+    }
+
+
+CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
+    function.__name__: function
+    for function in (
+        per_sample,
+        comparing,
+        adapted,
+        accumulated,
+        accumulated_comparing,
+        normalized,
+        dropped_out,
+        averaged,
+        gathered,
+    )
+}
+
+
+def main(folder: Path, *names: str) -> None:
+    with joined(os.environ, device=torch.device("cpu")) as world:
+        for name in names:
+            np.savez(folder / f"{name}.{world.rank}.npz", **CASES[name](world))  # type: ignore[arg-type]
+    tasks = Path("/proc/self/task")
+    left = [(task / "comm").read_text().strip() for task in tasks.iterdir()] if tasks.is_dir() else []
+    (folder / f"threads.{world.rank}").write_text("\n".join(left))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])
