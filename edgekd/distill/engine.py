@@ -8,10 +8,11 @@ was not (on a CPU, with the same number of threads).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ from edgekd.distill.modules import synchronized
 from edgekd.distill.objective import Objective
 from edgekd.distill.optimization import check_optimization
 from edgekd.distill.programme import Stage, check_stages, describe, phases
-from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, StandardizedTeacher, Teacher
+from edgekd.distill.teachers import EnsembleTeacher, Teacher, modules_of
+from edgekd.distill.trackers import check_trackers, opened
 from edgekd.distill.training import Progress, Run, continued, fresh, train_phases
 from edgekd.errors import UsageError, nearest
 from edgekd.spec import Dataset, Step, steps_to_json
@@ -101,6 +103,8 @@ def distill(
     world: World = ALONE,
     run_dir: str | PathLike[str] | None = None,
     checkpoint_epochs: int = 1,
+    trackers: Sequence[str] = (),
+    log_dir: str | PathLike[str] | None = None,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
@@ -124,6 +128,8 @@ def distill(
     run_dir            where checkpoints go. A training that was killed goes on from its last checkpoint, one that
                        is finished is returned as it is; None keeps everything in memory
     checkpoint_epochs  epochs between two checkpoints
+    trackers           where the figures of each epoch go: csv, tensorboard, wandb, ... (`edgekd.distill.trackers`)
+    log_dir            the folder of the trackers; None: `run_dir`/logs
 
     The names of optimizers, schedules, losses and augmentations are in the dictionaries of their modules. Global
     state of torch and the random generators are as before when this returns.
@@ -149,6 +155,10 @@ def distill(
     if data.task not in METRIC:
         raise UsageError(f"cannot train for the task '{data.task}'. {nearest(data.task, METRIC)}")
     check_data(data)
+    check_trackers(trackers)
+    if trackers and log_dir is None and run_dir is None:
+        raise UsageError(f"the trackers {', '.join(trackers)} need a place: give log_dir or run_dir")
+    logs = Path(run_dir or "", "logs") if log_dir is None else Path(log_dir)
     place = choose_device(device)
     steps = tuple(steps)
     mixing = Mixing(mixup, cutmix, num_classes=data.num_outputs if data.task == "classification" else None)
@@ -165,39 +175,37 @@ def distill(
     numbers = choose_precision(precision, place, student, train.input_shape)
     division = Division(world, accumulate)
     check_division(division, train, student, num_val=len(data.val), sync_batch_norm=sync_batch_norm, device=place)
-    files = None
-    if run_dir is not None and world.leads:
-        settings = {
-            "data": data.sha256,
-            "samples": [len(data.train), len(data.val)],
-            "task": data.task,
-            "steps": steps_to_json(steps),
-            "augment": dict(augment or {}),
-            "views": views,
-            "student": {name: list(value.shape) for name, value in student.state_dict().items()},
-            "num_teachers": len(teachers) if objective.teacher_terms else 0,
-            "objective": objective.describe(),
-            "stages": describe(stages),
-            "stage_lr": [stage.lr for stage in stages],
-            "mixing": [mixup, cutmix],
-            "ema": ema,
-            "patience": patience,
-            "clip_norm": clip_norm,
-            "accumulate": accumulate,
-            "sync_batch_norm": sync_batch_norm,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimizer": optimizer,
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "schedule": schedule,
-            "warmup_epochs": warmup_epochs,
-            "precision": numbers.name,
-            "device": place.type,
-            "seed": seed,
-            "torch": str(torch.__version__),
-        }
-        files = RunFiles(run_dir, settings)
+    settings = {
+        "data": data.sha256,
+        "samples": [len(data.train), len(data.val)],
+        "task": data.task,
+        "steps": steps_to_json(steps),
+        "augment": dict(augment or {}),
+        "views": views,
+        "student": {name: list(value.shape) for name, value in student.state_dict().items()},
+        "num_teachers": len(teachers) if objective.teacher_terms else 0,
+        "objective": objective.describe(),
+        "stages": describe(stages),
+        "stage_lr": [stage.lr for stage in stages],
+        "mixing": [mixup, cutmix],
+        "ema": ema,
+        "patience": patience,
+        "clip_norm": clip_norm,
+        "accumulate": accumulate,
+        "sync_batch_norm": sync_batch_norm,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "warmup_epochs": warmup_epochs,
+        "precision": numbers.name,
+        "device": place.type,
+        "seed": seed,
+        "torch": str(torch.__version__),
+    }
+    files = RunFiles(run_dir, settings) if run_dir is not None and world.leads else None
     finished = world.share(None if files is None else files.finished(student))
     if finished is not None:
         world.broadcast([value.detach() for value in student.state_dict().values()])
@@ -210,8 +218,12 @@ def distill(
         layout = stack.enter_context(placed(student, place))
         if sync_batch_norm and not world.is_alone:
             stack.enter_context(synchronized(student))
-        for module in _modules(teachers):
+        for module in modules_of(teachers):
             stack.enter_context(placed(module, place))
+        begun = 0 if checkpoint is None else len(checkpoint.record.history)
+        log = stack.enter_context(
+            opened(trackers if world.leads else (), logs, begun=begun, facts=settings, task=data.task)
+        )
         rehearsal = rehearse(student, teacher, objective, train, num_outputs=data.num_outputs, device=place, seed=seed)
         run = Run(
             student=student,
@@ -231,6 +243,7 @@ def distill(
             files=files,
             checkpoint_epochs=checkpoint_epochs,
             seed=seed,
+            log=log,
             progress=progress or _ignore,
             clock=clock,
         )
@@ -256,17 +269,6 @@ def _notes(objective: Objective, accumulate: int, *, is_taught: bool) -> tuple[s
             f"only within each of the {accumulate} micro-batches of a batch"
         )
     return tuple(notes)
-
-
-def _modules(teachers: Sequence[Teacher]) -> Iterator[nn.Module]:
-    """The torch modules among the teachers, which compute fastest where the student does."""
-    for teacher in teachers:
-        if isinstance(teacher, ModuleTeacher):
-            yield teacher.module
-        elif isinstance(teacher, EnsembleTeacher):
-            yield from _modules(teacher.teachers)
-        elif isinstance(teacher, StandardizedTeacher):
-            yield from _modules((teacher.teacher,))
 
 
 def _ignore(text: str, done: int, total: int, numbers: Mapping[str, float]) -> None:

@@ -244,3 +244,14 @@ def _as_logits(values_NC: Tensor) -> Tensor:
     if bool((values_NC >= 0).all()) and bool(((sums_N - 1).abs() < 1e-3).all()):
         return values_NC.clamp(min=torch.finfo(values_NC.dtype).tiny).log()
     return values_NC
+
+
+def modules_of(teachers: Sequence[Teacher]) -> Iterator[nn.Module]:
+    """The torch modules among the teachers, which compute fastest where the student does."""
+    for teacher in teachers:
+        if isinstance(teacher, ModuleTeacher):
+            yield teacher.module
+        elif isinstance(teacher, EnsembleTeacher):
+            yield from modules_of(teacher.teachers)
+        elif isinstance(teacher, StandardizedTeacher):
+            yield from modules_of((teacher.teacher,))

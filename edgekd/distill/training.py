@@ -25,6 +25,7 @@ from edgekd.distill.passes import passes_per_sample
 from edgekd.distill.programme import Phase
 from edgekd.distill.taps import Taps
 from edgekd.distill.teachers import Teacher, tapped
+from edgekd.distill.trackers import Log
 from edgekd.errors import Diverged
 from edgekd.spec import Dataset
 
@@ -64,6 +65,7 @@ class Run:
     files: RunFiles | None
     checkpoint_epochs: int
     seed: int
+    log: Log
     progress: Progress
     clock: Callable[[], float]
 
@@ -154,6 +156,7 @@ def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best
                 record = _after(record, run, phase, result, epoch=epoch, val=val, seconds=run.clock() - started)
                 if record.best_epoch == epoch + 1:
                     best_state = _snapshot(student)
+            run.log(record.history)
             if files is not None and ((epoch + 1) % run.checkpoint_epochs == 0 or epoch + 1 == epochs):
                 mean = None if average is None else average.state_dict()
                 states = (student.state_dict(), best_state, run.objective.modules.state_dict(), mean)
