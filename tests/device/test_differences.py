@@ -156,3 +156,15 @@ def test_p_of_an_interval_is_that_of_its_test() -> None:
 def _drop(before: np.ndarray, after: np.ndarray, level: float) -> tuple[float, float]:
     found = drop_points("classification", before, after, confidence=level)
     return found.low, found.high
+
+
+def test_a_difference_beyond_every_confidence_has_a_finite_p_value() -> None:
+    """Of 36 samples one side has all right and the other none: no interval that a float can name holds 0."""
+    right, wrong = np.ones((36, 1)), np.zeros((36, 1))
+
+    def interval_at(confidence: float) -> tuple[float, float]:
+        found = drop_points("classification", right, wrong, confidence=confidence)
+        return found.low, found.high
+
+    p_value = p_of_interval(interval_at)
+    assert 0 < p_value < 1e-6
