@@ -179,6 +179,17 @@ def test_contrastive_scores_by_value() -> None:
     assert torch.equal(adapter.student_memory[0], before[0][0])
 
 
+def test_contrastive_scores_are_as_exact_under_autocast() -> None:
+    s, t, ids = torch.randn(4, 8), torch.randn(4, 16), torch.arange(4)
+    scores = []
+    for enabled in (False, True):
+        adapter = memory()
+        torch.manual_seed(1)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            scores.append(adapter(s, t, {"index": ids})[0])
+    torch.testing.assert_close(scores[1], scores[0], rtol=1e-5, atol=0.0)
+
+
 def test_z_is_set_once() -> None:
     adapter = memory()
     adapter(torch.randn(4, 8), torch.randn(4, 16), {"index": torch.arange(4)})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.adapters.widths import Shape, Widths
 from edgekd.distill.losses.features import overhaul_margin
+from edgekd.distill.losses.shapes import precise
 from edgekd.errors import UsageError
 
 Batch = Mapping[str, Tensor]
@@ -136,7 +137,7 @@ class Factor(nn.Module):
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Given:
         """(factors of the student, factors of the teacher, {"reconstruction": how far the decoder is off})."""
         factors = self.paraphraser(teacher)
-        off = (self.decoder(factors) - teacher).square().mean()
+        off = (precise(self.decoder(factors)) - precise(teacher)).square().mean()
         return self.translator(student), factors, {"reconstruction": off}
 
 

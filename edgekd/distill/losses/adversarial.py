@@ -12,10 +12,9 @@ from edgekd.distill.losses.shapes import check_labels, check_same_shape, constan
 from edgekd.errors import UsageError
 
 
-def discriminator_loss(student_score: Tensor, teacher_score: Tensor) -> Tensor:
+def discriminator_loss(teacher_score: Tensor, student_score: Tensor) -> Tensor:
     """BCE(D(teacher), 1) + BCE(D(student), 0): what the discriminator minimizes. Gradients reach both scores."""
-    student, teacher = precise(student_score), precise(teacher_score)
-    return F.softplus(-teacher).mean() + F.softplus(student).mean()
+    return F.softplus(-precise(teacher_score)).mean() + F.softplus(precise(student_score)).mean()
 
 
 def generator_loss(student_score: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ def adversarial(student_score: Tensor, teacher_score: Tensor, *, cut_student_sco
     that only the student learns from it, `cut_student_score` cut off from the student, so that only the discriminator
     does.
     """
-    return generator_loss(student_score) + discriminator_loss(cut_student_score, teacher_score)
+    return generator_loss(student_score) + discriminator_loss(teacher_score, cut_student_score)
 
 
 def mutual(student_NC: Tensor, peer_logits: Sequence[Tensor]) -> Tensor:

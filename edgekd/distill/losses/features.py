@@ -123,6 +123,8 @@ def factor_transfer(
     `reconstruction` error, which is added and teaches the student nothing. Kim, Park and Kwak, "Paraphrasing Complex
     Network: Network Compression via Factor Transfer", 2018, arXiv:1802.04977.
     """
+    if p1 < 1 or p1 != int(p1) or p2 < 1:  # factors may be negative, and slopes at 0 must be finite
+        raise UsageError(f"found p1 = {p1}, p2 = {p2}; expected p1 = 1, 2, 3, ... and p2 a number from 1")
     s, t = _maps(student_NKHW, teacher_NKHW)
     s, t = _unit(s.pow(p1).mean(dim=1).flatten(1)), _unit(t.pow(p1).mean(dim=1).flatten(1))
     difference = (s - t).abs()
@@ -195,7 +197,7 @@ def channel_wise(student_NKHW: Tensor, teacher_NKHW: Tensor, *, temperature: flo
     Shu, Liu, Gao, Yan and Shen, "Channel-wise Knowledge Distillation for Dense Prediction", 2020, arXiv:2011.13256.
     """
     check_temperature(temperature)
-    s, t = _aligned(student_NKHW, teacher_NKHW)
+    s, t = _aligned_maps(student_NKHW, teacher_NKHW)
     log_q = F.log_softmax(s.flatten(2) / temperature, dim=2)
     log_p = F.log_softmax(t.flatten(2) / temperature, dim=2)
     divergence = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
@@ -216,16 +218,11 @@ def pearson_features(student_NKHW: Tensor, teacher_NKHW: Tensor) -> Tensor:
 def channel_correlation(student_NKHW: Tensor, teacher_NKHW: Tensor) -> Tensor:
     """ICKD: how channels go together: sum of (rownorm(F_s F_s^T) - rownorm(F_t F_t^T))^2 / (K * N^2).
 
-    F is (K, H*W) of one sample: per-sample channel Grams. Sizes of the maps may differ, channels may not.
+    F is (K, H*W) of one sample: per-sample channel Grams.
     Liu, Huang, Lin, Xue, Wang, Xu and Liang, "Exploring Inter-Channel Correlation for Diversity-preserved Knowledge
     Distillation", ICCV 2021.
     """
-    s, t = precise(student_NKHW).flatten(2), constant(teacher_NKHW).flatten(2)
-    if s.dim() != 3 or s.shape[:2] != t.shape[:2]:
-        raise UsageError(
-            f"channel_correlation compares channels, found {list(student_NKHW.shape)} and {list(teacher_NKHW.shape)}; "
-            "add an adapter that brings the student to the teacher's width"
-        )
+    s, t = (x.flatten(2) for x in _aligned_maps(student_NKHW, teacher_NKHW))
     difference = _unit(s @ s.transpose(1, 2)) - _unit(t @ t.transpose(1, 2))
     return difference.square().sum() / (s.shape[1] * s.shape[0] ** 2)
 
@@ -238,6 +235,11 @@ def _maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             "maps (N, K, H, W) of the same samples: tap convolutions, not what comes after pooling"
         )
     return _same_size(precise(student), constant(teacher))
+
+
+def _aligned_maps(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """As `_aligned`, for maps alone."""
+    return _aligned(*_maps(student, teacher))
 
 
 def _aligned(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,7 +283,7 @@ def _kernel(a_NKM: Tensor, b_NLM: Tensor) -> Tensor:
 
 
 def _flow(pair: Sequence[Tensor]) -> Tensor:
-    if len(pair) != 2 or any(value.dim() != 4 for value in pair):
+    if len(pair) != 2 or any(value.dim() != 4 or len(value) != len(pair[0]) for value in pair):
         found = [list(value.shape) for value in pair]
         raise UsageError(f"fsp looks at the flow between two maps, found {found}; tap [bottom, top] on both sides")
     bottom, top = _same_size(*pair)
@@ -297,4 +299,6 @@ def _same_size(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 def _standardized(x_NKHW: Tensor) -> Tensor:
     axes = [0, *range(2, x_NKHW.dim())]
     mean = x_NKHW.mean(dim=axes, keepdim=True)
-    return (x_NKHW - mean) / (x_NKHW.std(dim=axes, keepdim=True) + 1e-6)
+    # One value per channel (a last batch of one sample) has no unbiased deviation: it counts as 0, not as NaN.
+    several = x_NKHW.numel() > x_NKHW.shape[1]
+    return (x_NKHW - mean) / (x_NKHW.std(dim=axes, keepdim=True, correction=int(several)) + 1e-6)

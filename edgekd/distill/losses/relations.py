@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from edgekd.distill.losses.shapes import constant, in_full_precision, precise
 from edgekd.errors import UsageError
@@ -32,15 +33,20 @@ def rkd_distance(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
 def rkd_angle(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     """Smooth L1 (beta = 1) of the cosines of the angles at j between i and k; mean over all N^3 triples.
 
-    Beyond `CHUNK` samples in pieces, with the same result. Park et al., 2019, arXiv:1904.05068.
+    Beyond `CHUNK` samples in pieces, with the same result; the backward pass computes each piece again instead of
+    keeping all N^3. Park et al., 2019, arXiv:1904.05068.
     """
     s_ND, t_ND = _embeddings(student_ND, teacher_ND)
     num = len(s_ND)
+    if num <= CHUNK:
+        return _angle_errors(s_ND, t_ND, 0, num) / num**3
     total = s_ND.new_zeros(())
-    rows = num if num <= CHUNK else max(1, CHUNK**3 // num**2)
+    rows = max(1, CHUNK**3 // num**2)
     for start in range(0, num, rows):
-        corners = slice(start, min(start + rows, num))
-        total = total + F.smooth_l1_loss(_angles(s_ND, corners), _angles(t_ND, corners), reduction="sum")
+        errors = checkpoint(
+            _angle_errors, s_ND, t_ND, start, start + rows, use_reentrant=False, preserve_rng_state=False
+        )
+        total = total + errors
     return total / num**3
 
 
@@ -92,6 +98,8 @@ def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 def _relative_distances(x_ND: Tensor) -> Tensor:
     """Euclidean distances (N, N), zero diagonal, divided by the mean of the positive ones."""
+    # About their mean, which moves no distance: the products then lose least of the differences.
+    x_ND = x_ND - x_ND.mean(dim=0)
     square_N = x_ND.square().sum(dim=1)
     squared_NN = (square_N[:, None] + square_N[None, :] - 2.0 * x_ND @ x_ND.T).clamp(min=0.0)
     off = ~torch.eye(len(x_ND), dtype=torch.bool, device=x_ND.device)
@@ -100,6 +108,11 @@ def _relative_distances(x_ND: Tensor) -> Tensor:
     distances_NN = torch.where(positive_NN, squared_NN, squared_NN.new_ones(())).sqrt() * positive_NN
     mean = distances_NN.sum() / positive_NN.sum().clamp(min=1)
     return distances_NN / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+
+
+def _angle_errors(s_ND: Tensor, t_ND: Tensor, start: int, stop: int) -> Tensor:
+    corners = slice(start, stop)
+    return F.smooth_l1_loss(_angles(s_ND, corners), _angles(t_ND, corners), reduction="sum")
 
 
 def _angles(x_ND: Tensor, corners: slice) -> Tensor:
@@ -130,6 +143,11 @@ def contrastive(student_scores_NK: Tensor, teacher_scores_NK: Tensor, *, num_sam
     P are scores (N, 1 + m), the right place first, m negatives out of M samples. They come from the adapter
     `contrastive_memory`, whose projection of the teacher learns as well. Tian et al., 2019, arXiv:1910.10699.
     """
+    if student_scores_NK.dim() != 2 or student_scores_NK.shape != teacher_scores_NK.shape or num_samples < 1:
+        raise UsageError(
+            f"found scores {list(student_scores_NK.shape)} of the student and {list(teacher_scores_NK.shape)} of the "
+            f"teacher among {num_samples} samples; expected both (N, 1 + negatives), as 'contrastive_memory' gives them"
+        )
     return _estimation(precise(student_scores_NK), num_samples, eps) + _estimation(
         precise(teacher_scores_NK), num_samples, eps
     )

@@ -81,7 +81,8 @@ def in_full_precision(loss: Loss) -> Loss:
 
     @functools.wraps(loss)
     def run(*args: Any, **kwargs: Any) -> Tensor:
-        values = (value[0] if isinstance(value, list) else value for value in (*args, *kwargs.values()))
+        given = (*args, *kwargs.values())
+        values = (item for value in given for item in (value if isinstance(value, (list, tuple)) else (value,)))
         device = next((value.device.type for value in values if isinstance(value, Tensor)), "cpu")
         with torch.autocast(device, enabled=False):
             return loss(*args, **kwargs)

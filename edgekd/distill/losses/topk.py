@@ -68,7 +68,8 @@ def topk_kd(
         log_rest_q = (1.0 - log_q.exp().sum(dim=-1, keepdim=True)).clamp(min=LEAST).log()
         log_q = torch.cat([log_q, log_rest_q], dim=-1)
     log_p = F.log_softmax(scaled, dim=-1)
-    divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
+    # From p, not log p: a probability of 0 (a hard label) adds nothing, where 0 * -inf would be NaN.
+    divergence = F.kl_div(log_q, log_p.exp(), reduction="none").sum(dim=-1)
     return temperature**2 * masked_mean(divergence, mask)
 
 
@@ -77,4 +78,9 @@ def _check_topk(student: Tensor, indices: Tensor, values: Tensor) -> None:
         raise UsageError(
             f"found {list(indices.shape)} indices of {indices.dtype} and {list(values.shape)} probabilities for logits "
             f"of {list(student.shape)}, expected as many of both: k whole numbers per row of logits"
+        )
+    if indices.shape[-1] > student.shape[-1]:
+        raise UsageError(
+            f"found the {indices.shape[-1]} most likely of {student.shape[-1]} classes; do both models end in the same "
+            "classes?"
         )

@@ -79,6 +79,9 @@ def minilm_relation(
     s = [_heads(precise(value), heads) for value in student_qkv]
     t = [_heads(constant(value), heads) for value in teacher_qkv]
     batch, _, tokens, _ = s[0].shape
+    if any(value.shape[0] != batch or value.shape[2] != tokens for value in (*s, *t)):
+        found = [[list(value.shape) for value in side] for side in (student_qkv, teacher_qkv)]
+        raise UsageError(f"found {found[0]} of the student and {found[1]} of the teacher, expected the same B and L")
     mask_BL = _lengths_mask(mask, batch, tokens, s[0].device)
     counts_BAL = mask_BL[:, None, :]
     length_B = mask_BL.sum(dim=1).clamp(min=1)

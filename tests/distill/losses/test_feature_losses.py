@@ -199,7 +199,7 @@ def test_dead_maps_have_finite_gradients(name: str) -> None:
     assert torch.isfinite(s.grad).all()
 
 
-@pytest.mark.parametrize("name", sorted(set(CASES) - {"channel_correlation", "similarity_preserving"}))
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"similarity_preserving"}))
 def test_the_larger_map_is_pooled(name: str) -> None:
     loss, expected, options = CASES[name]
     large = RNG.normal(size=(4, 3, 12, 12))
