@@ -36,7 +36,7 @@ def rkd_angle(student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
     Beyond `CHUNK` samples in pieces, with the same result; the backward pass computes each piece again instead of
     keeping all N^3. Park et al., 2019, arXiv:1904.05068.
     """
-    s_ND, t_ND = _embeddings(student_ND, teacher_ND)
+    s_ND, t_ND = (_within_span(x_ND) for x_ND in _embeddings(student_ND, teacher_ND))
     num = len(s_ND)
     if num <= CHUNK:
         return _angle_errors(s_ND, t_ND, 0, num) / num**3
@@ -94,6 +94,17 @@ def _embeddings(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
             "embeddings (N, D) of the same samples"
         )
     return precise(student).flatten(1), constant(teacher).flatten(1)
+
+
+def _within_span(x_ND: Tensor) -> Tensor:
+    """The same points turned into the N axes that they span, where D is more: N^2 * N numbers in place of N^2 * D.
+
+    Angles do not see rotations, and their gradient lies in the span, so the axes are constants.
+    """
+    if x_ND.shape[1] <= len(x_ND):
+        return x_ND
+    axes_DN: Tensor = torch.linalg.qr(x_ND.detach().T).Q
+    return x_ND @ axes_DN
 
 
 def _relative_distances(x_ND: Tensor) -> Tensor:
