@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.device.machine import available_cores, resolve_threads
 from edgekd.doctor import require
@@ -28,12 +28,13 @@ from edgekd.files import write_json, write_text
 from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
 from edgekd.results import read_results
 from edgekd.run_folder import Listener, RunFolder, Silence, Stage, check_folder, locked
-from edgekd.stages import graphs, shipping, training
+from edgekd.stages import graphs, shipping, together, training
 from edgekd.stages.table import is_training, stages
 from edgekd.stages.workspace import Workspace
 from edgekd.version import __version__
 
-TRAINING_STAGES = ("data", "teacher", "cache", "student", "student_alone")
+if TYPE_CHECKING:
+    from edgekd.distill.distribution import World
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def distill_and_export(
     cache: str | Path | None = None,
     listener: Listener | None = None,
     command: str | None = None,
+    world: World | None = None,
 ) -> RunResult:
     """Teacher, student, ONNX, int8, proof, bundle, benchmark and report, in one resumable folder.
 
@@ -89,6 +91,9 @@ def distill_and_export(
     run folder (default: runs/NAME); `cache` is where teachers' answers are kept, if the recipe keeps them. Raises the
     errors of edgekd.errors; limits that are missed raise nothing:
     read `RunResult.missed`.
+
+    `world` are the processes that train together (edgekd.distill.distribution): process 0 calls this, the others
+    `follow`.
     """
     loaded = _load(recipe, overrides)
     listener = Silence() if listener is None else listener
@@ -103,6 +108,7 @@ def distill_and_export(
             cache=cache,
             listener=listener,
             command=command or " ".join(sys.argv),
+            world=world,
         )
         worked = _run(space, stages(space), force=force)
     results = read_results(path)
@@ -120,6 +126,7 @@ def train(
     force: str | None = None,
     cache: str | Path | None = None,
     listener: Listener | None = None,
+    world: World | None = None,
 ) -> tuple[Path, Mapping[str, Mapping[str, Any]], list[str]]:
     """Only the training stages: the run folder, the result of each stage, and which stages had to run.
 
@@ -136,8 +143,37 @@ def train(
         force=force,
         cache=cache,
         listener=listener,
+        world=world,
     ) as (space, worked):
         return space.path, {name: record.result for name, record in space.records.items()}, worked
+
+
+def follow(
+    recipe: str | Path | LoadedRecipe,
+    *,
+    world: World,
+    out: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    device: str = "auto",
+    cache: str | Path | None = None,
+) -> None:
+    """What the other processes of `world` do while process 0 calls `train` or `distill_and_export`: train when called.
+
+    The arguments are those of process 0. Nothing is written here, and nobody listens.
+    """
+    from edgekd.distill.execution import choose_device
+
+    loaded = _load(recipe, overrides)
+    path = Path(out) if out is not None else Path("runs") / loaded.recipe.name
+    place, root = str(choose_device(device)), None if cache is None else Path(cache)
+    space = Workspace(loaded.recipe, loaded.folder, path, Silence(), place, 1, "", "", root, world=world)
+
+    def answer(call: together.Call) -> None:
+        space.threads, space.records = call.threads, dict(call.records)
+        training.train(space, call.stage)
+
+    with _memory():
+        together.follow(world, answer)
 
 
 @contextmanager
@@ -152,6 +188,7 @@ def some_stages(
     force: str | None = None,
     cache: str | Path | None = None,
     listener: Listener | None = None,
+    world: World | None = None,
 ) -> Iterator[tuple[Workspace, list[str]]]:
     """The workspace of a run after the `wanted` stages, locked until the block ends; and which of them had to run."""
     loaded = _load(recipe, overrides)
@@ -165,6 +202,7 @@ def some_stages(
             cache=cache,
             listener=Silence() if listener is None else listener,
             command=" ".join(sys.argv),
+            world=world,
         )
         yield space, _run(space, tuple(stage for stage in stages(space) if wanted(stage.name)), force=force)
 
@@ -185,6 +223,7 @@ def open_workspace(
     listener: Listener,
     command: str,
     cache: str | Path | None = None,
+    world: World | None = None,
 ) -> Workspace:
     """The workspace of a run folder; what belongs to the whole run is fixed by its first call.
 
@@ -198,7 +237,8 @@ def open_workspace(
     wanted = threads if threads is not None else loaded.recipe.threads or None
     state = _read_state(path)
     if wanted is None:
-        wanted = int(state.get("threads", available_cores()))
+        share = available_cores() if world is None else max(1, available_cores() // world.local_size)
+        wanted = int(state.get("threads", share))
         if wanted > available_cores():
             raise UsageError(
                 f"{path} began with {wanted} training threads, but only {available_cores()} cores are available now; "
@@ -219,7 +259,7 @@ def open_workspace(
     if not known.is_file() or known.read_bytes() != text.encode():
         write_text(known, text)
     root = None if cache is None else Path(cache)
-    return Workspace(loaded.recipe, loaded.folder, path, listener, place, number, created, command, root)
+    return Workspace(loaded.recipe, loaded.folder, path, listener, place, number, created, command, root, world=world)
 
 
 @dataclass(frozen=True)
@@ -283,11 +323,20 @@ def plan(
 def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> list[str]:
     folder = RunFolder(space.path, listener=space.listener, force=force)
     space.records = folder.records
-    try:
+    with _memory():
         if any(map(is_training, folder.pending(table))):
             training.check(space)
             graphs.check(space)
-        return folder.run(table)
+        worked = folder.run(table)
+        together.dismiss(space)
+    return worked
+
+
+@contextmanager
+def _memory() -> Iterator[None]:
+    """Say what to do when memory runs out."""
+    try:
+        yield
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

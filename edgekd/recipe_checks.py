@@ -15,6 +15,7 @@ from edgekd.device.postprocess import parse_post_steps
 from edgekd.device.preprocess import split_steps
 from edgekd.device.suites import load_suite
 from edgekd.distill.endpoint import check_url
+from edgekd.distill.trackers import check_names
 from edgekd.errors import ModelError, RecipeError, UsageError, nearest
 from edgekd.recipe_errors import explain, find_unknown_key
 from edgekd.recipe_sections import ScheduleSection
@@ -85,6 +86,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_terms(recipe)
         _check_stages(recipe)
         _check_views(recipe)
+        _check_trackers(recipe)
         if check_files:
             _check_root(recipe)
             _check_files(recipe)
@@ -292,6 +294,13 @@ def _check_views(recipe: Recipe) -> None:
         )
     if not recipe.keeps_answers and (distill.cache_top_k is not None or distill.cache_dtype != "float32"):
         raise RecipeError("distill.cache_top_k and cache_dtype say how distill.cache keeps answers; add cache = true")
+
+
+def _check_trackers(recipe: Recipe) -> None:
+    try:
+        check_names(recipe.distill.trackers)
+    except UsageError as error:
+        raise RecipeError(f"distill.trackers: {error}") from None
 
 
 def _check_files(recipe: Recipe) -> None:

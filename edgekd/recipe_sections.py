@@ -79,6 +79,8 @@ class TrainSection(Section):
     schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    sync_batch_norm: bool = False
 
 
 class RequestSection(Section):
@@ -156,7 +158,8 @@ class TermSection(Section):
     """`[[distill.terms]]`: one weighted loss; `options` are the loss function's own keywords.
 
     A tap is "logits", the path of a module (`edgekd taps MODEL` lists them), or a list of those. A weight, and an
-    option that is a number, may be a table {start, end, shape, until}.
+    option that is a number, may be a table {start, end, shape, until}. `compares_samples = true` says of your own loss
+    that it is no mean over samples: on several processes it then gets the whole batch.
     """
 
     name: str = ""
@@ -170,6 +173,7 @@ class TermSection(Section):
     adapter: str | None = None
     options: dict[str, Any] = {}
     adapter_options: dict[str, Any] = {}
+    compares_samples: bool | None = None
 
 
 class StageSection(Section):
@@ -195,6 +199,9 @@ class DistillSection(Section):
     ema: Share | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     clip_norm: Positive | None = None
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    sync_batch_norm: bool = False
+    trackers: Texts = ()
     mixup: NotNegative = 0.0
     cutmix: NotNegative = 0.0
     baseline: bool = True

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.cli.candidates import Axes, choose_axes, expand, find_reference, split_name, whole_numbers
 from edgekd.cli.tables import limit_line
+from edgekd.device.requests import Axes, choose_axes, expand, find_reference, split_name, whole_numbers
 from edgekd.device.suites import Suite
 from edgekd.errors import UsageError
 

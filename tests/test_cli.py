@@ -49,7 +49,7 @@ def samples(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 VERBS = (
     "distill-and-export", "recipes", "init", "distill", "export", "quantize", "verify", "bundle", "benchmark",
-    "compare", "report", "cache", "predict", "inspect", "doctor",
+    "compare", "report", "cache", "predict", "inspect", "runner", "doctor",
 )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ VERBS = (
     (LOOK, "predict", model_verbs.predict),
     (LOOK, "inspect", model_verbs.inspect),
     (LOOK, "taps", engine_verbs.taps),
+    (LOOK, "runner", measure_verbs.runner),
     (LOOK, "doctor", measure_verbs.doctor),
 )
 for panel, name, function in VERBS:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from edgekd.cli import tables
-from edgekd.cli.candidates import choose_axes, expand, find_reference, read_samples
 from edgekd.cli.options import Common, complain
 from edgekd.cli.progress import counting
-from edgekd.errors import AnswerIsNo, MissingHere
+from edgekd.errors import AnswerIsNo, InputRefused, MissingHere, UsageError, explain_os_errors
+
+if TYPE_CHECKING:
+    from edgekd.device.plans import Request
+    from edgekd.device.remote import Device
 
 
 def benchmark(
@@ -64,6 +70,15 @@ def benchmark(
             "--data", metavar="FILE.npz", help="Labelled samples: x before scale/normalize, and y. For accuracy."
         ),
     ] = None,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="ssh://USER@HOST[:PORT]",
+            help="Measure on that device: it needs Python 3.10, numpy and a runtime, no edgekd. Add ?python=PATH for "
+            "its Python. A lost connection costs nothing: run the same command again.",
+        ),
+    ] = None,
     cpus: Annotated[
         str | None, typer.Option("--cpus", metavar="4-7", help="Cores to run on (big.LITTLE); default: those allowed.")
     ] = None,
@@ -85,35 +100,49 @@ def benchmark(
 
       edgekd benchmark student.edgekd --against teacher.onnx --threads 1,2 --batch 1,8 --out here.json
 
+      edgekd benchmark student.edgekd --on ssh://pi@raspberrypi.local --out pi.json
+
       edgekd benchmark student.edgekd student.tflite --same-as student.edgekd --runtime onnxruntime,openvino,litert
     """
-    from edgekd.device.benchmark import benchmark as run_benchmark
     from edgekd.device.machine import available_cores, use_cpus
+    from edgekd.device.plans import Request
+    from edgekd.device.requests import choose_axes, expand, find_reference, read_samples
     from edgekd.device.runtimes import why_missing
     from edgekd.device.suites import load_suite
     from edgekd.results import write_results
 
-    if cpus is not None:
+    effort, device = load_suite(suite), None
+    names = [*candidates, *([against] if against is not None and against not in candidates else [])]
+    if on is not None:
+        if cpus is not None:
+            raise UsageError("--cpus chooses cores of this machine, --on another one; leave --cpus out")
+        asked = [
+            json.dumps(asdict(effort)),
+            *map(str, (runtime, threads, batch, against, same_as, common.seed, profile)),
+        ]
+        device = connect_to(common, on, names, same_as=same_as, data=data, asked=asked)
+    elif cpus is not None:
         use_cpus(cpus)
-    effort = load_suite(suite)
     axes, left_out = choose_axes(
-        effort, runtime=runtime, threads=threads, batch=batch, cores=available_cores(), missing=why_missing
+        effort,
+        runtime=runtime,
+        threads=threads,
+        batch=batch,
+        cores=available_cores() if device is None else int(device.probed["cores"]),
+        missing=why_missing if device is None else device.probed["missing"].get,
     )
     for item in left_out:
         common.warn(f"left out of the suite {effort.name}: {item}")
-    names = [*candidates, *([against] if against is not None and against not in candidates else [])]
     chosen = expand(names, axes, same_as=same_as, against=against)
-    with counting(common, "benchmark") as counter:
-        results = run_benchmark(
-            chosen,
-            suite=effort,
-            against=None if against is None else find_reference(chosen, against),
-            samples=None if data is None else read_samples(data, candidates),
-            seed=common.seed or 0,
-            progress=counter,
-            keep_partial=True,
-            profile=profile,
-        )
+    request = Request(
+        tuple(chosen),
+        effort,
+        None if against is None else find_reference(chosen, against),
+        None if data is None else read_samples(data, candidates),
+        common.seed or 0,
+        profile,
+    )
+    results = measure_here(common, request) if device is None else measure_there(common, device, request)
     results["command"] = shlex.join(["edgekd", *sys.argv[1:]])
     if out is not None:
         out = write_results(out, results)
@@ -132,6 +161,47 @@ def benchmark(
             "edgekd doctor",
         )
     end(results, out, strict=strict)
+
+
+def measure_here(common: Common, request: Request) -> dict[str, Any]:
+    """The result of a request on this machine."""
+    from edgekd.device.benchmark import benchmark as run_benchmark
+
+    with counting(common, "benchmark") as counter:
+        return run_benchmark(
+            request.candidates,
+            suite=request.suite,
+            against=request.against,
+            samples=request.samples,
+            seed=request.seed,
+            progress=counter,
+            keep_partial=True,
+            profile=request.profile,
+        )
+
+
+def connect_to(
+    common: Common, url: str, names: Sequence[str], *, same_as: str | None, data: Path | None, asked: Sequence[str]
+) -> Device:
+    """The device of --on with the runner on it."""
+    from edgekd.device import remote
+    from edgekd.device.requests import split_name
+    from edgekd.device.ssh import parse_host
+
+    host = parse_host(url)
+    models = [str(split_name(name)[0]) for name in (*names, *([same_as] if same_as is not None else []))]
+    for model in models:
+        if not Path(model).exists():
+            raise InputRefused(f"{model} is not there; expected a bundle (folder or zip) or a model")
+    key = remote.key_of([*asked, *names], models, data)
+    return remote.connect(host, key, told=lambda text: common.err.print(escape(f"  {text}"), soft_wrap=True))
+
+
+def measure_there(common: Common, device: Device, request: Request) -> dict[str, Any]:
+    """The result of a request on the device of --on."""
+    from edgekd.device import remote
+
+    return remote.run(device, request, told=lambda text: common.err.print(escape(f"  {text}"), soft_wrap=True))
 
 
 def end(results: Mapping[str, Any], out: Path | None, *, strict: bool) -> None:
@@ -164,6 +234,27 @@ def print_profiles(common: Common, results: Mapping[str, Any]) -> None:
 def wrong(candidate: Mapping[str, Any]) -> str:
     """What is the matter with a candidate that reads WRONG."""
     return f"does not give its golden outputs here ({candidate['golden_problem']}), so it was not timed"
+
+
+def runner(
+    common: Common,
+    out: Annotated[Path, typer.Argument(metavar="OUT.pyz", help="Where to write it.")],
+) -> None:
+    """The benchmark as one file of less than 1 MB, to carry to a device: `python3 OUT.pyz student.edgekd`.
+
+    It needs Python 3.10 or newer, numpy and an inference runtime there; no edgekd, no network.
+    """
+    from edgekd.device.zipapp import write_runner
+
+    if out.suffix != ".pyz":
+        raise UsageError(f"{out}: expected a name that ends in .pyz")
+    with explain_os_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_runner(out)
+    if common.as_json:
+        common.print_json({"path": str(out), "size_bytes": out.stat().st_size})
+        return
+    common.say(f"wrote {out}: {out.stat().st_size / 1000:.0f} kB; on the device: python3 {out.name} student.edgekd")
 
 
 def doctor(common: Common) -> None:

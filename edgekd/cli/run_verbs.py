@@ -13,6 +13,7 @@ import typer
 from edgekd import assets
 from edgekd.cli import tables
 from edgekd.cli.options import Common
+from edgekd.cli.processes import processes
 from edgekd.cli.progress import bars
 from edgekd.doctor import require
 from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors
@@ -78,18 +79,23 @@ def distill_and_export(
         plan = pipeline.plan(recipe, out=out, overrides=overrides, device=device, threads=common.threads, force=force)
         tables.print_plan(common, plan)
         return
-    with bars(common) as listener:
-        run = pipeline.distill_and_export(
-            recipe,
-            out=out,
-            overrides=overrides,
-            device=device,
-            threads=common.threads,
-            force=force,
-            cache=cache,
-            listener=listener,
-            command=shlex.join(["edgekd", *sys.argv[1:]]),
-        )
+    with processes(device) as world:
+        if not world.leads:
+            pipeline.follow(recipe, world=world, out=out, overrides=overrides, device=device, cache=cache)
+            return
+        with bars(common) as listener:
+            run = pipeline.distill_and_export(
+                recipe,
+                out=out,
+                overrides=overrides,
+                device=device,
+                threads=common.threads,
+                force=force,
+                cache=cache,
+                listener=listener,
+                command=shlex.join(["edgekd", *sys.argv[1:]]),
+                world=world,
+            )
     if common.as_json:
         common.print_json(run.results)
     else:
@@ -132,18 +138,24 @@ def distill(
     require("train", "cpu", purpose="distilling")
     from edgekd import pipeline
 
-    with bars(common) as listener:
-        path, results, worked = pipeline.train(
-            recipe,
-            out=out,
-            overrides=common.overrides(sets),
-            student_only=student_only,
-            device=device,
-            threads=common.threads,
-            force=force,
-            cache=cache,
-            listener=listener,
-        )
+    overrides = common.overrides(sets)
+    with processes(device) as world:
+        if not world.leads:
+            pipeline.follow(recipe, world=world, out=out, overrides=overrides, device=device, cache=cache)
+            return
+        with bars(common) as listener:
+            path, results, worked = pipeline.train(
+                recipe,
+                out=out,
+                overrides=overrides,
+                student_only=student_only,
+                device=device,
+                threads=common.threads,
+                force=force,
+                cache=cache,
+                listener=listener,
+                world=world,
+            )
     if common.as_json:
         common.print_json({"run": str(path), "worked": worked, "stages": results})
         return

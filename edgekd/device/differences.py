@@ -108,7 +108,7 @@ def p_of_interval(interval_at: Callable[[float], tuple[float, float]]) -> float:
         middle = (low + high) / 2
         confidence = 1 - 2 * NormalDist().cdf(-middle)
         # Beyond about 8.2 the quantile that the interval needs rounds to 1.
-        if not 0 < confidence or (1 + confidence) / 2 >= 1:
+        if not confidence > 0 or (1 + confidence) / 2 >= 1:
             high = middle
             continue
         bottom, top = interval_at(confidence)

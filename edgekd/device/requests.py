@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from edgekd.data.npz import read_npz
+from edgekd.device.bundle import FLOAT, Bundle, looks_like_bundle
+from edgekd.device.candidates import Candidate, Samples
+from edgekd.device.preprocess import split_steps
+from edgekd.device.runtimes import READS, RUNTIMES, readers
+from edgekd.device.suites import Suite
 from edgekd.errors import InputRefused, UsageError, nearest
-
-if TYPE_CHECKING:
-    from edgekd.device.benchmark import Candidate, Samples
-    from edgekd.device.bundle import Bundle
-    from edgekd.device.suites import Suite
-    from edgekd.spec import Step, Task
+from edgekd.spec import Step, Task, parse_steps
 
 BUNDLE_GRAPH = ".onnx"
 
@@ -70,12 +70,6 @@ def expand(
     BUNDLE:VARIANT) must give its golden outputs, unless it is the reference `against`. Each file is measured with those
     of the runtimes that open it, and with the usual one of its kind where none of them does.
     """
-    from edgekd.device.benchmark import Candidate
-    from edgekd.device.bundle import Bundle, looks_like_bundle
-    from edgekd.device.preprocess import split_steps
-    from edgekd.device.runtimes import READS, readers
-    from edgekd.spec import parse_steps
-
     known = {suffix for suffixes in READS.values() for suffix in suffixes}
     origin = None if same_as is None else find_origin(same_as)
     found: list[tuple[Candidate, tuple[str, ...]]] = []
@@ -143,8 +137,6 @@ def find_reference(candidates: Sequence[Candidate], name: str) -> str:
 
 def find_origin(name: str) -> tuple[str, str]:
     """The bundle and the variant of `--same-as`; float32, where it names none and has that."""
-    from edgekd.device.bundle import FLOAT, Bundle
-
     path, variant = split_name(name)
     bundle = Bundle.open(path)
     variant = variant or (FLOAT if FLOAT in bundle.variants else bundle.variants[0])
@@ -160,8 +152,6 @@ def check_variant(bundle: Bundle, name: str) -> None:
 
 def check_runtime(name: str) -> str:
     """The name itself. Raises `UsageError` with the nearest one where there is no such runtime."""
-    from edgekd.device.runtimes import RUNTIMES
-
     if name not in RUNTIMES:
         raise UsageError(f"--runtime {name}: there is no such runtime. {nearest(name, RUNTIMES)}")
     return name
@@ -169,10 +159,6 @@ def check_runtime(name: str) -> str:
 
 def read_samples(path: Path, candidates: Sequence[str]) -> Samples:
     """x and y of an npz, with the task of the first bundle among the candidates."""
-    from edgekd.data.npz import read_npz
-    from edgekd.device.benchmark import Samples
-    from edgekd.device.bundle import Bundle, looks_like_bundle
-
     arrays = read_npz(path)
     if not {"x", "y"} <= set(arrays):
         raise InputRefused(f"{path} holds {', '.join(sorted(arrays))}; expected the arrays x and y")

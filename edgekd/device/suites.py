@@ -6,7 +6,6 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from edgekd import assets, toml
 from edgekd.errors import InputRefused, UsageError, nearest
 
 # Fewer starts give no interval worth telling.
@@ -67,6 +66,9 @@ def load_suite(name: str | Path) -> Suite:
 
     Raises `UsageError` for an unknown name, key or value, `InputRefused` for a file that is missing or no TOML.
     """
+    # Not at the top: the runner carries its suites as JSON, for a device whose Python may lack a TOML reader.
+    from edgekd import assets, toml
+
     text = str(name)
     path = Path(text) if text.endswith(".toml") else assets.find("benchmarks", "suites", text)
     try:

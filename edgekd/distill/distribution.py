@@ -1,7 +1,7 @@
 """One training on several processes: who they are, and how tensors and gradients come together.
 
-    accelerate launch --cpu --num_processes 2 -m edgekd distill RECIPE
-    torchrun --nproc_per_node 2 -m edgekd distill RECIPE
+    torchrun --standalone --nproc_per_node 2 -m edgekd distill RECIPE --device cpu
+    accelerate launch --multi_gpu --num_processes 4 -m edgekd distill RECIPE
 
 Every process holds the whole student and trains on its rows of every batch: process r of W on the rows r, r + W, ...
 The gradients are averaged after the backward pass, as one flat tensor. There is no wrapper around the student: small
@@ -250,8 +250,16 @@ WHOLE = Division()
 
 
 def size_from(environ: Mapping[str, str]) -> int:
-    """How many processes the launcher has started, as it says in the environment; 1 without one."""
+    """How many processes the launcher has started, as it says in the environment; 1 without one.
+
+    Raises `UsageError` when `accelerate launch --cpu` was asked for several, and has silently started one.
+    """
     text = environ.get("WORLD_SIZE", "1")
+    if "RANK" not in environ and "MASTER_ADDR" in environ and "ACCELERATE_MIXED_PRECISION" in environ:
+        raise UsageError(
+            "accelerate launch was asked for several processes, but has started one: on a CPU it has no launcher of "
+            "its own. Take torchrun --standalone --nproc_per_node N -m edgekd ... --device cpu"
+        )
     return int(text) if text.isdigit() and "RANK" in environ else 1
 
 

@@ -41,11 +41,17 @@ History = Sequence[Mapping[str, Any]]
 Log = Callable[[History], None]
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Raise `UsageError` for an unknown name and `MissingHere` with the pip command for a package that is not here."""
+def check_names(names: Sequence[str]) -> None:
+    """Raise `UsageError` for an unknown name."""
     for name in names:
         if name != CSV and name not in PACKAGES:
             raise UsageError(f"unknown tracker '{name}'. {nearest(name, [CSV, *PACKAGES])}")
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Raise `UsageError` for an unknown name and `MissingHere` with the pip command for a package that is not here."""
+    check_names(names)
+    for name in names:
         if name == CSV:
             continue
         try:

@@ -95,7 +95,7 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
     groups = [
         *quality_groups(results),
         *profile_groups(results),
-        ("Machine", facts(machine)),
+        ("Machine", facts({"device": results["on"], **machine} if results.get("on") else machine)),
         ("Measurement", facts({key: value for key, value in measured.items() if value is not None})),
         ("Conditions while timing", facts(mapping(results.get("conditions")))),
         ("Models", models),

@@ -22,6 +22,8 @@ from edgekd.stages.workspace import Workspace
 Inputs = Mapping[str, Any]
 # How answers are kept; what is learned from them depends on the result of the stage `cache`.
 CACHE_KEYS = frozenset({"cache", "cache_top_k", "cache_dtype"})
+# What the student alone does not see, and what changes nothing.
+ELSEWHERE = frozenset({"terms", "stages", "baseline", "trackers"})
 
 # edgekd.distill.checkpoint.CURES, by the names that recipes have for them.
 CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "terms", "losses", "stage_lr"})
@@ -72,7 +74,7 @@ def assistant(space: Workspace, name: str) -> Inputs:
 
 def student_alone(space: Workspace) -> Inputs:
     """As `student`, without what only the distilled one sees."""
-    budget = space.recipe.distill.model_dump(mode="json", exclude={"terms", "stages", "baseline", *CACHE_KEYS})
+    budget = space.recipe.distill.model_dump(mode="json", exclude={*ELSEWHERE, *CACHE_KEYS})
     return {
         **_model(space, space.recipe.student),
         "distill": budget,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from edgekd.errors import ModelError, RecipeError, explain_os_errors, nearest
 from edgekd.files import sha256_file
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection
 from edgekd.spec import Array
-from edgekd.stages import caching
+from edgekd.stages import caching, together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -59,8 +59,10 @@ def check(space: Workspace) -> None:
     from edgekd.distill.batches import Batches
     from edgekd.distill.checks import rehearse
     from edgekd.distill.teachers import ModuleTeacher
+    from edgekd.distill.trackers import check_trackers
 
     recipe, dataset = space.recipe, space.prepared.dataset
+    check_trackers(recipe.distill.trackers)
     student = build(space, recipe.student, seed=recipe.seed)
     teacher = None
     if recipe.teacher.model is not None:
@@ -107,6 +109,7 @@ def student_objective(space: Workspace) -> Objective:
             adapter=term.adapter,
             options={name: _number(value) for name, value in term.options.items()},
             adapter_options=term.adapter_options,
+            compares_samples=term.compares_samples,
         )
         for term in space.recipe.distill_terms
     ]
@@ -221,7 +224,7 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
         _save_model_json(space, name, section)
         scored = _scored(space, name)
         return {"trained": False, "source": "weights", **scored}, f"loaded, validation {scored['best']:.4f}"
-    trained = _train(space, name, section, teachers=(), objective=_alone(space, section.train.label_smoothing))
+    trained = train(space, name)
     _save_model_json(space, name, section)
     return trained, _summary(space, trained)
 
@@ -246,29 +249,36 @@ def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
 
 def work_on_student(space: Workspace) -> tuple[dict[str, Any], str]:
     """Distil the student from the teacher, or from the last assistant, with the recipe's terms."""
-    return _distilled(space, "student")
+    return _trained(space, "student")
 
 
 def work_on_assistant(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
     """Distil an assistant from the one before it, the first from the teacher, with the student's terms."""
-    return _distilled(space, name)
-
-
-def _distilled(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
-    from edgekd.distill.teachers import ModuleTeacher
-
-    before = list(space.recipe.assistants)
-    before = before[: before.index(name)] if name in before else before
-    teacher: Teacher = ModuleTeacher(load_trained(space, before[-1])) if before else teacher_for_student(space)
-    objective = student_objective(space)
-    trained = _train(space, name, section_of(space, name), teachers=(teacher,), objective=objective)
-    return trained, _summary(space, trained)
+    return _trained(space, name)
 
 
 def work_on_student_alone(space: Workspace) -> tuple[dict[str, Any], str]:
     """Train the same student on the same budget without the teacher, so that the gain is visible."""
-    trained = _train(space, "student_alone", space.recipe.student, teachers=(), objective=_alone(space, 0.0))
+    return _trained(space, "student_alone")
+
+
+def _trained(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
+    trained = train(space, name)
     return trained, _summary(space, trained)
+
+
+def _lesson(space: Workspace, name: str) -> tuple[tuple[Teacher, ...], Objective]:
+    """Whom the training stage `name` learns from, and what."""
+    from edgekd.distill.teachers import ModuleTeacher
+
+    teachers, assistants = space.recipe.all_teachers, list(space.recipe.assistants)
+    if name in teachers:
+        return (), _alone(space, teachers[name].train.label_smoothing)
+    if name == "student_alone":
+        return (), _alone(space, 0.0)
+    before = assistants[: assistants.index(name)] if name in assistants else assistants
+    teacher: Teacher = ModuleTeacher(load_trained(space, before[-1])) if before else teacher_for_student(space)
+    return (teacher,), student_objective(space)
 
 
 def _alone(space: Workspace, label_smoothing: float) -> Objective:
@@ -279,12 +289,15 @@ def _alone(space: Workspace, label_smoothing: float) -> Objective:
     return Objective([Term(loss, loss, options=options)])
 
 
-def _train(
-    space: Workspace, name: str, section: Any, *, teachers: Sequence[Teacher], objective: Objective
-) -> dict[str, Any]:
+def train(space: Workspace, name: str) -> dict[str, Any]:
+    """Train the model of the stage `name`, together with the other processes, which `edgekd.stages.together` calls."""
+    from edgekd.distill.distribution import ALONE
     from edgekd.distill.engine import distill
     from edgekd.distill.models import count, load_weights
 
+    together.call(space, name)
+    section: Any = section_of(space, name)
+    teachers, objective = _lesson(space, name)
     is_teacher = name in space.recipe.all_teachers
     schedule = section.train if is_teacher else space.recipe.distill
     # A generation begins where no other did; teachers of one kind are different ones.
@@ -312,7 +325,12 @@ def _train(
         # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
         views=None if is_teacher else space.recipe.data.views,
         **({} if is_teacher else _only_students(space, name)),
+        accumulate=schedule.accumulate,
+        sync_batch_norm=schedule.sync_batch_norm,
+        world=space.world or ALONE,
         run_dir=space.path / name,
+        trackers=space.recipe.distill.trackers,
+        log_dir=space.path / "logs" / name,
         progress=space.listener.step,
     )
     for warning in result.warnings:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
 from edgekd.recipe import Recipe
 from edgekd.run_folder import Listener, Record
 from edgekd.spec import Array, Dataset, Normalize, Split, Step, TensorSpec, parse_steps, steps_to_json
+
+if TYPE_CHECKING:
+    from edgekd.distill.distribution import World
 
 INPUT = "input"
 OUTPUT = "logits"
@@ -85,6 +88,7 @@ class Workspace:
     command: str
     cache_root: Path | None = None  # where teachers' answers are kept; None: edgekd's cache folder
     records: dict[str, Record] = field(default_factory=dict)
+    world: World | None = None  # the processes that train together; None: this one is alone
 
     def result(self, stage: str) -> Mapping[str, Any]:
         """The result of a stage that has ended."""

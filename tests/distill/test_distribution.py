@@ -8,8 +8,10 @@ import sys
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 import torch
+from processes import CASES, DATA
 from torch import nn
 
 from edgekd.distill.batches import Batches
@@ -18,8 +20,6 @@ from edgekd.distill.distribution import ALONE, Division, Portion, World, joined,
 from edgekd.distill.modules import synchronized
 from edgekd.distill.objective import Objective, Term
 from edgekd.errors import ProcessLost, UsageError
-from tests.distill import processes
-from tests.distill.processes import CASES, DATA
 
 PROCESSES = 2
 Results = dict[str, list[dict[str, Any]]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import DATA, mlp
 
 from edgekd.distill import trackers
 from edgekd.distill.engine import TrainResult, distill
@@ -16,7 +17,6 @@ from edgekd.distill.programme import Stage
 from edgekd.distill.teachers import ModuleTeacher
 from edgekd.errors import MissingExtra, MissingHere, UsageError
 from edgekd.spec import Layout, Scale
-from tests.distill.processes import DATA, mlp
 
 BOTH = ("csv", "tensorboard")
 

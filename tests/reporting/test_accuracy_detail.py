@@ -84,3 +84,10 @@ def test_damaged_and_hostile_parts_do_not_break_the_page() -> None:
     for row in hostile["rows"]:
         row |= with_hostile_texts(ROW)
     assert "<script>alert" not in to_html(hostile)
+
+
+def test_another_device_is_named() -> None:
+    results = plain_results()
+    assert "device" not in dict(dict(fact_groups(results))["Machine"])
+    results["on"] = "ssh://pi@board"
+    assert dict(dict(fact_groups(results))["Machine"])["device"] == "ssh://pi@board"
