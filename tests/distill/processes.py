@@ -8,7 +8,9 @@ A test compares with what the same functions give in its own process, alone.
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -126,6 +128,46 @@ def averaged(world: World) -> dict[str, Any]:
     return trained(world, ema=0.9, clip_norm=0.5, epochs=6, patience=1)
 
 
+class Killed(Exception):
+    """Stands for a power cut, in all processes at the same step."""
+
+
+STEPS = {"left": 0}
+
+
+def mean_square_that_may_be_cut(student: Tensor, teacher: Tensor) -> Tensor:
+    STEPS["left"] -= 1
+    if STEPS["left"] == 0:
+        raise Killed
+    return (student - teacher).square().mean()
+
+
+def resumed(world: World) -> dict[str, Any]:
+    """A training that was cut and goes on, beside one that was not: dropout, memories and average included."""
+    folder = world.share(tempfile.mkdtemp() if world.leads else "")
+    memory = Term("crd", "contrastive", student_tap="1", teacher_tap="1", adapter="contrastive_memory")
+    terms = (CE, Term("cut", mean_square_that_may_be_cut), memory)
+
+    def run(**changed: Any) -> dict[str, Any]:
+        student = mlp(seed=1, extra=nn.Dropout(0.3))
+        return trained(world, *terms, student=student, epochs=4, ema=0.9, optimizer="adamw", lr=0.01, **changed)
+
+    whole = run()
+    STEPS["left"] = 14  # one in the rehearsal, five per epoch: in the third
+    try:
+        run(run_dir=folder)
+    except Killed:
+        done = world.share(len(list(Path(folder).glob("checkpoint.pt"))))
+    else:
+        done = 0
+    again = run(run_dir=folder)
+    if world.leads:
+        shutil.rmtree(folder)
+    names = [name for name in whole if name.startswith("weights.")]
+    same = all(whole[name].tobytes() == again[name].tobytes() for name in names)
+    return {"done": done, "same": same, "loss": np.array(whole["loss"]) - np.array(again["loss"])}
+
+
 def gathered(world: World) -> dict[str, Any]:
     """The gradient of rkd through a layer in float64: own rows only, then the mean over the processes."""
     torch.manual_seed(3)
@@ -161,6 +203,7 @@ CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
         normalized,
         dropped_out,
         averaged,
+        resumed,
         gathered,
     )
 }

@@ -103,6 +103,13 @@ def test_each_process_draws_its_own_dropout_and_the_first_those_of_one(
     assert (first["mask"][0] == alone["dropped_out"]["mask"][0]).all()
 
 
+def test_a_training_that_was_cut_goes_on_to_the_same_bytes(together: Results, alone: dict[str, Any]) -> None:
+    for found in (*together["resumed"], alone["resumed"]):
+        assert found["done"] == 1
+        assert found["same"]
+        assert not np.any(found["loss"])
+
+
 def test_the_gradient_of_what_was_gathered_is_exactly_that_of_one_process(
     together: Results, alone: dict[str, Any]
 ) -> None:
