@@ -18,6 +18,8 @@ from edgekd.spec import Array
 MEMORY_BYTES = 1 << 30
 # So many samples are compared with those that the teacher saw: what differs, differs from the first batch on.
 COMPARED = 256
+# A table of places by id may be so many times longer than the ids.
+_SPARSEST = 8
 
 
 class CachedTeacher:
@@ -36,6 +38,7 @@ class CachedTeacher:
             raise UsageError(f"the teacher cache {cache.path} is not complete; build it first")
         self.cache = cache
         self._ids = torch.from_numpy(np.array(cache.ids()))
+        self._place = _places(self._ids)
         self._num_samples, self._views = cache.num_samples, cache.views
         self._num_outputs = cache.num_outputs
         shards = {name: cache.arrays(name) for name in cache.index["tensors"]}
@@ -51,13 +54,9 @@ class CachedTeacher:
         device = ids_N.device
         if self._ids.device != device:  # the first batch decides where the answers live
             self._ids = self._ids.to(device)
+            self._place = None  # looking whether all are there would make a GPU wait
             self._values = {name: value.to(device) for name, value in self._values.items()}
-        position_N = torch.searchsorted(self._ids, ids_N).clamp_(max=self._num_samples - 1)
-        known_N = self._ids[position_N] == ids_N
-        shown_N = (view_N >= 0) & (view_N < self._views)
-        if device.type == "cpu":
-            self._refuse(ids_N, view_N, known_N, shown_N)
-        row_N = view_N.clamp(0, self._views - 1) * self._num_samples + position_N
+        row_N, known_N = self._rows(ids_N, view_N)
         if self._mapped:
             stored = {name: self._read(arrays, row_N).to(device) for name, arrays in self._mapped.items()}
         else:
@@ -65,9 +64,23 @@ class CachedTeacher:
         if PIXELS in stored:
             self._compare(batch, stored[PIXELS].cpu())
         named = with_logits(decode(stored), self._num_outputs)
-        if device.type != "cpu":
-            named["logits"] = named["logits"].masked_fill(~(known_N & shown_N)[:, None], torch.nan)
+        if known_N is not None and device.type != "cpu":
+            named["logits"] = named["logits"].masked_fill(~known_N[:, None], torch.nan)
         return named
+
+    def _rows(self, ids_N: Tensor, view_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Where the answers stand, and which of them are there (None: all). Raises as the class says."""
+        first = view_N * self._num_samples
+        if self._place is not None and _within(ids_N, len(self._place)) and _within(view_N, self._views):
+            position_N = self._place.index_select(0, ids_N)
+            if int(position_N.min()) >= 0:
+                return first + position_N, None
+        position_N = torch.searchsorted(self._ids, ids_N).clamp_(max=self._num_samples - 1)
+        known_N = self._ids[position_N] == ids_N
+        shown_N = (view_N >= 0) & (view_N < self._views)
+        if ids_N.device.type == "cpu":
+            self._refuse(ids_N, view_N, known_N, shown_N)
+        return torch.where(shown_N, first, 0) + position_N, known_N & shown_N
 
     def _compare(self, batch: Mapping[str, Tensor], seen_N: Tensor) -> None:
         """Whether these are the pixels that were answered to, but for their rounding."""
@@ -110,3 +123,18 @@ class CachedTeacher:
                 f"{int(view_N[~shown_N][0])}; train with views = {self._views} and the augmentation that it was built "
                 "with"
             )
+
+
+def _places(ids_N: Tensor) -> Tensor | None:
+    """Where each sample id stands, by the id (-1: nowhere); None for ids so sparse that they are to be searched."""
+    if not len(ids_N) or int(ids_N[0]) < 0 or int(ids_N[-1]) >= _SPARSEST * len(ids_N):
+        return None
+    table = torch.full((int(ids_N[-1]) + 1,), -1)
+    table[ids_N] = torch.arange(len(ids_N))
+    return table
+
+
+def _within(values_N: Tensor, stop: int) -> bool:
+    """Whether all are from 0 to below `stop`."""
+    low, high = torch.aminmax(values_N)
+    return int(low) >= 0 and int(high) < stop

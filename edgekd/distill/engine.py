@@ -173,6 +173,9 @@ def distill(
         mixing=mixing,
     )
     numbers = choose_precision(precision, place, student, train.input_shape)
+    asked = tuple(modules_of(teachers)) if objective.teacher_terms else ()
+    chosen = {choose_precision(precision, place, module, train.input_shape).name for module in asked}
+    teacher_bfloat16 = chosen == {"bfloat16"}
     division = Division(world, accumulate)
     check_division(division, train, student, num_val=len(data.val), sync_batch_norm=sync_batch_norm, device=place)
     settings = {
@@ -201,6 +204,7 @@ def distill(
         "schedule": schedule,
         "warmup_epochs": warmup_epochs,
         "precision": numbers.name,
+        "teacher_bfloat16": teacher_bfloat16,
         "device": place.type,
         "seed": seed,
         "torch": str(torch.__version__),
@@ -233,7 +237,16 @@ def distill(
             phases=phases(rehearsal.objective, stages, epochs=epochs, lr=lr),
             train=train,
             val=Batches(data.val, steps, batch_size=max(batch_size, _EVALUATION_BATCH), task=data.task),
-            plan=Plan(schedule, warmup_epochs, place, layout, numbers.name == "bfloat16", clip_norm, division),
+            plan=Plan(
+                schedule,
+                warmup_epochs,
+                place,
+                layout,
+                numbers.name == "bfloat16",
+                clip_norm,
+                division,
+                teacher_bfloat16=teacher_bfloat16,
+            ),
             optimizer=optimizer,
             weight_decay=weight_decay,
             own_outputs=rehearsal.own_outputs,

@@ -18,7 +18,7 @@ from edgekd.distill.ledger import Ledger, gradient_norms
 from edgekd.distill.optimization import lr_factor
 from edgekd.distill.programme import Phase
 from edgekd.distill.randomness import CommonDraws, reseed
-from edgekd.distill.taps import Taps
+from edgekd.distill.taps import Taps, widened
 from edgekd.distill.teachers import Teacher
 from edgekd.errors import UsageError
 
@@ -30,8 +30,9 @@ CHECK_STEPS = 50
 class Plan:
     """What does not change from step to step.
 
-    clip_norm  the most that the gradient of all weights may measure
-    division   how batches are dealt out to processes and micro-batches
+    clip_norm         the most that the gradient of all weights may measure
+    division          how batches are dealt out to processes and micro-batches
+    teacher_bfloat16  whether teachers that are modules compute under autocast too; what they say is float32 again
     """
 
     schedule: str
@@ -41,10 +42,11 @@ class Plan:
     bfloat16: bool
     clip_norm: float | None = None
     division: Division = WHOLE
+    teacher_bfloat16: bool = False
 
-    def autocast(self) -> AbstractContextManager[object]:
-        """Around the student's forward pass."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+    def autocast(self, *, bfloat16: bool) -> AbstractContextManager[object]:
+        """Around a forward pass."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,11 @@ def _outputs(
 ) -> tuple[dict[str, Tensor], Named, Named]:
     """The batch where the student computes, and what student and teacher give for it."""
     batch = to_device(raw, plan)
-    teacher_out = {} if teacher is None else ask(teacher, batch, teacher_taps)
-    with plan.autocast():
+    teacher_out: dict[str, Tensor] = {}
+    if teacher is not None:
+        with plan.autocast(bfloat16=plan.teacher_bfloat16):
+            teacher_out = ask(teacher, batch, teacher_taps)
+    with plan.autocast(bfloat16=plan.bfloat16):
         student_out = named(pupil.student(batch["x"]), "the student")
     if pupil.taps.paths:
         student_out = {**pupil.taps.read(), **student_out}
@@ -179,5 +184,5 @@ def ask(teacher: Teacher, batch: Named, taps: Sequence[str]) -> dict[str, Tensor
         given = named(teacher(batch), "the teacher")
     device = batch["x"].device
     # What was made in inference mode may not be saved for the backward pass; a copy may.
-    found = {tap: given[tap].to(device) for tap in taps if tap in given}
+    found = {tap: widened(given[tap]).to(device) for tap in taps if tap in given}
     return {tap: value.clone() if value.is_inference() else value.detach() for tap, value in found.items()}

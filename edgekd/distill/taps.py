@@ -247,6 +247,11 @@ def ordinary_copy(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """What autocast made of a tensor, in float32 again: sums over it would be rounded to three digits."""
+    return tensor.float() if tensor.dtype is torch.bfloat16 else tensor
+
+
 def _first_tensor(value: object) -> Tensor | None:
     if isinstance(value, Tensor):
         return value

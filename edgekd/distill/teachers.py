@@ -21,7 +21,7 @@ from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
 from edgekd.distill.models import logits_of
-from edgekd.distill.taps import Taps, ordinary_copy, part_at
+from edgekd.distill.taps import Taps, ordinary_copy, part_at, widened
 from edgekd.errors import ModelError, StageFailed, UsageError
 
 _NAMED_IDS = 5
@@ -58,7 +58,7 @@ class ModuleTeacher:
         named = dict(output) if isinstance(output, Mapping) else {}
         named["logits"] = logits_of(output, "the teacher")
         # Tensors of inference mode cannot take part in the student's backward pass; copies can.
-        result = {name: ordinary_copy(value) for name, value in named.items() if isinstance(value, Tensor)}
+        result = {name: widened(ordinary_copy(value)) for name, value in named.items() if isinstance(value, Tensor)}
         check_finite(result["logits"], batch, "the teacher")
         return result if self._taps is None else {**self._taps.read(), **result}
 

@@ -358,6 +358,34 @@ def test_frozen_parts_stay() -> None:
     assert after["3.weight"] != before["3.weight"]
 
 
+def test_teacher_computes_under_autocast_in_bfloat16_and_speaks_in_float32() -> None:
+    seen: dict[str, list[Any]] = {"autocast": [], "dtype": [], "rounded": []}
+
+    class Watched(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = mlp(seed=3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen["autocast"].append(torch.is_autocast_enabled("cpu"))
+            out: Tensor = self.inner(x)
+            return out
+
+    def watch(student: Tensor, teacher: Tensor) -> Tensor:
+        seen["dtype"].append(teacher.dtype)
+        seen["rounded"].append(bool((teacher.bfloat16().float() == teacher).all()))
+        return (student - teacher).square().mean()
+
+    for precision, expected in (("bfloat16", True), ("float32", False)):
+        for values in seen.values():
+            values.clear()
+        objective = Objective([Term("watch", watch)])
+        train(mlp(), blobs(), objective, teachers=(ModuleTeacher(Watched()),), precision=precision, epochs=1)
+        assert seen["autocast"][-1] is expected
+        assert set(seen["dtype"]) == {torch.float32}
+        assert seen["rounded"][-1] is expected
+
+
 def test_convolutions_in_bfloat16_learn_and_come_back_as_they_were() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
