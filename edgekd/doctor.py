@@ -30,6 +30,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "image": ("read image files", ("pillow",)),
     "graph": ("quantize, verify and inspect ONNX files", ("onnx",)),
     "report": ("draw report.html", ("jinja2",)),
+    "sign": ("sign bundles and check signatures", ("cryptography",)),
     "train": (
         "train, distil and export",
         (

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli import cache_verbs, compare_verbs, engine_verbs, measure_verbs, model_verbs, run_verbs
+from edgekd.cli import bundle_verbs, cache_verbs, compare_verbs, engine_verbs, measure_verbs, model_verbs, run_verbs
 from edgekd.cli.options import run_app, verb
 from edgekd.version import __version__
 
@@ -29,7 +29,8 @@ VERBS = (
     (PARTS, "export", model_verbs.export),
     (PARTS, "quantize", model_verbs.quantize),
     (PARTS, "verify", model_verbs.verify),
-    (PARTS, "bundle", model_verbs.bundle),
+    (PARTS, "bundle", bundle_verbs.bundle),
+    (PARTS, "sign", bundle_verbs.sign),
     (PARTS, "benchmark", measure_verbs.benchmark),
     (PARTS, "compare", compare_verbs.compare),
     (PARTS, "report", run_verbs.report),

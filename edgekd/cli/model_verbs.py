@@ -1,4 +1,4 @@
-"""Verbs on one model or bundle: export, quantize, verify, bundle, predict, inspect."""
+"""Verbs on one model or bundle: export, quantize, verify, predict, inspect."""
 
 from __future__ import annotations
 
@@ -161,8 +161,12 @@ def verify(
     strict: Annotated[
         bool, typer.Option("--strict", help="Two models: float tolerance instead of the quantized one.")
     ] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option("--key", metavar="KEY.pub.pem", help="One bundle: it must be signed with this key's other half."),
+    ] = None,
 ) -> None:
-    """One bundle: hashes and golden vectors of every variant. Two models: parity at several batch sizes."""
+    """One bundle: hashes, signature, golden vectors of every variant. Two models: parity at several batch sizes."""
     from edgekd.device.bundle import Bundle
 
     if second is None:
@@ -176,13 +180,18 @@ def verify(
                 f"verify {first}: one ONNX file has nothing to be compared with; give a second, or a bundle"
             )
         from edgekd.device.selftest import self_test
+        from edgekd.device.signing import check_signature, is_signed
 
         bundle = Bundle.open(first)
+        if key is not None:
+            check_signature(bundle, key)
+        signed = is_signed(bundle)
         bundle.verify_files()
         rows = self_test(bundle, threads=common.threads or 1)
         ok = all(row["ok"] for row in rows)
         if common.as_json:
-            common.print_json({"bundle": str(first), "ok": ok, "variants": rows})
+            signature = {"signed": signed, "signature_checked": key is not None}
+            common.print_json({"bundle": str(first), "ok": ok, **signature, "variants": rows})
         else:
             cells = [
                 (
@@ -194,7 +203,11 @@ def verify(
                 for row in rows
             ]
             common.out.print(tables.plain_table(("variant", "golden", "max difference", "same answer"), cells, left=2))
-            common.say(f"{len(bundle.manifest['files'])} files match their hashes; id {bundle.manifest['id']}")
+            common.say(f"{len(bundle.manifest['files'])} files match their hashes; id {bundle.manifest.get('id', '-')}")
+            if key is not None:
+                common.say(f"signed with the key that belongs to {key}")
+            elif signed:
+                common.say("signed, by whom is not known: give the maker's public key with --key")
         if not ok:
             wrong = ", ".join(row["variant"] for row in rows if not row["ok"])
             raise AnswerIsNo(
@@ -202,6 +215,8 @@ def verify(
                 "Choose another variant, or report the CPU (edgekd doctor)"
             )
         return
+    if key is not None:
+        raise UsageError(f"verify {first} {second}: --key is for one bundle, models are not signed; leave it out")
     require("graph", "cpu", purpose="comparing two models")
     from edgekd.stages.alone import verify_models
 
@@ -216,68 +231,6 @@ def verify(
         )
     if not result["ok"]:
         raise AnswerIsNo("; ".join(result["problems"]))
-
-
-def bundle(
-    common: Common,
-    source: Annotated[Path, typer.Argument(metavar="RUN|MODEL.onnx", help="A run folder, or anybody's ONNX file.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.edgekd")],
-    as_zip: Annotated[bool, typer.Option("--zip", help="One zip file instead of a folder.")] = False,
-    samples: Annotated[
-        int,
-        typer.Option(
-            "--samples", min=0, help="Labelled validation samples to ship with a run's bundle: somebody's data!"
-        ),
-    ] = 0,
-    name: Annotated[
-        str | None, typer.Option("--name", help="Name, for an ONNX file (default: that of the file).")
-    ] = None,
-    task: Annotated[
-        str, typer.Option("--task", help="For an ONNX file: classification, multilabel or regression.")
-    ] = "classification",
-    labels: Annotated[
-        str | None,
-        typer.Option("--labels", metavar="a,b,c|FILE", help="For an ONNX file: labels, or a file with one per line."),
-    ] = None,
-    preprocess: Annotated[
-        str | None,
-        typer.Option("--preprocess", metavar="JSON", help='For an ONNX file: steps, e.g. \'[{"op":"scale"}]\'.'),
-    ] = None,
-    licence: Annotated[str | None, typer.Option("--licence", help="For an ONNX file: its licence; asked for.")] = None,
-) -> None:
-    """Write a deployable bundle: ONNX, preprocessing, labels, hashes, golden vectors, licences."""
-    require("graph", "cpu", purpose="making a bundle")
-    from edgekd.stages.bundling import bundle_model, bundle_run
-
-    of_model = {"--name": name, "--labels": labels, "--preprocess": preprocess, "--licence": licence}
-    if source.suffix == ".onnx":
-        if samples:
-            raise UsageError(f"--samples is for a run, which has validation samples; {source} is an ONNX file")
-        steps = [] if preprocess is None else parse_json(preprocess, option="--preprocess")
-        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-            raise UsageError(f'--preprocess {preprocess}: expected a list of steps, e.g. \'[{{"op":"scale"}}]\'')
-        written = bundle_model(
-            source,
-            out,
-            name=name or source.stem,
-            task=task,
-            labels=labels,
-            steps=steps,
-            licence=licence,
-            as_zip=as_zip,
-            seed=common.seed or 0,
-        )
-    else:
-        ignored = [option for option, value in of_model.items() if value is not None]
-        if ignored:
-            raise UsageError(f"{', '.join(ignored)}: for an ONNX file only; a run's bundle has them from its recipe")
-        written = bundle_run(source, out, as_zip=as_zip, samples=samples)
-    manifest = written.manifest
-    if common.as_json:
-        common.print_json({"path": str(written.path), "id": manifest["id"], "variants": list(manifest["variants"])})
-        return
-    common.say(f"wrote {written.path}: {', '.join(manifest['variants'])}; id {manifest['id']}")
-    tables.print_next(common, *(tables.command(name, out) for name in ("verify", "benchmark", "inspect")))
 
 
 def predict(
@@ -335,17 +288,17 @@ def inspect(
     if common.as_json:
         common.print_json(manifest)
         return
-    provenance = manifest["provenance"]
     print_fields(
         common,
         {
             "name": manifest["name"],
             "task": manifest["task"],
-            "id": manifest["id"],
+            "id": manifest.get("id", "not stated"),
             "labels": manifest["labels"],
-            "licence": manifest["licence"],
-            "teacher": f"{provenance['teacher']['name']} ({provenance['teacher']['licence']})",
-            "data": f"{provenance['data']['name']} ({provenance['data']['licence']})",
+            "licence": manifest.get("licence") or "not stated",
+            "intended use": manifest.get("intended_use") or "not stated",
+            "teacher": origin(manifest, "teacher"),
+            "data": origin(manifest, "data"),
             "default": f"{bundle.default_variant()} on this CPU",
             "preprocess": [step["op"] for step in manifest["preprocess"]],
             "postprocess": [step["op"] for step in manifest["postprocess"]],
@@ -354,14 +307,20 @@ def inspect(
     cells = [
         (
             name,
-            f"{item['size_bytes'] / 1000:.1f}",
-            str(item["opset"]),
-            str(item["ir_version"]),
-            item["min_runtime"]["onnxruntime"],
+            f"{item['size_bytes'] / 1000:.1f}" if "size_bytes" in item else "-",
+            str(item.get("opset", "-")),
+            str(item.get("ir_version", "-")),
+            str(item.get("min_runtime", {}).get("onnxruntime", "-")),
         )
         for name, item in manifest["variants"].items()
     ]
     common.out.print(tables.plain_table(("variant", "kB", "opset", "IR", "onnxruntime from"), cells))
+
+
+def origin(manifest: dict[str, Any], what: str) -> str:
+    """`name (licence)` of a bundle's teacher or data; readers may not count on either being there."""
+    said = manifest.get("provenance", {}).get(what, {})
+    return f"{said.get('name') or 'not stated'} ({said.get('licence') or 'not stated'})"
 
 
 def print_fields(common: Common, fields: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from edgekd.errors import BundleError, RecipeError, nearest
 from edgekd.spec import TASKS, TensorSpec, parse_steps
 
 MANIFEST = "bundle.json"
+SIGNATURE = "bundle.json.sig"
 VERSION = 1
 MAX_MANIFEST_BYTES = 1_000_000
 DTYPES = (
@@ -63,6 +64,11 @@ def check_manifest(manifest: object) -> None:
         _expect(isinstance(table.get(key, ""), str), key, table.get(key), "a text")
     for key in _TABLES:
         _table(table.get(key, {}), key)
+    provenance = table.get("provenance", {})
+    for key in ("teacher", "data"):
+        origin = _table(provenance.get(key, {}), f"provenance.{key}")
+        for name in ("name", "licence", "sha256"):
+            _expect(isinstance(origin.get(name, ""), str), f"provenance.{key}.{name}", origin.get(name), "a text")
     for index, label in enumerate(_list(table.get("labels"), "labels")):
         _expect(isinstance(label, str), f"labels[{index}]", label, "a text")
     for index, limit in enumerate(_list(table.get("limits", []), "limits")):
@@ -110,12 +116,15 @@ def _check_steps(table: Mapping[str, Any]) -> None:
             raise BundleError(
                 f"{MANIFEST}: {error}; a newer edgekd may know it: pip install --upgrade edgekd"
             ) from error
+    for index, step in enumerate(table["preprocess"]):
+        fits = "train" not in (step.get("mean"), step.get("std"))
+        _expect(fits, f"preprocess[{index}]", step, 'figures, not "train", which only a recipe may say')
 
 
 def _check_files(table: Mapping[str, Any]) -> Mapping[str, Any]:
     files = _table(table.get("files"), "files")
     for name, entry in files.items():
-        problem = name_problem(name) or ("expected any name but this" if name == MANIFEST else None)
+        problem = name_problem(name) or ("expected any name but this" if name in (MANIFEST, SIGNATURE) else None)
         if problem is not None:
             raise BundleError(f"{MANIFEST}: files names {name!r}: {problem}; get the bundle from somewhere else")
         record = _table(entry, f"files['{name}']")

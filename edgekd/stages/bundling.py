@@ -38,7 +38,7 @@ def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int) -> Bundle:
         loaded = load_recipe(run / "recipe.toml")
         prepared = prepare_data(loaded.recipe, loaded.folder)
         val = prepared.labelled(prepared.dataset.val.take(slice(samples)))
-        labelled = {"x": val.x, "y": val.y}
+        labelled = {"x": val.x[:], "y": val.y}
     graphs = {
         variant: {role: source.graph(role, variant) for role in source.manifest["variants"][variant]["graphs"]}
         for variant in source.variants
@@ -57,6 +57,7 @@ def bundle_model(
     licence: str | None,
     as_zip: bool,
     seed: int,
+    intended_use: str = "",
 ) -> Bundle:
     """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it."""
     if not licence:
@@ -98,7 +99,7 @@ def bundle_model(
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "edgekd_version": __version__,
         "licence": licence,
-        "intended_use": "",
+        "intended_use": intended_use,
         "provenance": {
             "recipe_sha256": None,
             "teacher": {"name": "none", "licence": "none", "sha256": ""},
