@@ -198,6 +198,7 @@ class DistillSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     ema: Share | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
+    keep: Literal["best", "last"] = "best"
     clip_norm: Positive | None = None
     accumulate: Annotated[int, Field(ge=1)] = 1
     sync_batch_norm: bool = False

@@ -20,6 +20,7 @@ model = "cnn_s"
 [distill]
 ema = 0.99
 patience = 5
+keep = "last"
 clip_norm = 1
 mixup = 0.2
 cutmix = 1.0
@@ -63,6 +64,7 @@ def test_every_key_arrives_and_the_resolved_recipe_reads_back(tmp_path: Path) ->
         ("hints", 4, ("hint",), None),
         ("soft", 6, ("kd",), 1e-4),
     ]
+    assert distill.keep == "last"
     assert (distill.ema, distill.patience, distill.clip_norm, distill.mixup, distill.cutmix) == (0.99, 5, 1.0, 0.2, 1.0)
     assert distill.epochs == 10, "the stages together"
     assert load(tmp_path, text=recipe_to_toml(recipe), name="again.toml") == recipe.model_copy(update={"name": "r"})

@@ -97,6 +97,7 @@ def distill(
     stages: Sequence[Stage] = (),
     ema: float | None = None,
     patience: int | None = None,
+    keep: str = "best",
     clip_norm: float | None = None,
     accumulate: int = 1,
     sync_batch_norm: bool = False,
@@ -108,7 +109,7 @@ def distill(
     progress: Progress | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> TrainResult:
-    """Train `student` on `data.train`, keep the epoch that scores best on `data.val`, leave `data.test` alone.
+    """Train `student` on `data.train`, look after each epoch at `data.val`, leave `data.test` alone.
 
     teachers           none, one, or several whose logits are averaged (and can be tapped one by one: "0/layer2");
                        asked only if a term wants a teacher
@@ -119,6 +120,7 @@ def distill(
     stages             parts of the training with terms of their own, `epochs` long in all; none: all terms all along
     ema                decay of the average of the weights that is validated and kept in place of the last weights
     patience           end after so many epochs of the last stage without a better score on validation
+    keep               end with the weights of the "best" epoch on validation, or of the "last" one
     clip_norm          the most that the gradient of all weights together may measure
     accumulate         micro-batches into which each process divides its part of a batch, to need less memory; terms
                        that compare samples then compare those within one, which the result's warnings say
@@ -147,6 +149,7 @@ def distill(
         warmup_epochs=warmup_epochs,
         ema=ema,
         patience=patience,
+        keep=keep,
         clip_norm=clip_norm,
     )
     check_stages(objective, stages, epochs=epochs, warmup_epochs=warmup_epochs)
@@ -193,6 +196,7 @@ def distill(
         "mixing": [mixup, cutmix],
         "ema": ema,
         "patience": patience,
+        "keep": keep,
         "clip_norm": clip_norm,
         "accumulate": accumulate,
         "sync_batch_norm": sync_batch_norm,
@@ -253,6 +257,7 @@ def distill(
             example=rehearsal.example,
             ema=ema,
             patience=patience,
+            keep=keep,
             files=files,
             checkpoint_epochs=checkpoint_epochs,
             seed=seed,

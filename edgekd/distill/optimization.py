@@ -61,6 +61,10 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "onecycle": _onecycle,
 }
 
+# Which epoch's weights a training ends with: the best one on validation (of equal ones the last), or the last one,
+# which a validation set of a few dozen samples cannot mislead.
+KEEP = ("best", "last")
+
 
 def lr_factor(schedule: str, step: int, *, total_steps: int, warmup_steps: int = 0) -> float:
     """Factor of the learning rate at `step` (from 0): a linear warm-up that ends at 1, then the schedule."""
@@ -79,6 +83,7 @@ def check_optimization(
     warmup_epochs: int,
     ema: float | None = None,
     patience: int | None = None,
+    keep: str = "best",
     clip_norm: float | None = None,
 ) -> None:
     """Raise `UsageError` for a name that is unknown or a number that makes no sense."""
@@ -98,6 +103,8 @@ def check_optimization(
         raise UsageError(f"found ema = {ema}, expected the decay of the average, between 0 and 1, such as 0.999")
     if patience is not None and patience < 1:
         raise UsageError(f"found patience = {patience}, expected a whole number from 1")
+    if keep not in KEEP:
+        raise UsageError(f"unknown keep '{keep}'. {nearest(keep, KEEP)}")
     if clip_norm is not None and not (math.isfinite(clip_norm) and clip_norm > 0):
         raise UsageError(f"found clip_norm = {clip_norm}, expected a number above 0")
     if schedule == "onecycle" and warmup_epochs:

@@ -46,6 +46,7 @@ class Run:
     example      a small batch, as the loop sees them
     ema          decay of the average of the weights, which is what counts where there is one
     patience     epochs of the last phase without a better score until it ends; None: never
+    keep         which epoch's weights the student ends with: KEEP
     """
 
     student: nn.Module
@@ -62,6 +63,7 @@ class Run:
     example: Mapping[str, Tensor]
     ema: float | None
     patience: int | None
+    keep: str
     files: RunFiles | None
     checkpoint_epochs: int
     seed: int
@@ -91,7 +93,7 @@ def continued(checkpoint: Checkpoint, world: World) -> Checkpoint:
 
 
 def train_phases(run: Run, start: Checkpoint) -> Record:
-    """Train from `start` to the last epoch of the last phase; the student ends with that phase's best weights.
+    """Train from `start` to the last epoch of the last phase; the student ends with the weights to keep.
 
     All processes go on from where process 0 starts.
     """
@@ -199,6 +201,7 @@ def _after(
         if not any(known.startswith(f"term '{name}' ") for known in record.warnings)
     ]
     is_better = epoch == phase.first or record.best is None or (val is not None and val >= record.best)
+    is_better = is_better or run.keep == "last"
     passes = 0 if run.teacher is None or not phase.objective.teacher_terms else passes_per_sample(run.teacher)
     return dataclasses.replace(
         record,

@@ -351,6 +351,7 @@ def _only_students(space: Workspace, name: str) -> dict[str, Any]:
         "cutmix": distill.cutmix,
         "ema": distill.ema,
         "patience": distill.patience,
+        "keep": distill.keep,
         "clip_norm": distill.clip_norm,
     }
 

@@ -172,6 +172,16 @@ def test_the_best_epoch_is_kept() -> None:
     assert not result.student.training
 
 
+def test_or_the_last_epoch_is() -> None:
+    data = blobs(48, noise=4.0)
+    settings: dict[str, Any] = {"epochs": 12, "lr": 0.3, "schedule": "constant", "batch_size": 8}
+    best, last = train(mlp(), data, **settings), train(mlp(), data, keep="last", **settings)
+    assert best.best_epoch < 12, "or this test shows nothing"
+    assert (last.best_epoch, last.best) == (12, best.last)
+    outputs = evaluate(last.student, data.val)
+    assert score("classification", contributions("classification", outputs, data.val.y)) == best.last
+
+
 def test_progress_reaches_the_end() -> None:
     heard: list[tuple[str, int, int, dict[str, float]]] = []
     train(mlp(), blobs(60), batch_size=1, progress=lambda t, d, n, f: heard.append((t, d, n, dict(f))))

@@ -279,6 +279,7 @@ def test_mixing_trains_with_finite_numbers() -> None:
     [
         ({"ema": 1.0}, "found ema = 1.0, expected the decay of the average, between 0 and 1, such as 0.999"),
         ({"patience": 0}, "found patience = 0, expected a whole number from 1"),
+        ({"keep": "first"}, "unknown keep 'first'. Known: best, last"),
         ({"clip_norm": 0.0}, "found clip_norm = 0.0, expected a number above 0"),
         ({"mixup": -1.0}, "found mixup = -1.0, expected a number from 0 (off), such as 0.2 or 1.0"),
     ],

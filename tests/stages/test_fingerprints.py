@@ -91,6 +91,7 @@ TRAINED = {"teacher", "student", "student_alone"}
         ("distill.stages.0.epochs=7", {"student", "student_alone", "bundle"}),
         ("distill.ema=0.9", {"student", "student_alone", "bundle"}),
         ("distill.patience=3", {"student", "student_alone", "bundle"}),
+        ("distill.keep=last", {"student", "student_alone", "bundle"}),
         ("distill.clip_norm=1", {"student", "student_alone", "bundle"}),
         ("distill.mixup=0.2", {"student", "student_alone", "cache", "bundle"}),
         ("distill.cutmix=1.0", {"student", "student_alone", "cache", "bundle"}),
