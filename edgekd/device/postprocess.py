@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -19,10 +19,13 @@ from edgekd.spec import TASKS, Array
 
 @dataclass(frozen=True)
 class Softmax:
-    """exp(x / temperature) over its sum along the last axis."""
+    """exp(x / temperature) over its sum along the last axis.
+
+    The text "calibrated" is replaced by the temperature that fits the validation split (edgekd.device.calibration).
+    """
 
     op: ClassVar[str] = "softmax"
-    temperature: float = 1.0
+    temperature: float | Literal["calibrated"] = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,18 @@ class Threshold:
     value: float = 0.5
 
 
-PostStep = Softmax | Sigmoid | Denormalize | Threshold
-POST_STEPS: dict[str, type[PostStep]] = {step.op: step for step in (Softmax, Sigmoid, Denormalize, Threshold)}
+@dataclass(frozen=True)
+class TopK:
+    """How many of the best classes a graph with its postprocessing inside gives. The scores stay as they are."""
+
+    op: ClassVar[str] = "top_k"
+    k: int = 5
+
+
+PostStep = Softmax | Sigmoid | Denormalize | Threshold | TopK
+POST_STEPS: dict[str, type[PostStep]] = {step.op: step for step in (Softmax, Sigmoid, Denormalize, Threshold, TopK)}
+# Steps that tell how scores are read; they change no number.
+MARKS: tuple[type[PostStep], ...] = (Threshold, TopK)
 
 
 def default_post_steps(
@@ -107,6 +120,8 @@ def apply_post(steps: Iterable[PostStep], outputs_ND: Array) -> Array:
     values_ND = outputs_ND.astype(np.float64)
     for step in steps:
         if isinstance(step, Softmax):
+            if isinstance(step.temperature, str):
+                raise RecipeError("softmax: the temperature is not calibrated yet; run the recipe, which fills it in")
             scaled_ND = values_ND / step.temperature
             powers_ND = np.exp(scaled_ND - scaled_ND.max(axis=-1, keepdims=True))
             values_ND = powers_ND / powers_ND.sum(axis=-1, keepdims=True)
@@ -161,6 +176,11 @@ def _check(value: object, key: str, place: str) -> None:
             raise RecipeError(f"{place}: found {key} = {value!r}, expected a list of finite numbers")
         if key == "std" and isinstance(value, tuple) and 0 in value:
             raise RecipeError(f"{place}: found {key} = {value!r}, expected no std of 0")
+    elif key == "temperature" and value == "calibrated":
+        return
+    elif key == "k":
+        if type(value) is not int or value < 1:
+            raise RecipeError(f"{place}: found {key} = {value!r}, expected a whole number from 1")
     elif not is_number(value) or (key == "temperature" and isinstance(value, (int, float)) and value <= 0):
-        expected = "a temperature above 0" if key == "temperature" else "a finite number"
+        expected = 'a temperature above 0, or "calibrated"' if key == "temperature" else "a finite number"
         raise RecipeError(f"{place}: found {key} = {value!r}, expected {expected}")

@@ -55,7 +55,8 @@ def prepare(spatial_steps: Sequence[Step], raw: Raw) -> Array:
     """One raw sample through the spatial steps: uint8 or float32, (H, W, C) for images.
 
     uint8 stays uint8 (resize rounds as Pillow does), every other number becomes float32. A 2-D array gets a
-    channel axis when there is a spatial step. Raises `DataError` when the sample does not fit the steps.
+    channel axis when there is a spatial step, and decode composes an array with transparency as it does a file.
+    Raises `DataError` when the sample does not fit the steps.
     """
     if isinstance(raw, (str, bytes, os.PathLike)):
         if not spatial_steps or not isinstance(spatial_steps[0], Decode):
@@ -127,7 +128,8 @@ def _as_image(array: Array) -> Array:
 def _apply_spatial(step: Step, image_HWC: Array) -> Array:
     channels = image_HWC.shape[2]
     if isinstance(step, Decode):
-        return image_HWC
+        transparent = image_HWC.dtype == np.uint8 and channels in (2, 4)
+        return _over(image_HWC, step) if transparent else image_HWC
     if isinstance(step, (ToRgb, ToGrey)):
         if channels not in (1, 3):
             raise DataError(f"{step.op}: found {channels} channels (shape {image_HWC.shape}), expected 1 or 3")
@@ -140,6 +142,17 @@ def _apply_spatial(step: Step, image_HWC: Array) -> Array:
     if isinstance(step, CenterCrop):
         return _crop(step, image_HWC)
     raise RecipeError(f"'{step.op}' is not a spatial step; expected decode, to_rgb, to_grey, resize or center_crop")
+
+
+def _over(image_HWC: Array, step: Decode) -> Array:
+    """An image with transparency (grey or colours, alpha last) over the step's colour, in Pillow's whole numbers.
+
+    Source: Pillow, src/libImaging/AlphaComposite.c.
+    """
+    colour, alpha = image_HWC[..., :-1].astype(np.int32), image_HWC[..., -1:].astype(np.int32)
+    below = 255 if step.alpha == "white" else 0
+    total = colour * alpha * 128 + below * (255 - alpha) * 128 + 0x80 * 128
+    return ((((total >> 8) + total) >> 8) >> 7).astype(np.uint8)
 
 
 def _grey(image_HWC: Array) -> Array:
