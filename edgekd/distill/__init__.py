@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgekd.distill.models import MODELS, build_model
     from edgekd.distill.objective import Objective, Schedule, Term
     from edgekd.distill.programme import Stage
+    from edgekd.distill.qat import FakeQuantized, fake_quantize, write_quantized
     from edgekd.distill.taps import Taps, list_taps
     from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher, Teacher
     from edgekd.distill.to_onnx import ExportResult, export
@@ -25,6 +26,7 @@ __all__ = [
     "CachedTeacher",
     "EnsembleTeacher",
     "ExportResult",
+    "FakeQuantized",
     "HttpTeacher",
     "LogitsFile",
     "ModuleTeacher",
@@ -40,7 +42,9 @@ __all__ = [
     "distill",
     "evaluate",
     "export",
+    "fake_quantize",
     "list_taps",
+    "write_quantized",
 ]
 
 __getattr__ = lazy_names(
@@ -49,6 +53,7 @@ __getattr__ = lazy_names(
         "CachedTeacher": "edgekd.distill.cached_teacher",
         "EnsembleTeacher": "edgekd.distill.teachers",
         "ExportResult": "edgekd.distill.to_onnx",
+        "FakeQuantized": "edgekd.distill.qat",
         "HttpTeacher": "edgekd.distill.http_teacher",
         "LOSSES": "edgekd.distill.losses",
         "LogitsFile": "edgekd.distill.file_teacher",
@@ -66,7 +71,9 @@ __getattr__ = lazy_names(
         "distill": "edgekd.distill.engine",
         "evaluate": "edgekd.distill.engine",
         "export": "edgekd.distill.to_onnx",
+        "fake_quantize": "edgekd.distill.qat",
         "list_taps": "edgekd.distill.taps",
+        "write_quantized": "edgekd.distill.qat",
     },
 )
 

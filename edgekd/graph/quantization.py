@@ -80,13 +80,32 @@ VARIANTS: dict[str, Config] = {
 }
 
 
+
+@dataclass(frozen=True)
+class Int8QAT:
+    """The graph of `Int8Static`, whose weights and scales are trained: `quantize` trains nothing, but
+    `edgekd.distill.fake_quantize` makes the module to train, and `edgekd.distill.write_quantized` its file.
+
+    weight_bits  4: weights of -7 to 7, half the bytes of int8 (needs opset 21, IR 10); they are computed with as int8
+    """
+
+    weight_bits: Literal[8, 4] = 8
+    activation: Literal["uint8", "int8"] = "uint8"
+    weight: Literal["int8", "uint8"] = "int8"
+    per_channel: bool = True
+    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+
+
+TRAINED: dict[str, Int8QAT] = {"int8_qat": Int8QAT(), "int4_qat": Int8QAT(weight_bits=4)}
+
+
 @dataclass(frozen=True)
 class QuantizeResult:
     """What was written. `num_quantized` counts Conv, MatMul and Gemm layers that compute on smaller numbers;
     `notes` says what a runtime must have to load the file."""
 
     path: Path
-    config: Config
+    config: Config | Int8QAT
     size_bytes: int
     sha256: str
     num_quantized: int
@@ -118,7 +137,7 @@ def quantize(
     limits = load_target(target) if isinstance(target, str) else target
     prepared = clean(quantizers.raise_opset(clean(source, ir_version=max(source.ir_version, 8))))
     if limits is not None:
-        _check_target(prepared, limits)
+        check_target(prepared, limits)
     quantized = clean(_convert(prepared, config, calibration))
     count = quantizers.count_quantized(quantized)
     if count == 0:
@@ -237,7 +256,8 @@ def _check(config: Config) -> None:
             raise UsageError(f"{type(config).__name__}: {field} is {found!r}; expected one of {expected}")
 
 
-def _check_target(model: ModelProto, target: Target) -> None:
+def check_target(model: ModelProto, target: Target) -> None:
+    """Raise `UsageError` when the target cannot load the model's opset or IR version."""
     opset = quantizers.opset_of(model)
     if opset > target.max_opset:
         raise UsageError(
