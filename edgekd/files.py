@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgekd.errors import UsageError, explain_os_errors
+from edgekd.errors import MissingExtra, StorageError, UsageError, explain_os_errors
 
 CHUNK_BYTES = 1 << 20
 # What is being written is called this and something random.
@@ -77,6 +78,31 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
 def write_json(path: str | os.PathLike[str], value: Any) -> Path:
     """Write `value` as readable JSON to `path` atomically."""
     return write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextmanager
+def held(lock: Path, *, purpose: str, refusal: str) -> Iterator[None]:
+    """Hold the file `lock` for this process; its folder is made.
+
+    Raises `StorageError` with the text `refusal` at once when another process holds it, and `MissingExtra` without
+    filelock.
+    """
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError as error:
+        raise MissingExtra("filelock", "train", purpose=purpose) from error
+
+    with explain_os_errors(lock.parent):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        holder = FileLock(lock, timeout=0)
+        try:
+            holder.acquire()
+        except Timeout as error:
+            raise StorageError(refusal) from error
+    try:
+        yield
+    finally:
+        holder.release()
 
 
 def _fill(path: Path, data: bytes) -> None:

@@ -28,7 +28,7 @@ from edgekd.files import write_json, write_text
 from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
 from edgekd.results import read_results
 from edgekd.run_folder import Listener, RunFolder, Silence, Stage, check_folder, locked
-from edgekd.stages import graphs, shipping, together, training
+from edgekd.stages import caching, graphs, shipping, together, training
 from edgekd.stages.table import is_training, stages
 from edgekd.stages.workspace import Workspace
 from edgekd.version import __version__
@@ -111,6 +111,7 @@ def distill_and_export(
             world=world,
         )
         worked = _run(space, stages(space), force=force)
+        together.dismiss(space)
     results = read_results(path)
     return RunResult(path, tuple(worked), results, time.monotonic() - started)
 
@@ -157,8 +158,9 @@ def follow(
     device: str = "auto",
     cache: str | Path | None = None,
 ) -> None:
-    """What the other processes of `world` do while process 0 calls `train` or `distill_and_export`: train when called.
+    """What the other processes of `world` do while process 0 calls `train`, `some_stages` or `distill_and_export`.
 
+    They train, and answer for the cache, when they are called.
     The arguments are those of process 0. Nothing is written here, and nobody listens.
     """
     from edgekd.distill.execution import choose_device
@@ -170,7 +172,10 @@ def follow(
 
     def answer(call: together.Call) -> None:
         space.threads, space.records = call.threads, dict(call.records)
-        training.train(space, call.stage)
+        if call.stage == caching.STAGE:
+            caching.build(space, "train", world)
+        else:
+            training.train(space, call.stage)
 
     with _memory():
         together.follow(world, answer)
@@ -205,6 +210,7 @@ def some_stages(
             world=world,
         )
         yield space, _run(space, tuple(stage for stage in stages(space) if wanted(stage.name)), force=force)
+        together.dismiss(space)
 
 
 def run_path(loaded: LoadedRecipe, out: str | Path | None) -> Path:
@@ -327,9 +333,7 @@ def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> li
         if any(map(is_training, folder.pending(table))):
             training.check(space)
             graphs.check(space)
-        worked = folder.run(table)
-        together.dismiss(space)
-    return worked
+        return folder.run(table)
 
 
 @contextmanager

@@ -68,7 +68,13 @@ ANSWERS = ("logits", "topk_indices", "topk_log_probabilities")
 # Teachers of which only the answers are seen.
 BLACK_BOXES = ("onnx", "logits", "url")
 CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder")
-KINDS_WITH_ROOT = ("image_folder", "arrays")
+# What data.root must be, where it has to be given.
+ROOTS = {
+    "image_folder": "the folder of images",
+    "arrays": "the .npz or .csv file",
+    "webdataset": "the .tar file, or a folder of them",
+    "arrow": "the .arrow or .parquet file, or a folder of them (as datasets.save_to_disk leaves it)",
+}
 
 
 def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
@@ -133,8 +139,8 @@ def _check_data(recipe: Recipe) -> None:
 
 def _check_root(recipe: Recipe) -> None:
     data = recipe.data
-    if data.kind in KINDS_WITH_ROOT and data.root is None:
-        what = "the folder of images" if data.kind == "image_folder" else "the .npz or .csv file"
+    if data.kind in ROOTS and data.root is None:
+        what = ROOTS[data.kind]
         raise RecipeError(f"data.root is missing: data.kind = '{data.kind}' needs {what}; add --set data.root=PATH")
     if data.kind == "arrays" and str(data.root).endswith(".csv") and not data.target:
         raise RecipeError(

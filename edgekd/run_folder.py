@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgekd.errors import MissingExtra, StorageError, UsageError, explain_os_errors, nearest
-from edgekd.files import TEMPORARY, canonical_json, sha256_bytes, sha256_file, write_json, write_text
+from edgekd.errors import UsageError, explain_os_errors, nearest
+from edgekd.files import TEMPORARY, canonical_json, held, sha256_bytes, sha256_file, write_json, write_text
 
 # What says that a folder is a run's: the first is made first, the second with it.
 OWN = ("run.lock", "run.json")
@@ -100,24 +100,9 @@ class Record:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process. Raises `StorageError` at once when another process holds it."""
-    try:
-        from filelock import FileLock, Timeout
-    except ImportError as error:
-        raise MissingExtra("filelock", "train", purpose="a run folder") from error
-
-    with explain_os_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "run.lock", timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StorageError(
-                f"another edgekd process works in {folder}; wait until it ends, or choose another folder with --out"
-            ) from error
-    try:
+    refusal = f"another edgekd process works in {folder}; wait until it ends, or choose another folder with --out"
+    with held(folder / "run.lock", purpose="a run folder", refusal=refusal):
         yield
-    finally:
-        lock.release()
 
 
 class RunFolder:

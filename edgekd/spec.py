@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import RecipeError, nearest
+from edgekd.rows import Array as Array
+from edgekd.rows import Rows, take
 
 Task = Literal["classification", "multilabel", "regression", "embedding"]
 TASKS: tuple[Task, ...] = ("classification", "multilabel", "regression", "embedding")
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -198,12 +199,12 @@ def _check_step(step: Step, place: str) -> None:
 class Split:
     """One part of a data set, before the arithmetic steps (scale, normalize, layout).
 
-    x    (N, ...) uint8 or float32; images are (N, H, W, C)
+    x    (N, ...) uint8 or float32; images are (N, H, W, C); an array, or rows on the disk (`edgekd.rows`)
     y    (N,) int64 classes | (N, L) uint8 labels | (N, D) float32 targets
     ids  (N,) int64, unique within the data set and stable from run to run
     """
 
-    x: Array
+    x: Rows
     y: Array
     ids: NDArray[np.int64]
 
@@ -212,7 +213,7 @@ class Split:
 
     def take(self, indices: NDArray[np.intp] | slice) -> Split:
         """The samples at `indices`."""
-        return Split(self.x[indices], self.y[indices], self.ids[indices])
+        return Split(take(self.x, indices), self.y[indices], self.ids[indices])
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -214,6 +215,79 @@ def test_an_error_in_another_process_is_said_by_the_first(
     assert len(said) == 1
     assert said[0].startswith(f"error: {text}")
     assert err.count(f"exitcode  : {code} ") == 2, err
+
+
+VIEWS = 80  # of 1079 samples: eleven shards
+
+
+@pytest.fixture(scope="module")
+def answers(recipe: Path, alone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A run with a trained teacher, and the files of its cache as one process builds it."""
+    folder = tmp_path_factory.mktemp("answers")
+    shutil.copytree(alone, folder / "run")
+    done = edgekd(*cache_build(recipe, folder / "run", folder / "kept"), "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    return folder / "run", kept_in(folder / "kept")
+
+
+def cache_build(recipe: Path, run: Path, kept: Path) -> tuple[str | Path, ...]:
+    return (
+        "cache",
+        "build",
+        "--recipe",
+        recipe,
+        "--out",
+        run,
+        "--cache",
+        kept,
+        "--set",
+        f"data.views={VIEWS}",
+        "--json",
+    )
+
+
+def kept_in(folder: Path) -> dict[str, bytes]:
+    """The one cache in a folder: its files by their names."""
+    [path] = folder.iterdir()
+    return {file.name: file.read_bytes() for file in path.iterdir() if file.name != "build.lock"}
+
+
+def test_two_processes_build_the_cache_of_one(recipe: Path, answers: tuple[Path, Any], tmp_path: Path) -> None:
+    run, expected = answers
+    code, out, err = finish(start(TORCHRUN, *cache_build(recipe, run, tmp_path / "kept")))
+    assert code == 0, err
+    assert json.loads(out)["asked"] == VIEWS * 1079
+    assert kept_in(tmp_path / "kept") == expected
+    assert len(expected) == 2 + 2 * 11
+    code, out, err = finish(start(ACCELERATE, *cache_build(recipe, run, tmp_path / "kept")))
+    assert (code, json.loads(out)["asked"]) == (0, 0), err
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_process_is_killed_while_the_cache_is_built_and_the_next_build_completes_it(
+    killed: int, recipe: Path, answers: tuple[Path, Any], tmp_path: Path
+) -> None:
+    run, expected = answers
+    process = start(TORCHRUN, *cache_build(recipe, run, tmp_path / "kept"))
+    wait_for(lambda: bool(list(tmp_path.glob("kept/*/index.json"))), process)
+    assert kill_one(process, killed) == 1
+    code, _, err = finish(process)
+    assert code != 0
+    assert len(errors(err)) == 1
+    assert f"process {1 - killed} of 2" in errors(err)[0]
+    done = edgekd(*cache_build(recipe, run, tmp_path / "kept"), "--threads", "1")
+    assert done.returncode == 0, done.stderr
+    assert 0 < json.loads(done.stdout)["asked"] < VIEWS * 1079, "what was in whole shards is not asked for again"
+    assert kept_in(tmp_path / "kept") == expected
+
+
+def kill_one(process: subprocess.Popen[str], rank: int) -> int:
+    """Kill the process of this rank, as a power cut would; how many there were of it."""
+    workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "RANK" in p.environ()]
+    victims = [worker for worker in workers if worker.environ()["RANK"] == str(rank)]
+    for victim in victims:
+        victim.send_signal(signal.SIGKILL)
+    return len(victims)
 
 
 def test_too_few_samples_for_the_processes(recipe: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import typer
 
 from edgekd.cli import tables
 from edgekd.cli.options import Common
+from edgekd.cli.processes import processes
 from edgekd.cli.progress import bars
 from edgekd.cli.run_verbs import CacheFolder, Device, Out, Set
 from edgekd.doctor import require
@@ -113,25 +114,31 @@ def _with_recipe(
     from edgekd import pipeline
     from edgekd.stages import caching
 
-    with (
-        bars(common) as listener,
-        pipeline.some_stages(
-            recipe,
-            ("data", "teacher", *(("cache",) if action is Action.BUILD else ())).__contains__,
-            out=out,
-            overrides=[*common.overrides(sets), "distill.cache=true"],
-            device=device,
-            threads=common.threads,
-            cache=root,
-            listener=listener,
-        ) as (space, worked),
-    ):
-        if action is Action.BUILD:
-            # The stage may have ended long ago, and the answers be deleted since.
-            found, asked = caching.build(space, "train")
-            asked += int(space.result("cache")["teacher_passes"]) if "cache" in worked else 0
-        else:
-            found, check = caching.verify(space, samples=samples, seed=common.seed or 0)
+    overrides = [*common.overrides(sets), "distill.cache=true"]
+    with processes(device) as world:
+        if not world.leads:
+            pipeline.follow(recipe, world=world, out=out, overrides=overrides, device=device, cache=root)
+            return
+        with (
+            bars(common) as listener,
+            pipeline.some_stages(
+                recipe,
+                ("data", "teacher", *(("cache",) if action is Action.BUILD else ())).__contains__,
+                out=out,
+                overrides=overrides,
+                device=device,
+                threads=common.threads,
+                cache=root,
+                listener=listener,
+                world=world,
+            ) as (space, worked),
+        ):
+            if action is Action.BUILD:
+                # The stage may have ended long ago, and the answers be deleted since.
+                found, asked = caching.build_together(space)
+                asked += int(space.result("cache")["teacher_passes"]) if "cache" in worked else 0
+            else:
+                found, check = caching.verify(space, samples=samples, seed=common.seed or 0)
     if action is Action.BUILD:
         if common.as_json:
             common.print_json({**_row(found), "asked": asked})

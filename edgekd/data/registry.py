@@ -15,10 +15,11 @@ from typing import cast
 import numpy as np
 
 from edgekd.data.checks import check_splits
-from edgekd.data.source import Pool, Prepare, Request, Source, UnusableSamples
+from edgekd.data.source import Pool, Prepare, Progress, Request, Source, UnusableSamples
 from edgekd.data.splits import Positions, shuffled, split_positions
 from edgekd.errors import DataError, nearest
 from edgekd.references import code_sha256
+from edgekd.rows import DiskRows
 from edgekd.spec import Dataset, Split, Task
 
 KINDS: dict[str, str] = {
@@ -27,6 +28,8 @@ KINDS: dict[str, str] = {
     "fashion_mnist": "edgekd.data.mnist:read",
     "image_folder": "edgekd.data.image_folder:read",
     "arrays": "edgekd.data.arrays:read",
+    "webdataset": "edgekd.data.webdataset:read",
+    "arrow": "edgekd.data.arrow:read",
 }
 OWN = "edgekd.data.own:read"
 SPLITS = ("train", "val", "test")
@@ -47,19 +50,27 @@ def load_dataset(
     licence: str | None = None,
     download: bool = True,
     limit: int | None = None,
+    steps: str = "",
+    store: str | os.PathLike[str] | None = None,
+    progress: Progress | None = None,
 ) -> Dataset:
     """Read a data set.
 
     kind           one of KINDS, or "package.module:function" for your own (see edgekd.data.own)
     root           file or folder; mnist and fashion_mnist: EDGEKD_DATA, then the user's cache, when None
     labels         names of the outputs, in order; from the data when None
-    target         arrays in a .csv file: the columns to predict
+    target         arrays in a .csv file, webdataset with .json, arrow: the columns to predict
     val_fraction   of the training samples, where the data has no validation split of its own; `test_fraction` alike
-    prepare        one raw sample (path or array) through the spatial steps (edgekd.device.preprocess.prepare)
+    prepare        one raw sample (path, encoded bytes or array) through the spatial steps
+                   (edgekd.device.preprocess.prepare)
     seed           decides the splits and their order
     search_path    folder where "package.module:function" is looked for first
     licence        of the data, instead of the one that the reader knows
     limit          keep so many samples of each split at most (a fair draw)
+    steps          what `prepare` does, in words that change with it; samples of webdataset and arrow are kept decoded
+                   under them
+    store          the folder where they are kept; None: edgekd's cache folder
+    progress       hears how decoding goes on
 
     Raises `DataError` for data that is missing, corrupt, contradictory or not finite, with the place.
     """
@@ -75,6 +86,9 @@ def load_dataset(
         prepare=prepare,
         search_path=None if search_path is None else Path(search_path),
         download=download,
+        steps=steps,
+        store=None if store is None else Path(store),
+        progress=progress,
     )
     source = cast(Source, getattr(importlib.import_module(module), function)(request))
     fractions = {"val": val_fraction, "test": test_fraction}
@@ -138,10 +152,11 @@ def _read(splits: Mapping[str, tuple[Pool, Positions]]) -> dict[str, Split]:
                 "of every class, or a larger data.val_fraction or data.test_fraction"
             )
         try:
-            x = np.ascontiguousarray(pool.read(positions))
+            x = pool.read(positions)
         except UnusableSamples as error:
             problems += error.problems
             continue
+        x = x if isinstance(x, DiskRows) else np.ascontiguousarray(x[:])
         read[name] = Split(x, pool.y[positions], pool.ids[positions])
     if problems:
         raise UnusableSamples(problems)
@@ -151,7 +166,9 @@ def _read(splits: Mapping[str, tuple[Pool, Positions]]) -> dict[str, Split]:
 def _hash(labels: Sequence[str], splits: dict[str, Split]) -> str:
     digest = hashlib.sha256("\0".join(labels).encode())
     for name in SPLITS:
-        for array in (splits[name].x, splits[name].y, splits[name].ids):
-            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+        for rows in (splits[name].x, splits[name].y, splits[name].ids):
+            digest.update(f"{name} {rows.dtype.str} {rows.shape}".encode())
+            # Rows on the disk are known by the hashes that they were given when they were decoded.
+            found = rows.digests[rows.positions] if isinstance(rows, DiskRows) else rows[:]
+            digest.update(np.ascontiguousarray(found).data)
     return digest.hexdigest()

@@ -10,9 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import DataError
+from edgekd.rows import Rows
 from edgekd.spec import Array, Task
 
-Prepare = Callable[[Path | Array], Array]
+# One sample as it comes: a file, encoded bytes or an array.
+Raw = Path | bytes | Array
+Prepare = Callable[[Raw], Array]
+# (text, samples done, samples in all)
+Progress = Callable[[str, int, int], None]
 
 
 class UnusableSamples(DataError):
@@ -26,7 +31,11 @@ class UnusableSamples(DataError):
 
 @dataclass(frozen=True)
 class Request:
-    """What `load_dataset` was asked for, as its readers see it."""
+    """What `load_dataset` was asked for, as its readers see it.
+
+    steps  what `prepare` does, in words that change with it
+    store  where data that may not fit into memory is kept decoded
+    """
 
     kind: str
     root: Path | None
@@ -36,6 +45,9 @@ class Request:
     prepare: Prepare | None
     search_path: Path | None
     download: bool
+    steps: str = ""
+    store: Path | None = None
+    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -44,12 +56,13 @@ class Pool:
 
     y     (N,) int64 | (N, L) uint8 | (N, D) float32
     ids   (N,) int64, unique and stable
-    read  the samples at some positions, already prepared: (n, ...) uint8 or float32; raises `UnusableSamples`
+    read  the samples at some positions, already prepared: (n, ...) uint8 or float32, in memory or on the disk; raises
+          `UnusableSamples`
     """
 
     y: Array
     ids: NDArray[np.int64]
-    read: Callable[[NDArray[np.intp]], Array]
+    read: Callable[[NDArray[np.intp]], Rows]
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from edgekd.device.machine import resolve_threads
 from edgekd.device.postprocess import PostStep, parse_post_steps
 from edgekd.device.preprocess import split_steps
 from edgekd.errors import EdgekdError, ModelError, UsageError, nearest
+from edgekd.rows import Rows, pieces
 from edgekd.spec import Array, Step, Task, parse_steps, steps_to_json
 
 
@@ -49,17 +50,18 @@ class Samples:
     `labels` name the classes, in order, where they have names.
     """
 
-    x: Array
+    x: Rows
     y: Array
     task: Task
     labels: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Which samples these are, for the result: two results on equal ones are compared in pairs."""
-        parts = [part for array in (self.x, self.y) for part in (f"{array.dtype.str}{array.shape}".encode(), array)]
         whole = hashlib.sha256()
-        for part in parts:
-            whole.update(part if isinstance(part, bytes) else np.ascontiguousarray(part).tobytes())
+        for rows in (self.x, self.y):
+            whole.update(f"{rows.dtype.str}{rows.shape}".encode())
+            for piece in pieces(rows):
+                whole.update(np.ascontiguousarray(piece).data)
         return {"task": self.task, "n": len(self.x), "sha256": whole.hexdigest()}
 
 

@@ -162,7 +162,7 @@ def _send(device: Device, request: Request, told: Told) -> None:
         places[model] = f"{number}/{next(iter(packed))}"
     if request.samples is not None:
         buffer = io.BytesIO()
-        np.savez(buffer, x=request.samples.x, y=request.samples.y)
+        np.savez(buffer, x=request.samples.x[:], y=request.samples.y)
         told(f"copying the samples, {len(buffer.getvalue()) / 1e6:.1f} MB")
         device.host.put(f"{device.folder}/{SAMPLES}", buffer.getvalue())
     plan = to_json(request, place=places.__getitem__, samples_file=SAMPLES)

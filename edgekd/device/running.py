@@ -18,6 +18,7 @@ from edgekd.device.isolation import Child, ChildFailed, Crew
 from edgekd.device.machine import allowed_cores, available_cores
 from edgekd.device.rows import Measured
 from edgekd.device.suites import Suite
+from edgekd.rows import save_rows
 from edgekd.spec import Array
 
 WARM_UP_SECONDS = 0.5
@@ -67,7 +68,7 @@ class Run:
         folder = self._crew.folder
         if samples is not None:
             self._samples = folder / "samples.npy"
-            np.save(self._samples, samples.x)
+            save_rows(self._samples, samples.x)
         if golden is not None:
             self._golden = folder / "golden.npz"
             self._golden.write_bytes(arrays_to_bytes(golden))

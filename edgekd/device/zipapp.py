@@ -18,7 +18,7 @@ from edgekd.files import write_bytes
 MAX_BYTES = 1_000_000
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The ground that the device side stands on.
-GROUND = ("__init__.py", "assets.py", "errors.py", "files.py", "lazy.py", "spec.py", "toml.py", "version.py")
+GROUND = ("__init__.py", "assets.py", "errors.py", "files.py", "lazy.py", "rows.py", "spec.py", "toml.py", "version.py")
 DATA = ("__init__.py", "npz.py")
 SHEBANG = b"#!/usr/bin/env python3\n"
 # It must be read by old Pythons too, which then say that they are too old.

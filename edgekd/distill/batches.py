@@ -27,7 +27,7 @@ from edgekd.distill.augmentation import Augment, augment_batch, check_augment
 from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
 from edgekd.errors import DataError, UsageError
-from edgekd.spec import Layout, Split, Step, Task
+from edgekd.spec import Array, Layout, Split, Step, Task
 
 # Samples that never change are made model-ready once, up to this much memory; beyond it batch by batch.
 READY_BYTES = 512 << 20
@@ -69,12 +69,12 @@ class Batches:
             raise UsageError(f"found views = {views}, expected a whole number from 1")
         if len(split) == 0:
             raise DataError("found a split with 0 samples, expected at least 1; check the fractions of the splits")
-        split = _with_channels(split, steps)
         self._split = split
+        self._adds_channel = _adds_channel(split, steps)
         self._steps = steps
         self._batch_size = batch_size
         self._seed = seed
-        self._augment = check_augment(augment or {}, split.x[:1])
+        self._augment = check_augment(augment or {}, self._raw(slice(0, 1)))
         self._mixing = mixing if mixing is not None and mixing.is_on else None
         self._is_plain = not self._augment and self._mixing is None
         self._views = 1 if self._is_plain else views
@@ -152,12 +152,16 @@ class Batches:
         partner = self._unmixed(self._partners[1][indices], view)
         return mix(own, partner, self._mixing, seed=self._seed, view=view, axes=self._axes)
 
+    def _raw(self, indices: Positions | slice) -> Array:
+        raw: Array = self._split.x[indices]
+        return raw[..., np.newaxis] if self._adds_channel else raw
+
     def _unmixed(self, indices: Positions, view: int) -> dict[str, Tensor]:
         chosen = torch.from_numpy(indices)
         if self._ready is not None:
             x = self._ready.index_select(0, chosen)
         else:
-            raw = self._split.x[indices]
+            raw = self._raw(indices)
             if view != PLAIN:
                 raw = augment_batch(raw, self._split.ids[indices], self._augment, seed=self._seed, epoch=view)
             x = torch.from_numpy(apply_arithmetic(self._steps, raw))
@@ -170,6 +174,11 @@ class Batches:
         }
 
 
+def _adds_channel(split: Split, steps: tuple[Step, ...]) -> bool:
+    """Grey images (N, H, W) get the channel axis that their layout step means, so that augmentation sees images."""
+    return split.x.ndim == 3 and any(isinstance(step, Layout) and step.to != "flat" for step in steps)
+
+
 def _bounds(count: int, batch_size: int, *, drop_last: bool) -> list[tuple[int, int]]:
     whole, rest = divmod(count, batch_size)
     bounds = [(index * batch_size, (index + 1) * batch_size) for index in range(whole)]
@@ -180,13 +189,6 @@ def _bounds(count: int, batch_size: int, *, drop_last: bool) -> list[tuple[int, 
     elif rest and not drop_last:
         bounds.append((whole * batch_size, count))
     return bounds
-
-
-def _with_channels(split: Split, steps: tuple[Step, ...]) -> Split:
-    """Grey images (N, H, W) get the channel axis that their layout step means, so that augmentation sees images."""
-    if split.x.ndim == 3 and any(isinstance(step, Layout) and step.to != "flat" for step in steps):
-        return Split(split.x[..., np.newaxis], split.y, split.ids)
-    return split
 
 
 def _image_axes(steps: tuple[Step, ...]) -> tuple[int, int]:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import DataError, MissingExtra, StorageError, explain_os_errors
-from edgekd.files import canonical_json, sha256_bytes, sha256_file
+from edgekd.errors import DataError, StorageError
+from edgekd.files import canonical_json, held, sha256_bytes, sha256_file
 from edgekd.spec import Array
 
 VERSION = 1
@@ -196,25 +196,12 @@ def files_of(cache: Cache) -> list[tuple[str, int, str]]:
 @contextmanager
 def building(path: Path) -> Iterator[None]:
     """Hold the cache folder `path` for this process. Raises `StorageError` at once when another one holds it."""
-    try:
-        from filelock import FileLock, Timeout
-    except ImportError as error:
-        raise MissingExtra("filelock", "train", purpose="a teacher cache") from error
-
-    with explain_os_errors(path):
-        path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path / LOCK, timeout=0)
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise StorageError(
-                f"another edgekd process is building the teacher cache {path}; run the same command again when it has "
-                "ended: the cache is then used as it is"
-            ) from error
-    try:
+    refusal = (
+        f"another edgekd process is building the teacher cache {path}; run the same command again when it has ended: "
+        "the cache is then used as it is"
+    )
+    with held(path / LOCK, purpose="a teacher cache", refusal=refusal):
         yield
-    finally:
-        lock.release()
 
 
 def _check_index(cache: Cache) -> None:

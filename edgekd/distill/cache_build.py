@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from edgekd.distill.batches import Batches, Positions
 from edgekd.distill.cache import IDS, INDEX, JOURNAL, VERSION, Cache, Facts, building, cache_key, find_cache, open_cache
+from edgekd.distill.distribution import ALONE, World
 from edgekd.distill.journal import Journal
 from edgekd.distill.stored import PIXELS, Store, encode, pixels_of
 from edgekd.distill.teachers import Teacher
@@ -88,47 +90,83 @@ class Order:
         return {**answers, PIXELS: pixels_of(batch["x"]).numpy()}
 
 
-def build_cache(root: Path, facts: Facts, order: Order, *, progress: Progress | None = None) -> tuple[Cache, int]:
+def build_cache(
+    root: Path, facts: Facts, order: Order, *, progress: Progress | None = None, world: World = ALONE
+) -> tuple[Cache, int]:
     """The cache of these facts below `root`, built or finished if it is not complete; and how many rows were asked for.
+
+    The processes of `world` all call this with the same arguments: each answers every so manieth shard, process 0 holds
+    the folder and writes the index after each round. The files are those that one process would write.
 
     Raises `UsageError` for endless views, `DataError` for a damaged or foreign cache, `StorageError` when another
     process builds it or the disk is too small, and whatever the teacher raises: what it answered so far is kept.
     """
-    found = find_cache(root, facts)
+    found = world.share(find_cache(root, facts) if world.leads else None)
     if found is not None:
         return found, 0
-    path = root / cache_key(facts)
-    rows = order.rows
-    with building(path):
-        found = find_cache(root, facts)  # another process may have finished it meanwhile
+    path, rows = root / cache_key(facts), order.rows
+    with building(path) if world.leads else nullcontext():
+        found = world.share(find_cache(root, facts) if world.leads else None)  # another one may have finished it
         if found is not None:
             return found, 0
-        for left in path.glob(f"{TEMPORARY}*"):  # of a process that was killed while writing
-            left.unlink(missing_ok=True)
-        index = _begin(path, facts, order)
-        journal = Journal(path / JOURNAL) if order.journal else None
-        row = index["shards"][-1]["stop"] if index["shards"] else 0
-        asked = 0
-        pending: list[Mapping[str, Array]] = []
-        stop = rows
-        for start, end, written in _pieces(order, row, journal):
-            arrays = order.ask(start, end) if written is None else written
-            if written is None:
-                asked += end - start
-                if journal is not None:
-                    journal.append(start, end, arrays)
-            if not pending:
-                stop = min(start + _shard_rows(arrays), rows)
-                _check_room(path, (rows - start) * row_bytes(arrays))
-            pending.append(arrays)
-            if end >= stop:
-                _write_shard(path, index, end, pending)
-                pending = []
-                if journal is not None:
-                    journal.clear()
-            if progress is not None:
-                progress(f"{order.name}: answers of the teacher", end, rows)
+        if world.leads:
+            for left in path.glob(f"{TEMPORARY}*"):  # of a process that was killed while writing
+                left.unlink(missing_ok=True)
+        index = world.share(_begin(path, facts, order) if world.leads else {})
+        # A teacher that is far away is asked by one process: the others would only stand in the queue.
+        crew = 1 if order.journal else world.size
+        own = _build(path, index, order, rows, progress, world, crew) if world.rank < crew else 0
+        asked = sum(world.collect(own))  # the index is whole when all have come here
         return open_cache(path, facts), asked
+
+
+def _build(
+    path: Path, index: dict[str, Any], order: Order, rows: int, progress: Progress | None, world: World, crew: int
+) -> int:
+    """Write the shards that are missing, `crew` processes one each at a time; how many rows this one asked for."""
+    row = index["shards"][-1]["stop"] if index["shards"] else 0
+    journal = Journal(path / JOURNAL) if order.journal else None
+    given = {} if journal is None else {(start, end): arrays for start, end, arrays in journal.replay(row)}
+    asked = 0
+
+    def answer(start: int, end: int) -> Mapping[str, Array]:
+        nonlocal asked
+        arrays: Mapping[str, Array] | None = given.pop((start, end), None)
+        if arrays is None:
+            arrays = order.ask(start, end)
+            asked += end - start
+            if journal is not None:
+                journal.append(start, end, arrays)
+        return arrays
+
+    pieces = list(_pieces(order, row, given))
+    size = 0
+    if world.leads:  # how wide an answer is shows the first one
+        given[pieces[0]] = dict(answer(*pieces[0]))
+        size = row_bytes(given[pieces[0]])
+    size = world.share(size) if crew > 1 else size
+    shards = _shards(pieces, rows, _shard_rows(size))
+    for first in range(0, len(shards), crew):
+        entry = None
+        if first + world.rank < len(shards):
+            own = shards[first + world.rank]
+            _check_room(path, (rows - shards[first][0][0]) * size)
+            pending = []
+            for start, end in own:
+                pending.append(answer(start, end))
+                if progress is not None:
+                    done = shards[first][0][0] + (end - own[0][0]) * crew
+                    progress(f"{order.name}: answers of the teacher", min(done, rows), rows)
+            entry = _write_shard(path, len(index["shards"]) + world.rank, own, pending)
+        for written in world.collect(entry) if crew > 1 else [entry]:
+            if written is not None:
+                index["shards"].append(written[0])
+                index["tensors"] = written[1]
+        if world.leads:
+            write_json(path / INDEX, index)
+        if journal is not None:
+            journal.clear()
+    return asked
 
 
 def _begin(path: Path, facts: Facts, order: Order) -> dict[str, Any]:
@@ -149,16 +187,29 @@ def _begin(path: Path, facts: Facts, order: Order) -> dict[str, Any]:
     }
 
 
-def _pieces(order: Order, row: int, journal: Journal | None) -> Iterator[tuple[int, int, dict[str, Array] | None]]:
-    """(start, end, answers if they were written down before) of the rows from `row` on, each within one view."""
-    for start, end, arrays in journal.replay(row) if journal is not None else ():
-        yield start, end, arrays
+Piece = tuple[int, int]
+
+
+def _pieces(order: Order, row: int, given: Iterable[Piece]) -> Iterator[Piece]:
+    """(start, end) of the questions from `row` on, each within one view; first those `given`: asked before."""
+    for start, end in given:
+        yield start, end
         row = end
     samples = len(order.positions)
     while row < order.rows:
         end = min(row + order.batch_size, (row // samples + 1) * samples)
-        yield row, end, None
+        yield row, end
         row = end
+
+
+def _shards(pieces: Iterable[Piece], rows: int, size: int) -> list[list[Piece]]:
+    """The questions of each shard: `size` rows of `rows` in all, and what the last question has more."""
+    shards: list[list[Piece]] = [[]]
+    for start, end in pieces:
+        shards[-1].append((start, end))
+        if end >= min(shards[-1][0][0] + size, rows):
+            shards.append([])
+    return shards[:-1]
 
 
 def _check_room(path: Path, needed: int) -> None:
@@ -171,16 +222,16 @@ def _check_room(path: Path, needed: int) -> None:
         )
 
 
-def _write_shard(path: Path, index: dict[str, Any], end: int, pending: list[Mapping[str, Array]]) -> None:
-    number = len(index["shards"])
-    start = index["shards"][-1]["stop"] if number else 0
-    files = {}
+def _write_shard(
+    path: Path, number: int, own: Sequence[Piece], pending: Sequence[Mapping[str, Array]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the index says of the shard, and of the tensors in it."""
+    files, tensors = {}, {}
     for position, name in enumerate(pending[0]):
         values = np.concatenate([arrays[name] for arrays in pending])
         files[name] = _write_array(path / f"{number:05d}.{position}.npy", values)
-        index["tensors"][name] = {"dtype": values.dtype.name, "shape": list(values.shape[1:])}
-    index["shards"].append({"start": start, "stop": end, "files": files})
-    write_json(path / INDEX, index)
+        tensors[name] = {"dtype": values.dtype.name, "shape": list(values.shape[1:])}
+    return {"start": own[0][0], "stop": own[-1][1], "files": files}, tensors
 
 
 def row_bytes(arrays: Mapping[str, Array]) -> int:
@@ -188,8 +239,8 @@ def row_bytes(arrays: Mapping[str, Array]) -> int:
     return sum(math.prod(array.shape[1:]) * array.itemsize for array in arrays.values())
 
 
-def _shard_rows(arrays: Mapping[str, Array]) -> int:
-    return max(1, min(SHARD_ROWS, SHARD_BYTES // max(row_bytes(arrays), 1)))
+def _shard_rows(size: int) -> int:
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // max(size, 1)))
 
 
 def _write_array(path: Path, array: Array) -> dict[str, Any]:

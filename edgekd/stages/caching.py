@@ -20,6 +20,7 @@ from edgekd.errors import DataError, UsageError
 from edgekd.files import sha256_file
 from edgekd.references import code_sha256
 from edgekd.spec import steps_to_json
+from edgekd.stages import together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from edgekd.distill.cache_build import Order
     from edgekd.distill.cache_verify import CacheCheck
     from edgekd.distill.cached_teacher import CachedTeacher
+    from edgekd.distill.distribution import World
     from edgekd.distill.file_teacher import LogitsFile
     from edgekd.distill.stored import Store
     from edgekd.distill.teachers import Teacher
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     Place = Callable[[dict[str, Tensor]], Mapping[str, Tensor]]
 
 FOLDER = "teachers"
+STAGE = "cache"
 
 
 def cache_root(space: Workspace) -> Path:
@@ -47,7 +50,7 @@ def cache_root(space: Workspace) -> Path:
 
 def work_on_cache(space: Workspace) -> tuple[dict[str, Any], str]:
     """Let the teacher answer what no run before has asked it."""
-    cache, asked = build(space, "train")
+    cache, asked = build_together(space)
     result = {
         "key": cache.key,
         "num_samples": cache.num_samples,
@@ -60,20 +63,31 @@ def work_on_cache(space: Workspace) -> tuple[dict[str, Any], str]:
     return result, f"{rows:,} answers in {cache.path} ({cache.size_bytes / 1e6:.1f} MB), {how}"
 
 
-def remembered(space: Workspace, split: str) -> CachedTeacher:
-    """The teacher's answers to the samples of `split`; what is missing is asked for first."""
+def remembered(space: Workspace, split: str, world: World | None = None) -> CachedTeacher:
+    """The teacher's answers to the samples of `split`; what is missing is asked for first, as in `build`."""
     from edgekd.distill.cached_teacher import CachedTeacher
 
-    return CachedTeacher(build(space, split)[0])
+    return CachedTeacher(build(space, split, world)[0])
 
 
-def build(space: Workspace, split: str) -> tuple[Cache, int]:
-    """The cache of `split` ("train" in its views, others as they are), and how many answers it took now."""
+def build_together(space: Workspace) -> tuple[Cache, int]:
+    """The cache of the training samples, built by all processes of the run: the leader calls the others."""
+    together.call(space, STAGE)
+    return build(space, "train", space.world)
+
+
+def build(space: Workspace, split: str, world: World | None = None) -> tuple[Cache, int]:
+    """The cache of `split` ("train" in its views, others as they are), and how many answers it took now.
+
+    world  the processes that all call this now; None: this one alone
+    """
     from edgekd.distill.cache import find_cache
     from edgekd.distill.cache_build import build_cache
+    from edgekd.distill.distribution import ALONE
 
+    world = world or ALONE
     root, facts = cache_root(space), facts_of(space, split)
-    found = find_cache(root, facts)
+    found = world.share(find_cache(root, facts) if world.leads else None)
     if found is not None:
         return found, 0
 
@@ -81,7 +95,7 @@ def build(space: Workspace, split: str) -> tuple[Cache, int]:
         space.listener.step(text, done, total, {})
 
     with asking(space, split) as order:
-        return build_cache(root, facts, order, progress=progress)
+        return build_cache(root, facts, order, progress=progress, world=world)
 
 
 def verify(space: Workspace, *, samples: int, seed: int) -> tuple[Cache, CacheCheck]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,12 +181,11 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     """Parity of each variant with the float student at several batch sizes, and everybody's score on validation."""
     prepared, confidence = space.prepared, space.recipe.limits.confidence
     task, val = space.recipe.task, prepared.dataset.val
-    feeds = prepared.feeds(val)
     parity: dict[str, Any] = {}
     rows: dict[str, Any] = {}
     paths: dict[str, Path | None] = {"teacher": None, **candidate_paths(space)}
     teacher_rows: Array | None = None
-    few = {INPUT: feeds[INPUT][:PARITY_SAMPLES]}
+    few = prepared.feeds(val, PARITY_SAMPLES)
     for index, (name, path) in enumerate(paths.items()):
         space.listener.step(f"verify {name}", index, len(paths), {})
         if path is not None and name not in ("teacher", "student_alone"):
@@ -202,7 +202,7 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
             }
             for problem in result.problems:
                 space.listener.warn(f"variant {name} is out: {problem}")
-        outputs = told_answers(space) if path is None else answers(path, feeds)
+        outputs = told_answers(space) if path is None else answers(path, prepared.feeds_in_pieces(val))
         save_outputs(space, name, outputs)
         own = prepared.judge(outputs, val, space.teacher_post if name == "teacher" else None)
         teacher_rows = own if teacher_rows is None else teacher_rows
@@ -216,11 +216,14 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     return {"parity": parity, "validation": rows}, f"{len(good)} of {len(parity)} variants hold: {', '.join(good)}"
 
 
-def answers(path: Path, feeds: dict[str, Array]) -> Array:
-    """Outputs of an ONNX file with one input for all samples, (N, D)."""
+def answers(path: Path, feeds: Iterable[Mapping[str, Array]]) -> Array:
+    """Outputs of an ONNX file with one input for all samples of all `feeds`, (N, D)."""
     session = open_session(path, threads=1)
+    name = answer_name(session)
     try:
-        return run_in_chunks(session, {session.inputs[0].name: feeds[INPUT]}, size=OUTPUT_BATCH)[answer_name(session)]
+        return np.concatenate(
+            [run_in_chunks(session, {session.inputs[0].name: piece[INPUT]}, size=OUTPUT_BATCH)[name] for piece in feeds]
+        )
     finally:
         session.close()
 

@@ -22,7 +22,7 @@ from edgekd.results import read_results, write_results
 from edgekd.spec import Array, TensorSpec, steps_to_json
 from edgekd.stages.choosing import equally_good_elsewhere
 from edgekd.stages.graphs import FLOAT, answers, target, variant_path
-from edgekd.stages.workspace import INPUT, OUTPUT, Prepared, Workspace
+from edgekd.stages.workspace import INPUT, OUTPUT, Prepared, Workspace, blocks, figures
 from edgekd.version import __version__
 
 GOLDEN_SAMPLES = 16
@@ -66,12 +66,13 @@ def make_golden(prepared: Prepared, graphs: Mapping[str, Any], seed: int) -> dic
     if train.dtype == np.uint8:
         raw: Array = rng.integers(0, 256, shape, dtype=np.uint8)
     else:
-        mean, std = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
-        raw = (mean + std * rng.standard_normal(shape)).astype(np.float32)
+        mean, std = figures(block.reshape(len(block), -1) for block in blocks(train))
+        normal = rng.standard_normal((shape[0], len(mean)))
+        raw = (mean + std * normal).astype(np.float32).reshape(shape)
     feeds = {INPUT: apply_arithmetic(prepared.arithmetic, raw)}
     golden: dict[str, Array] = {"raw": raw, f"input.{INPUT}": feeds[INPUT]}
     for name, path in graphs.items():
-        golden[f"output.{name}.{OUTPUT}"] = answers(path, feeds)
+        golden[f"output.{name}.{OUTPUT}"] = answers(path, [feeds])
     return golden
 
 

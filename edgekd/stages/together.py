@@ -1,7 +1,8 @@
-"""A run on several processes: process 0 leads it, the others train when they are called.
+"""A run on several processes: process 0 leads it, the others train and cache answers when they are called.
 
-The leader holds the run folder, decides which stages are to do, and writes. Before it trains, it calls the others,
-which then compute the same stage from the same files; in every other stage they wait. All must see the same folders.
+The leader holds the run folder, decides which stages are to do, and writes. Before it trains, or asks a teacher for
+answers to keep, it calls the others, which then compute the same stage from the same files; in every other stage they
+wait. All must see the same folders.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Call:
-    """Train the model of `stage` now; `records` are those of the stages before it."""
+    """Train the model of `stage`, or build the cache, now; `records` are those of the stages before it."""
 
     stage: str
     threads: int
@@ -33,7 +34,7 @@ def call(space: Workspace, stage: str) -> None:
 
 
 def dismiss(space: Workspace) -> None:
-    """Nothing more will be trained: the others may end."""
+    """Nothing more is done together: the others may end."""
     if space.world is not None and space.world.leads:
         space.world.share(None)
 

@@ -197,7 +197,8 @@ def teacher_for_student(space: Workspace) -> Teacher:
     from edgekd.device.postprocess import Denormalize
     from edgekd.distill.teachers import StandardizedTeacher
 
-    teacher: Teacher = caching.remembered(space, "train") if space.recipe.keeps_answers else load_teachers(space)
+    keeps = space.recipe.keeps_answers
+    teacher: Teacher = caching.remembered(space, "train", space.world) if keeps else load_teachers(space)
     post = space.prepared.post
     if space.teacher_post == post:
         return teacher

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgekd.data.registry import load_dataset
+from edgekd.data.source import Progress
 from edgekd.device.benchmark import Samples
 from edgekd.device.metrics import Contributions, contributions
 from edgekd.device.postprocess import (
@@ -24,7 +25,9 @@ from edgekd.device.postprocess import (
     without_units,
 )
 from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
+from edgekd.files import canonical_json
 from edgekd.recipe import Recipe
+from edgekd.rows import DiskRows, Rows, pieces
 from edgekd.run_folder import Listener, Record
 from edgekd.spec import Array, Dataset, Normalize, Split, Step, TensorSpec, parse_steps, steps_to_json
 
@@ -73,6 +76,11 @@ class Prepared:
         """Model-ready samples of `split`, at most `limit` of them."""
         return {INPUT: apply_arithmetic(self.arithmetic, split.x[:limit])}
 
+    def feeds_in_pieces(self, split: Split) -> Iterator[dict[str, Array]]:
+        """Model-ready samples of `split`, so many at a time as fit into memory."""
+        for piece in pieces(split.x):
+            yield {INPUT: apply_arithmetic(self.arithmetic, piece)}
+
 
 @dataclass
 class Workspace:
@@ -97,7 +105,11 @@ class Workspace:
     @cached_property
     def prepared(self) -> Prepared:
         """The data set, read once."""
-        return prepare_data(self.recipe, self.search_path)
+
+        def progress(text: str, done: int, total: int) -> None:
+            self.listener.step(text, done, total, {})
+
+        return prepare_data(self.recipe, self.search_path, progress=progress)
 
     @property
     def teacher_is_finished(self) -> bool:
@@ -115,7 +127,7 @@ class Workspace:
         return () if is_foreign and self.recipe.task == "regression" else self.prepared.post
 
 
-def prepare_data(recipe: Recipe, search_path: Path) -> Prepared:
+def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None = None) -> Prepared:
     """Read the recipe's data, apply its spatial steps and resolve figures that come from the train split."""
     steps = parse_steps(recipe.preprocess.steps)
     spatial, arithmetic = split_steps(steps)
@@ -129,6 +141,8 @@ def prepare_data(recipe: Recipe, search_path: Path) -> Prepared:
         val_fraction=data.val_fraction,
         test_fraction=data.test_fraction,
         prepare=lambda raw: prepare(spatial, raw),
+        steps=canonical_json(steps_to_json(spatial)),
+        progress=progress,
         seed=recipe.seed,
         search_path=search_path,
         licence=data.licence,
@@ -146,20 +160,47 @@ def prepare_data(recipe: Recipe, search_path: Path) -> Prepared:
     return Prepared(dataset, (*spatial, *arithmetic), post, input_shape)
 
 
-def resolve_train_figures(arithmetic: tuple[Step, ...], train_x: Array) -> tuple[Step, ...]:
+def resolve_train_figures(arithmetic: tuple[Step, ...], train_x: Rows) -> tuple[Step, ...]:
     """Replace "train" in `normalize` by mean and standard deviation of the train split, per value of the last axis."""
     resolved: list[Step] = []
     for step in arithmetic:
         if isinstance(step, Normalize) and "train" in (step.mean, step.std):
-            x = apply_arithmetic(tuple(resolved), train_x).astype(np.float64)
-            axes = tuple(range(x.ndim - 1))
-            std = x.std(axis=axes)
+            mean, std = figures(apply_arithmetic(tuple(resolved), piece) for piece in blocks(train_x))
             # A feature that never changes carries nothing: divide it by one, not by zero.
             std = np.where(std > 1e-12, std, 1.0)
-            mean = tuple(float(v) for v in x.mean(axis=axes)) if step.mean == "train" else step.mean
-            step = replace(step, mean=mean, std=tuple(float(v) for v in std) if step.std == "train" else step.std)
+            step = replace(
+                step,
+                mean=tuple(float(v) for v in mean) if step.mean == "train" else step.mean,
+                std=tuple(float(v) for v in std) if step.std == "train" else step.std,
+            )
         resolved.append(step)
     return tuple(resolved)
+
+
+def blocks(x: Rows) -> Iterator[Array]:
+    """All rows: an array as it is, rows on the disk in pieces: their figures differ in the last bits only."""
+    return pieces(x) if isinstance(x, DiskRows) else iter((x[:],))
+
+
+def figures(blocks: Iterable[Array]) -> tuple[Array, Array]:
+    """Mean and standard deviation, each (D,) float64, of blocks (n, ..., D) over all axes but the last.
+
+    Blocks are joined as Chan, Golub and LeVeque do it ("Updating formulae and a pairwise algorithm for computing
+    sample variances", 1979).
+    """
+    count, mean, variance = 0, np.zeros(()), np.zeros(())
+    for block in blocks:
+        x = block.astype(np.float64)
+        axes = tuple(range(x.ndim - 1))
+        new, new_mean, new_std = x.size // x.shape[-1], x.mean(axis=axes), x.std(axis=axes)
+        if not count:
+            count, mean, variance = new, new_mean, new_std**2
+            continue
+        share = new / (count + new)
+        apart = new_mean - mean
+        variance = variance + share * (new_std**2 - variance + (1 - share) * apart**2)
+        mean, count = mean + share * apart, count + new
+    return mean, np.sqrt(variance)
 
 
 def target_figures(dataset: Dataset) -> tuple[list[float], list[float]]:

@@ -19,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgekd.distill import cache_build
+from edgekd.distill.batches import Batches
 from edgekd.distill.distribution import Division, World, joined
 from edgekd.distill.engine import distill
 from edgekd.distill.losses.relations import rkd
 from edgekd.distill.objective import Objective, Term
+from edgekd.distill.stored import Store
 from edgekd.distill.teachers import ModuleTeacher
 from edgekd.spec import Dataset, Layout, Scale, Split
 
@@ -192,6 +195,32 @@ def gathered(world: World) -> dict[str, Any]:
     }
 
 
+def cached(world: World) -> dict[str, Any]:
+    """The files of a teacher cache of seven shards, and how often this process asked the teacher."""
+    folder = Path(world.share(tempfile.mkdtemp() if world.leads else ""))
+    before, cache_build.SHARD_ROWS = cache_build.SHARD_ROWS, 30
+    views = Batches(DATA.train, (Scale(), Layout("CHW")), batch_size=20, augment={"shift": 1}, views=2)
+    teacher = ModuleTeacher(mlp(seed=2, hidden=20))
+    questions = []
+
+    def counting(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        questions.append(len(batch["x"]))
+        return teacher(batch)
+
+    order = cache_build.Order(counting, views, Store(), 3, "noise", batch_size=7)
+    try:
+        with torch.inference_mode():
+            cache, asked = cache_build.build_cache(folder, {"data": "noise"}, order, world=world)
+            _, again = cache_build.build_cache(folder, {"data": "noise"}, order, world=world)
+        files = {f"file {path.name}": np.frombuffer(path.read_bytes(), np.uint8) for path in cache.path.glob("[i0]*")}
+    finally:
+        cache_build.SHARD_ROWS = before
+    world.collect(None)
+    if world.leads:
+        shutil.rmtree(folder)
+    return {**files, "asked": asked, "again": again, "own": sum(questions)}
+
+
 CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
     function.__name__: function
     for function in (
@@ -205,6 +234,7 @@ CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
         averaged,
         resumed,
         gathered,
+        cached,
     )
 }
 

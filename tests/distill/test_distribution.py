@@ -122,6 +122,18 @@ def test_the_gradient_of_what_was_gathered_is_exactly_that_of_one_process(
         assert list(found["collected"]) == [0, 1]
 
 
+def test_processes_build_the_cache_that_one_builds_to_the_last_byte(together: Results, alone: dict[str, Any]) -> None:
+    expected = {name: value.tobytes() for name, value in alone["cached"].items() if name.startswith("file ")}
+    assert len(expected) == 2 + 2 * 6, "index, ids, and two tensors of six shards"
+    for found in together["cached"]:
+        assert {name: value.tobytes() for name, value in found.items() if name.startswith("file ")} == expected
+        assert (found["asked"], found["again"]) == (2 * 95, 0)
+    own = [int(found["own"]) for found in together["cached"]]
+    assert sum(own) == 2 * 95
+    assert min(own) >= 80, "each has answered its half"
+    assert int(alone["cached"]["own"]) == 2 * 95
+
+
 @pytest.mark.parametrize(("size", "accumulate", "total"), [(1, 1, 5), (2, 1, 7), (3, 2, 20), (2, 4, 8)])
 def test_every_row_goes_to_one_part_and_counts_once(size: int, accumulate: int, total: int) -> None:
     divisions = [Division(World(rank, size), accumulate) for rank in range(size)]
