@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.device.preprocess import apply_arithmetic
+from edgekd.distill.ahead import ahead
 from edgekd.distill.augmentation import Augment, augment_batch, check_augment
 from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
 from edgekd.errors import DataError, UsageError
+from edgekd.rows import DiskRows
 from edgekd.spec import Array, Layout, Split, Step, Task
 
 # Samples that never change are made model-ready once, up to this much memory; beyond it batch by batch.
@@ -82,6 +84,7 @@ class Batches:
         self._ids = torch.from_numpy(np.ascontiguousarray(split.ids, dtype=np.int64))
         self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
         self._ready = None if self._augment else _ready(split, steps)
+        self._is_on_disk = self._ready is None and isinstance(split.x, DiskRows)
         self._axes = _image_axes(steps)
         if self._mixing is not None and self._mixing.cutmix and len(self.input_shape) != 3:
             raise UsageError(
@@ -130,6 +133,10 @@ class Batches:
 
     def parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
         """Of each batch of epoch `number` the parts `own`; part j of `count` holds the rows j, j + count, ..."""
+        parts = self._parts(number, own=own, count=count)
+        return ahead(parts) if self._is_on_disk else parts
+
+    def _parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
         order = permutation(self._seed, number, self._split.ids)
         view = number if self._views is None else number % self._views
         for start, end in self._bounds:
@@ -138,6 +145,10 @@ class Batches:
 
     def full(self, *, first: int = 0, every: int = 1) -> Iterator[dict[str, Tensor]]:
         """All samples once, in their order and without augmentation; or those from `first` on, `every` so many."""
+        batches = self._full(first, every)
+        return ahead(batches) if self._is_on_disk else batches
+
+    def _full(self, first: int, every: int) -> Iterator[dict[str, Tensor]]:
         positions = np.arange(first, len(self._split), every)
         for start in range(0, len(positions), self._batch_size):
             yield self.at(positions[start : start + self._batch_size], view=0 if self._is_plain else PLAIN)
