@@ -330,9 +330,11 @@ def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> li
     folder = RunFolder(space.path, listener=space.listener, force=force)
     space.records = folder.records
     with _memory():
-        if any(map(is_training, folder.pending(table))):
-            training.check(space)
+        pending = folder.pending(table)
+        if pending:
             graphs.check(space)
+        if any(map(is_training, pending)):
+            training.check(space)
         return folder.run(table)
 
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from edgekd.recipe import Recipe
 
 VERSION = 1
+TRAINED = ("int8_qat", "int4_qat")  # edgekd.graph.quantization.TRAINED, which reading a recipe must not import
 WEIGHTS = (".safetensors", ".pt", ".pth")
 # Steps that leave the meaning of the outputs: the losses work on logits, and on targets without their units.
 POST_STEPS_OF = {
@@ -92,6 +93,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_terms(recipe)
         _check_stages(recipe)
         _check_views(recipe)
+        _check_trained_variants(recipe)
         _check_trackers(recipe)
         if check_files:
             _check_root(recipe)
@@ -271,6 +273,25 @@ def _check_stages(recipe: Recipe) -> None:
     if distill.stages and "epochs" in distill.model_fields_set and distill.epochs != total:
         raise RecipeError(
             f"distill.epochs = {distill.epochs}, but the stages have {total} epochs in all; remove distill.epochs"
+        )
+
+
+def _check_trained_variants(recipe: Recipe) -> None:
+    section = recipe.quantize
+    names = [name for name in section.variants if name in TRAINED]
+    if not names and section.qat != type(section.qat)():
+        raise RecipeError(
+            f"quantize.qat says how variants are trained, but quantize.variants names none of {', '.join(TRAINED)}; "
+            "add one, or remove quantize.qat"
+        )
+    if names and section.qat.warmup_epochs >= section.qat.epochs:
+        raise RecipeError(
+            f"quantize.qat.warmup_epochs = {section.qat.warmup_epochs}, expected less than quantize.qat.epochs = "
+            f"{section.qat.epochs}"
+        )
+    if "int4_qat" in names and section.qat.weight != "int8":
+        raise RecipeError(
+            "quantize.qat.weight = 'uint8', but the 4-bit weights of int4_qat are signed; expected 'int8'"
         )
 
 

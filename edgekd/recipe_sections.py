@@ -220,12 +220,28 @@ class ExportSection(Section):
     ir_version: Annotated[int, Field(ge=8, le=13)] = 8
 
 
+class QatSection(Section):
+    """`[quantize.qat]`: budget and scheme of the variants int8_qat and int4_qat, which are trained with the teacher."""
+
+    epochs: Annotated[int, Field(ge=1)] = 5
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
+    schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    activation: Literal["uint8", "int8"] = "uint8"
+    weight: Literal["int8", "uint8"] = "int8"
+    per_channel: bool = True
+
+
 class QuantizeSection(Section):
     """`[quantize]`: variants to make (none named: those of the target) and the samples to calibrate them with."""
 
     variants: Texts = ()
     calibration_samples: Annotated[int, Field(ge=1)] = 256
     calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    qat: QatSection = QatSection()
 
 
 class TargetSection(Section):

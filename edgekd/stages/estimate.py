@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.stages.aware import trained_variants
 from edgekd.stages.caching import features, store_of
 from edgekd.stages.graphs import variant_names
 from edgekd.stages.training import build
@@ -44,6 +45,8 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         torch.set_num_threads(previous)
     steps = recipe.distill.epochs * math.ceil(len(dataset.train) / recipe.distill.batch_size)
     teacher_steps = recipe.teacher.train.epochs * math.ceil(len(dataset.train) / recipe.teacher.train.batch_size)
+    qat = recipe.quantize.qat
+    qat_steps = qat.epochs * math.ceil(len(dataset.train) / qat.batch_size)
     answers = len(dataset.train) * (recipe.data.views or 1) if recipe.keeps_answers else 0
     trains_teacher = recipe.teacher.weights is None and teacher is not None
     models = 3 if recipe.distill.baseline else 2
@@ -62,6 +65,8 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         "benchmark": BENCHMARK_SECONDS,
         "report": REPORT_SECONDS,
         **more,
+        # Rounding adds about as much as the student itself takes.
+        **dict.fromkeys(trained_variants(space), qat_steps * (2 * train_s + teacher_forward_s)),
     }
     student_bytes = megabytes(student)
     teacher_bytes = 0.0 if teacher is None else megabytes(teacher)

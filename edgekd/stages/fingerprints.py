@@ -15,6 +15,8 @@ from edgekd.device.suites import load_suite
 from edgekd.files import sha256_file
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256
+from edgekd.stages.aware import config as trained_config
+from edgekd.stages.aware import terms as trained_terms
 from edgekd.stages.caching import store_of
 from edgekd.stages.graphs import target, variant_names
 from edgekd.stages.workspace import Workspace
@@ -80,6 +82,23 @@ def student_alone(space: Workspace) -> Inputs:
         "distill": budget,
         "views": space.recipe.data.views,
         **_training(space),
+    }
+
+
+def aware(space: Workspace, name: str) -> Inputs:
+    """As `student`, with the terms, the budget and the scheme of a variant that is trained, and its calibration."""
+    section, distill = space.recipe.quantize, space.recipe.distill
+    named = trained_terms(space)
+    return {
+        "config": asdict(trained_config(space, name)),
+        "qat": section.qat.model_dump(mode="json", exclude={"activation", "weight", "per_channel"}),
+        "calibration_samples": section.calibration_samples,
+        "terms": [term.model_dump(mode="json") for term in named],
+        "losses": {term.loss: code_sha256(term.loss, space.search_path) for term in named},
+        "mixing": [distill.mixup, distill.cutmix, distill.clip_norm],
+        "views": space.recipe.data.views,
+        **_training(space),
+        **_tools("edgekd", "torch", "onnx", "onnxruntime"),
     }
 
 

@@ -21,10 +21,11 @@ from edgekd.device.runtimes import open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors, nearest
 from edgekd.files import write_bytes
-from edgekd.graph.quantization import VARIANTS, Config, Int8Static, quantize
+from edgekd.graph.quantization import TRAINED, VARIANTS, Config, Int8Static, QuantizeResult, quantize
 from edgekd.graph.targets import Target, load_target
-from edgekd.graph.verification import Precision, verify
+from edgekd.graph.verification import Precision, VerifyResult, verify
 from edgekd.spec import Array
+from edgekd.stages import aware
 from edgekd.stages.training import load_teacher, load_trained
 from edgekd.stages.workspace import INPUT, OUTPUT, Workspace
 
@@ -53,8 +54,9 @@ def target(space: Workspace) -> Target:
 def check(space: Workspace) -> None:
     """Raise `UsageError` for a variant or a target that does not exist, or a graph that the target cannot load."""
     for name in variant_names(space)[1:]:
-        if name not in VARIANTS:
-            raise UsageError(f"quantize.variants: unknown variant '{name}'. {nearest(name, [FLOAT, *VARIANTS])}")
+        if name not in VARIANTS and name not in TRAINED:
+            known = [FLOAT, *VARIANTS, *TRAINED]
+            raise UsageError(f"quantize.variants: unknown variant '{name}'. {nearest(name, known)}")
 
     wanted, limits = space.recipe.export, target(space)
     for key, found, most in (
@@ -143,13 +145,16 @@ def work_on_quantize(space: Workspace) -> tuple[dict[str, Any], str]:
     for index, name in enumerate(names):
         space.listener.step(f"quantize {name}", index, len(names), {})
         try:
-            result = quantize(
-                space.path / "export" / "student.onnx",
-                variant_path(space, name),
-                config(space, name),
-                calibration=calibration,
-                target=target(space),
-            )
+            if name in TRAINED:
+                result = _write_trained(space, name)
+            else:
+                result = quantize(
+                    space.path / "export" / "student.onnx",
+                    variant_path(space, name),
+                    config(space, name),
+                    calibration=calibration,
+                    target=target(space),
+                )
         except (AnswerIsNo, UsageError) as error:
             refused[name] = str(error)
             space.listener.warn(f"variant {name} cannot be made for this student: {error}")
@@ -160,6 +165,31 @@ def work_on_quantize(space: Workspace) -> tuple[dict[str, Any], str]:
             "num_quantized": result.num_quantized,
         }
     return {"made": made, "refused": refused}, ", ".join(made) or "no quantized variant"
+
+
+def _write_trained(space: Workspace, name: str) -> QuantizeResult:
+    """The file of a variant that was trained, proven against the module on validation."""
+    from edgekd.distill.qat import write_quantized
+
+    if "refused" in (trained := space.result(name)):
+        raise AnswerIsNo(trained["refused"])
+    return write_quantized(
+        aware.load(space, name),
+        variant_path(space, name),
+        samples=space.prepared.feeds(space.prepared.dataset.val),
+        target=target(space),
+        labels=space.recipe.task == "classification",
+    )
+
+
+def _parity(space: Workspace, name: str, feeds: Mapping[str, Array]) -> VerifyResult:
+    """A variant beside what it was made of: the float student, or the module that was trained."""
+    labels, path = space.recipe.task == "classification", variant_path(space, name)
+    if name in TRAINED:
+        from edgekd.distill.qat import compare
+
+        return compare(aware.load(space, name), path, feeds, labels=labels)
+    return verify(variant_path(space, FLOAT), path, feeds, tolerance=precision(name), labels=labels)
 
 
 def config(space: Workspace, name: str) -> Config:
@@ -189,9 +219,7 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     for index, (name, path) in enumerate(paths.items()):
         space.listener.step(f"verify {name}", index, len(paths), {})
         if path is not None and name not in ("teacher", "student_alone"):
-            result = verify(
-                variant_path(space, FLOAT), path, few, tolerance=precision(name), labels=task == "classification"
-            )
+            result = _parity(space, name, few)
             parity[name] = {
                 "ok": result.ok,
                 "max_abs_diff": result.max_abs_diff,

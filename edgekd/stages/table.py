@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from edgekd.graph.quantization import TRAINED
 from edgekd.run_folder import Stage
-from edgekd.stages import caching, choosing, fingerprints, graphs, shipping, training
+from edgekd.stages import aware, caching, choosing, fingerprints, graphs, shipping, training
 from edgekd.stages.workspace import Workspace, work_on_data
 
 Inputs = Callable[[Workspace], Mapping[str, Any]]
@@ -69,12 +70,16 @@ def stages(space: Workspace) -> tuple[Stage, ...]:
             outputs,
             partial(inputs, space),
             partial(work, space),
-            salvage=partial(salvage, inputs) if is_training(name) and name not in ("data", "cache") else None,
+            salvage=partial(salvage, inputs) if _may_diverge(name) else None,
             salvage_mark=DIVERGED,
         )
         for name, (needs, outputs, inputs, work) in table.items()
         if name not in left_out
     )
+
+
+def _may_diverge(name: str) -> bool:
+    return name in TRAINED or (is_training(name) and name not in ("data", "cache"))
 
 
 def is_training(name: str) -> bool:
@@ -83,10 +88,23 @@ def is_training(name: str) -> bool:
 
 
 def _with_more_models(space: Workspace) -> dict[str, Row]:
-    """The stages with those of further teachers and of assistants, which the student's waits for."""
+    """The stages with those of further teachers and of assistants, which the student's waits for, and of variants
+    that are trained, which `quantize` waits for."""
     table: dict[str, Row] = {}
     more: list[str] = []
     for name, row in STAGES.items():
+        if name == "quantize":
+            trained = aware.trained_variants(space)
+            for variant in trained:
+                of_variant: Inputs = partial(fingerprints.aware, name=variant)
+                train: Work = partial(aware.work_on_variant, name=variant)
+                table[variant] = (
+                    ("data", "teacher", "cache", "student", "export", *more),
+                    (variant,),
+                    of_variant,
+                    train,
+                )
+            row = ((*row[0], *trained), *row[1:])
         if name == "student":
             for other in list(space.recipe.all_teachers)[1:]:
                 inputs: Inputs = partial(fingerprints.teacher, name=other)

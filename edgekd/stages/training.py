@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.distill.endpoint import shown_url
 from edgekd.errors import ModelError, RecipeError, explain_os_errors, nearest
 from edgekd.files import sha256_file
-from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection
+from edgekd.graph.quantization import TRAINED
+from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.spec import Array
-from edgekd.stages import caching, together
+from edgekd.stages import aware, caching, together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ def check(space: Workspace) -> None:
         )
 
 
-def student_objective(space: Workspace) -> Objective:
-    """The recipe's terms."""
+def student_objective(space: Workspace, wanted: Sequence[TermSection] | None = None) -> Objective:
+    """The recipe's terms, or those of them that are `wanted`."""
     from edgekd.distill.objective import Objective, Term
 
     terms = [
@@ -111,7 +112,7 @@ def student_objective(space: Workspace) -> Objective:
             adapter_options=term.adapter_options,
             compares_samples=term.compares_samples,
         )
-        for term in space.recipe.distill_terms
+        for term in (space.recipe.distill_terms if wanted is None else wanted)
     ]
     return Objective(terms, search_path=space.search_path)
 
@@ -227,7 +228,7 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
         return {"trained": False, "source": "weights", **scored}, f"loaded, validation {scored['best']:.4f}"
     trained = train(space, name)
     _save_model_json(space, name, section)
-    return trained, _summary(space, trained)
+    return trained, summary(space, trained)
 
 
 def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -265,7 +266,7 @@ def work_on_student_alone(space: Workspace) -> tuple[dict[str, Any], str]:
 
 def _trained(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
     trained = train(space, name)
-    return trained, _summary(space, trained)
+    return trained, summary(space, trained)
 
 
 def _lesson(space: Workspace, name: str) -> tuple[tuple[Teacher, ...], Objective]:
@@ -279,7 +280,7 @@ def _lesson(space: Workspace, name: str) -> tuple[tuple[Teacher, ...], Objective
         return (), _alone(space, 0.0)
     before = assistants[: assistants.index(name)] if name in assistants else assistants
     teacher: Teacher = ModuleTeacher(load_trained(space, before[-1])) if before else teacher_for_student(space)
-    return (teacher,), student_objective(space)
+    return (teacher,), student_objective(space, aware.terms(space) if name in TRAINED else None)
 
 
 def _alone(space: Workspace, label_smoothing: float) -> Objective:
@@ -299,10 +300,14 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     together.call(space, name)
     section: Any = section_of(space, name)
     teachers, objective = _lesson(space, name)
-    is_teacher = name in space.recipe.all_teachers
-    schedule = section.train if is_teacher else space.recipe.distill
+    is_teacher, is_variant = name in space.recipe.all_teachers, name in TRAINED
+    schedule: Any = section.train if is_teacher else space.recipe.distill
+    if is_variant:
+        schedule = space.recipe.quantize.qat
     # A generation begins where no other did; teachers of one kind are different ones.
-    module = build(space, section, seed=space.recipe.seed + _number_of(name))
+    module = (
+        aware.build(space, name) if is_variant else build(space, section, seed=space.recipe.seed + _number_of(name))
+    )
     if name in ("student", "student_alone") and section.weights is not None:
         load_weights(module, Path(section.weights))
     result = distill(
@@ -318,7 +323,7 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
         weight_decay=schedule.weight_decay,
         schedule=schedule.schedule,
         warmup_epochs=schedule.warmup_epochs,
-        precision=space.recipe.distill.precision,
+        precision="float32" if is_variant else space.recipe.distill.precision,
         device=space.device,
         seed=space.recipe.seed,
         threads=space.threads,
@@ -326,8 +331,8 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
         # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
         views=None if is_teacher else space.recipe.data.views,
         **({} if is_teacher else _only_students(space, name)),
-        accumulate=schedule.accumulate,
-        sync_batch_norm=schedule.sync_batch_norm,
+        accumulate=1 if is_variant else schedule.accumulate,
+        sync_batch_norm=False if is_variant else schedule.sync_batch_norm,
         world=space.world or ALONE,
         run_dir=space.path / name,
         trackers=space.recipe.distill.trackers,
@@ -345,6 +350,8 @@ def _only_students(space: Workspace, name: str) -> dict[str, Any]:
     from edgekd.distill.programme import Stage
 
     distill = space.recipe.distill
+    if name in TRAINED:
+        return {"mixup": distill.mixup, "cutmix": distill.cutmix, "clip_norm": distill.clip_norm}
     stages = [Stage(stage.name, stage.epochs, stage.terms, stage.lr) for stage in distill.stages]
     return {
         "stages": () if name == "student_alone" else stages,
@@ -447,7 +454,7 @@ def _save_model_json(space: Workspace, name: str, section: Any) -> None:
     )
 
 
-def _summary(space: Workspace, trained: Mapping[str, Any]) -> str:
+def summary(space: Workspace, trained: Mapping[str, Any]) -> str:
     from edgekd.device.metrics import METRIC
 
     return (
