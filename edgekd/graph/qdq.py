@@ -90,7 +90,7 @@ def calibrated(
         raise UsageError("Int8QAT: 4-bit weights are signed; expected weight = 'int8'")
     source = model if isinstance(model, ModelProto) else load_model(model)
     ready = clean(quantizers.raise_opset(clean(source, ir_version=max(source.ir_version, 8))))
-    static = Int8Static(config.activation, config.weight, config.per_channel, config.calibration)
+    static = Int8Static(config.activation, config.weight, config.per_channel, config.calibration, fuse=False)
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder:
         path = Path(folder) / "static.onnx"
         quantize(ready, path, static, calibration=calibration)

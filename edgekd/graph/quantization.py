@@ -6,26 +6,25 @@ first; whether it is still right is for `edgekd.graph.verification` and for the 
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
-from edgekd.errors import AnswerIsNo, DataError, ModelError, UsageError
+from edgekd.errors import AnswerIsNo, EdgekdError, ModelError, UsageError
 from edgekd.files import sha256_bytes
-from edgekd.graph import quantizers
+from edgekd.graph import mixed, quantizers
+from edgekd.graph.calibration import METHODS, Feeds, Method, Ranges, calibrate, graph_sha256
 from edgekd.graph.clean import clean, load_model, save_model
-from edgekd.graph.sessions import RUNTIME_ERRORS, GraphSession, first_line, open_graph
+from edgekd.graph.float_layers import guard, halve_weights
+from edgekd.graph.fusion import fuse
+from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, open_graph
 from edgekd.graph.targets import Target, load_target
-from edgekd.spec import Array
-
-_ROWS_PER_BATCH = 32
 
 
 @dataclass(frozen=True)
@@ -33,26 +32,31 @@ class Int8Static:
     """8-bit weights and activations (QDQ), ranges from calibration samples: the fast variant for CNNs.
 
     activation, weight  uint8 activations with int8 weights suit CPUs with VNNI and ARM; on x86 without VNNI their
-                        products saturate: use uint8 for both, or reduce_range.
+                        products saturate: use uint8 for both, or reduce_range (`edgekd.graph.targets.saturates`)
     per_channel         one scale per output channel of a weight instead of one per tensor
-    calibration         range of an activation: all that was seen, least entropy lost, or the middle 99.999 %; the
-                        last two keep every activation of all samples in memory
+    calibration         range of an activation, see `edgekd.graph.calibration.calibrate`
     reduce_range        7-bit weights
+    symmetric           int8 activations with zero in the middle, as some accelerators want them
+    fuse                join what a transformer's layers consist of first, see `edgekd.graph.fusion`
     """
 
     activation: Literal["uint8", "int8"] = "uint8"
     weight: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration: Method = "minmax"
     reduce_range: bool = False
+    symmetric: bool = False
+    fuse: bool = True
 
 
 @dataclass(frozen=True)
 class Int8Dynamic:
-    """8-bit weights of MatMul and Gemm, activations quantized at run time: no calibration; convolutions stay float."""
+    """8-bit weights of MatMul and Gemm, activations quantized at run time: no calibration; convolutions stay float.
+    Attention that `fuse` found is one operator with 8-bit weights."""
 
     weight: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
+    fuse: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,32 @@ class Int4WeightOnly:
     block_size: int = 32
 
 
-Config = Int8Static | Int8Dynamic | Fp16 | Int4WeightOnly
+@dataclass(frozen=True)
+class MixedPrecision:
+    """`base`, but for the layers that cost the most accuracy per millisecond, which stay in float: see
+    `edgekd.graph.mixed`. All of `base` where that holds the budget.
+
+    budget    points of the metric that may be lost: the upper end of the paired interval, where the samples suffice
+    fallback  how the weights of float layers are stored; they are computed with in float32
+    """
+
+    budget: float = 1.0
+    fallback: Literal["float32", "float16"] = "float32"
+    base: Int8Static = Int8Static()
+
+
+Config = Int8Static | Int8Dynamic | Fp16 | Int4WeightOnly | MixedPrecision
 
 VARIANTS: dict[str, Config] = {
     "int8_u8s8": Int8Static(),
+    "int8_u8s7": Int8Static(reduce_range=True),
     "int8_s8s8": Int8Static(activation="int8"),
     "int8_u8u8": Int8Static(weight="uint8"),
     "int8_dynamic": Int8Dynamic(),
     "fp16": Fp16(),
     "int4_weight_only": Int4WeightOnly(),
+    "mixed": MixedPrecision(),
 }
-
 
 
 @dataclass(frozen=True)
@@ -111,6 +130,7 @@ class QuantizeResult:
     num_quantized: int
     seconds: float
     notes: tuple[str, ...] = ()
+    search: mixed.Search | None = None
 
 
 def quantize(
@@ -118,30 +138,45 @@ def quantize(
     out: str | os.PathLike[str],
     config: Config,
     *,
-    calibration: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None = None,
+    calibration: Ranges | Feeds | Iterable[Feeds] | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    evaluation: mixed.Evaluation | None = None,
     target: Target | str | None = None,
 ) -> QuantizeResult:
     """Write a quantized copy of `model` to `out`: one clean file, IR 8, the same names and symbolic axes.
 
-    calibration  for `Int8Static`: input name -> (N, ...) model-ready arrays, fed up to 32 rows at a time, or ready
-                 batches of that form. Other configurations do not look at it.
+    calibration  for `Int8Static` and `MixedPrecision`: input name -> (N, ...) model-ready arrays, fed up to 32 rows at
+                 a time, or ready batches of that form, or what `calibrate` measured on `graph_for(model, config)`
+    cache        JSON file in which ranges are kept and looked for
+    evaluation   for `MixedPrecision`: what a mixture is judged by (default: the float model's own answers to the
+                 calibration samples)
     target       refuse what that target cannot load (its opset and IR limits).
 
-    Equal arguments give equal bytes. Raises `ModelError` for a model that cannot be read or converted, `UsageError`
-    for a wrong configuration, missing calibration or a target's limit, `DataError` for calibration that holds NaN,
-    `AnswerIsNo` when no layer can be quantized, or onnxruntime cannot load the result; nothing is written then.
+    Equal arguments give equal bytes (of a mixture: as far as the timings order its layers alike). Raises `ModelError`
+    for a model that cannot be read or converted or holds NaN, `UsageError` for a wrong configuration, missing
+    calibration or a target's limit, what `calibrate` raises, and `AnswerIsNo` when no layer can be quantized, no
+    mixture holds the budget, or onnxruntime cannot load the result; nothing is written then.
     """
     started = time.perf_counter()
     _check(config)
     source = model if isinstance(model, ModelProto) else load_model(model)
     limits = load_target(target) if isinstance(target, str) else target
-    prepared = clean(quantizers.raise_opset(clean(source, ir_version=max(source.ir_version, 8))))
     if limits is not None:
-        check_target(prepared, limits)
-    quantized = clean(_convert(prepared, config, calibration))
+        check_target(clean(quantizers.raise_opset(clean(source, ir_version=max(source.ir_version, 8)))), limits)
+    ready = graph_for(source, config)
+    try:
+        converted, search = _convert(ready, config, calibration, cache, evaluation)
+    except EdgekdError:
+        raise
+    except RUNTIME_ERRORS as error:
+        raise AnswerIsNo(
+            f"onnxruntime's quantizer stopped: {first_line(error)}; check the model with 'edgekd inspect', or use "
+            "another configuration"
+        ) from error
+    quantized = clean(converted)
     count = quantizers.count_quantized(quantized)
     if count == 0:
-        kinds = "Conv, MatMul or Gemm" if isinstance(config, (Int8Static, Fp16)) else "MatMul or Gemm"
+        kinds = "MatMul or Gemm" if isinstance(config, (Int8Dynamic, Int4WeightOnly)) else "Conv, MatMul or Gemm"
         raise AnswerIsNo(
             f"{type(config).__name__} found no layer that it can quantize: expected at least one {kinds} with constant "
             "weights; keep the float32 model or choose another configuration"
@@ -159,101 +194,140 @@ def quantize(
         for item in quantized.opset_import
         if item.domain
     )
-    return QuantizeResult(path, config, len(data), sha256_bytes(data), count, time.perf_counter() - started, notes)
+    return QuantizeResult(
+        path, config, len(data), sha256_bytes(data), count, time.perf_counter() - started, notes, search
+    )
+
+
+def graph_for(model: str | os.PathLike[str] | bytes | ModelProto, config: Config) -> ModelProto:
+    """The float graph that `config` is carried out on: clean, folded, its transformer layers fused where it asks for
+    that. Raises `ModelError` for a model that cannot be read or converted, or whose weights are NaN or infinite."""
+    source = model if isinstance(model, ModelProto) else load_model(model)
+    ready = quantizers.prepare(source)
+    for tensor in ready.graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            bad = int(np.count_nonzero(~np.isfinite(values)))
+            raise ModelError(
+                f"the weight '{tensor.name}' holds {bad} NaN or infinite numbers of {values.size}; expected finite "
+                "weights: did the training diverge? Take an earlier checkpoint"
+            )
+    static = config.base if isinstance(config, MixedPrecision) else config
+    if isinstance(static, Int8Static) and static.fuse:
+        return fuse(ready, attention=False)
+    return fuse(ready, attention=True) if isinstance(static, Int8Dynamic) and static.fuse else ready
 
 
 def _convert(
-    model: ModelProto, config: Config, calibration: Mapping[str, Array] | Iterable[Mapping[str, Array]] | None
-) -> ModelProto:
+    ready: ModelProto,
+    config: Config,
+    calibration: Ranges | Feeds | Iterable[Feeds] | None,
+    cache: str | os.PathLike[str] | None,
+    evaluation: mixed.Evaluation | None,
+) -> tuple[ModelProto, mixed.Search | None]:
     if isinstance(config, Fp16):
-        return quantizers.half(model)
+        return quantizers.half(ready), None
     if isinstance(config, Int4WeightOnly):
-        return quantizers.four_bits(model, block_size=config.block_size)
+        return quantizers.four_bits(ready, block_size=config.block_size), None
     if isinstance(config, Int8Dynamic):
-        return quantizers.dynamic(model, weight=config.weight, per_channel=config.per_channel)
+        return quantizers.dynamic(ready, weight=config.weight, per_channel=config.per_channel), None
+    static = config.base if isinstance(config, MixedPrecision) else config
     if calibration is None:
         raise UsageError(
-            "Int8Static needs calibration samples: give calibration={input name: array (N, ...)} from the train "
-            "split, or use Int8Dynamic, which needs none"
+            f"{type(config).__name__} needs calibration samples: give calibration={{input name: array (N, ...)}} from "
+            "the train split, or use Int8Dynamic, which needs none"
         )
-    batches = _batches(open_graph(model, name="the model"), calibration, config.calibration)
-    try:
-        return quantizers.static(
-            model,
-            batches,
-            activation=config.activation,
-            weight=config.weight,
-            per_channel=config.per_channel,
-            reduce_range=config.reduce_range,
-            calibration=config.calibration,
+    if not isinstance(calibration, (Ranges, Mapping)):
+        calibration = list(calibration)
+    ranges = _ranges(ready, static, calibration, cache)
+
+    def make(keep: Collection[str]) -> ModelProto:
+        model = quantizers.static(
+            ready,
+            ranges.values,
+            activation=static.activation,
+            weight=static.weight,
+            per_channel=static.per_channel,
+            symmetric=static.symmetric,
+            reduce_range=static.reduce_range,
+            keep=keep,
         )
-    except (UsageError, DataError, ModelError):
-        raise
-    except RUNTIME_ERRORS as error:
-        raise AnswerIsNo(
-            f"onnxruntime's quantizer stopped: {first_line(error)}; check the model with 'edgekd inspect', or use "
-            "another configuration"
-        ) from error
+        if keep:
+            model = guard(model, keep)
+        halves = isinstance(config, MixedPrecision) and config.fallback == "float16"
+        return halve_weights(model, keep) if halves else model
+
+    if not isinstance(config, MixedPrecision):
+        return make(()), None
+    if evaluation is None:
+        if isinstance(calibration, Ranges):
+            raise UsageError("MixedPrecision needs samples to judge mixtures by: give evaluation=Evaluation(...)")
+        evaluation = mixed.agreement(ready, _joined(calibration))
+    return mixed.search(ready, make, evaluation, budget_points=config.budget)
 
 
-def _batches(
-    session: GraphSession, calibration: Mapping[str, Array] | Iterable[Mapping[str, Array]], method: str
-) -> Iterator[Mapping[str, Array]]:
-    """Checked batches of one size, because the histogram methods take no other: the last one begins again with the
-    first rows. A model whose batch axis is fixed gets that size."""
-    fixed = next((spec.shape[0] for spec in session.inputs if spec.shape and isinstance(spec.shape[0], int)), None)
-    size = 0
-    for samples in [calibration] if isinstance(calibration, Mapping) else calibration:
-        count = session.check_samples(samples)
-        _check_finite(samples)
-        num_batches = math.ceil(count / (fixed or _ROWS_PER_BATCH))
-        step = fixed or math.ceil(count / num_batches)
-        if method != "minmax" and size not in (0, step):
-            raise UsageError(
-                f"calibration '{method}' needs batches of one size, found {size} and {step} rows; "
-                "give one array per input, or batches of equal size"
-            )
-        size = step
-        for start in range(0, num_batches * step, step):
-            rows = np.arange(start, start + step) % count
-            yield {name: array[rows] for name, array in samples.items()}
-    if not size:
-        raise UsageError("the calibration holds no batch; expected samples of the train split, some hundreds")
+def _ranges(
+    ready: ModelProto,
+    config: Int8Static,
+    calibration: Ranges | Feeds | list[Feeds],
+    cache: str | os.PathLike[str] | None,
+) -> Ranges:
+    if not isinstance(calibration, Ranges):
+        return calibrate(ready, calibration, method=config.calibration, symmetric=config.symmetric, cache=cache)
+    if calibration.model_sha256 != graph_sha256(ready):
+        raise UsageError(
+            "the ranges were measured on another model; measure them with "
+            "calibrate(graph_for(model, config), samples, method=...)"
+        )
+    if calibration.method != config.calibration or (
+        config.calibration == "mse" and calibration.symmetric != config.symmetric
+    ):
+        raise UsageError(
+            f"the ranges were measured by '{calibration.method}', the configuration asks for "
+            f"'{config.calibration}'{' around zero' if config.symmetric else ''}; measure them again"
+        )
+    return calibration
 
 
-def _check_finite(samples: Mapping[str, Array]) -> None:
-    for name, array in samples.items():
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            row = int(np.argmax(~np.isfinite(array).reshape(len(array), -1).all(axis=1)))
-            raise DataError(
-                f"calibration for '{name}' holds NaN or infinite numbers (first in sample {row}); "
-                "expected finite, model-ready numbers: check the preprocessing"
-            )
+def _joined(batches: Feeds | list[Feeds]) -> Feeds:
+    if isinstance(batches, Mapping):
+        return batches
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _check(config: Config) -> None:
-    if not isinstance(config, (Int8Static, Int8Dynamic, Fp16, Int4WeightOnly)):
+    if not isinstance(config, (Int8Static, Int8Dynamic, Fp16, Int4WeightOnly, MixedPrecision)):
         raise UsageError(f"found the configuration {config!r}; expected one of VARIANTS: {', '.join(VARIANTS)}")
     allowed: dict[str, tuple[object, ...]] = {}
     if isinstance(config, Int8Static):
-        allowed = {
-            "activation": ("uint8", "int8"),
-            "weight": ("int8", "uint8"),
-            "calibration": ("minmax", "entropy", "percentile"),
-        }
+        allowed = {"activation": ("uint8", "int8"), "weight": ("int8", "uint8"), "calibration": METHODS}
         if (config.activation, config.weight) == ("int8", "uint8"):
             raise UsageError(
                 "int8 activations with uint8 weights have no kernel; use uint8 activations, or int8 weights"
+            )
+        if config.symmetric and config.activation == "uint8":
+            raise UsageError(
+                "Int8Static: symmetric activations are int8, found activation = 'uint8', which would waste half of "
+                "the steps behind a ReLU; use activation='int8', or symmetric=False"
             )
     elif isinstance(config, Int8Dynamic):
         allowed = {"weight": ("int8", "uint8")}
     elif isinstance(config, Int4WeightOnly):
         allowed = {"block_size": (16, 32, 64, 128, 256)}
+    elif isinstance(config, MixedPrecision):
+        allowed = {"fallback": ("float32", "float16")}
+        _check_budget(config.budget)
+        _check(config.base)
     for field, values in allowed.items():
         found = getattr(config, field)
         if found not in values:
             expected = ", ".join(map(str, values))
             raise UsageError(f"{type(config).__name__}: {field} is {found!r}; expected one of {expected}")
+
+
+def _check_budget(budget: Any) -> None:
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not 0 <= budget <= 100:
+        raise UsageError(f"MixedPrecision: budget is {budget!r}; expected points of the metric from 0 to 100")
 
 
 def check_target(model: ModelProto, target: Target) -> None:

@@ -11,7 +11,7 @@ import logging
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -24,12 +24,10 @@ from edgekd.errors import MissingExtra, ModelError
 from edgekd.graph.clean import clean
 from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, session_options
 from edgekd.graph.traversal import reads
-from edgekd.spec import Array
 
 EightBits = Literal["int8", "uint8"]
 # Scales per channel need the axis of DequantizeLinear, which opset 13 brought.
 OLDEST_OPSET = 13
-_ENTROPY_BINS = 1024
 _MATRIX_OPS = ("MatMul", "Gemm")
 
 
@@ -100,56 +98,64 @@ def fold(model: ModelProto) -> ModelProto:
     return onnx.shape_inference.infer_shapes(folded)
 
 
+def prepare(source: ModelProto) -> ModelProto:
+    """What is calibrated and quantized: clean, opset 13 or above, folded, every node with a name of its own."""
+    return name_nodes(fold(clean(raise_opset(clean(source, ir_version=max(source.ir_version, 8))))))
+
+
+def name_nodes(graph: ModelProto) -> ModelProto:
+    """The same graph, whose nodes can be told apart by their names."""
+    taken: set[str] = set()
+    for index, node in enumerate(graph.graph.node):
+        if not node.name or node.name in taken:
+            node.name = f"{node.name or node.op_type}_{index}"
+        taken.add(node.name)
+    return graph
+
+
+def quantizable_kinds() -> list[str]:
+    """The operators that have an int8 kernel, as onnxruntime's quantizer knows them."""
+    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+
+    return sorted({*QLinearOpsRegistry, *QDQRegistry})
+
+
 def static(
-    model: ModelProto,
-    batches: Iterable[Mapping[str, Array]],
+    ready: ModelProto,
+    ranges: Mapping[str, tuple[float, float]],
     *,
     activation: EightBits,
     weight: EightBits,
     per_channel: bool,
+    symmetric: bool,
     reduce_range: bool,
-    calibration: Literal["minmax", "entropy", "percentile"],
+    keep: Collection[str] = (),
 ) -> ModelProto:
-    """QuantizeLinear/DequantizeLinear around every operator that has an int8 kernel, ranges from `batches`."""
-    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, create_calibrator
-    from onnxruntime.quantization.registry import QDQRegistry, QLinearOpsRegistry
+    """QuantizeLinear/DequantizeLinear around every operator that has an int8 kernel, but for the nodes named in
+    `keep`. `ready` comes from `prepare`, `ranges` from `edgekd.graph.calibration`."""
+    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer
+    from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
-    methods = {
-        "minmax": (CalibrationMethod.MinMax, {}),
-        # The tool's default of 128 bins for 128 levels leaves it no range to cut: it was min-max by another name.
-        "entropy": (CalibrationMethod.Entropy, {"num_bins": _ENTROPY_BINS}),
-        "percentile": (CalibrationMethod.Percentile, {}),
+    graph = ModelProto()
+    graph.CopyFrom(ready)
+    excluded = [*_activations_of_outputs(graph.graph), *sorted(keep)]
+    data = {
+        name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
+        for name, (low, high) in ranges.items()
     }
-    method, method_options = methods[calibration]
-    op_types = sorted({*QLinearOpsRegistry, *QDQRegistry})
-    types = _quant_types()
-    ready = fold(model)
-    excluded = _activations_of_outputs(ready.graph)
-    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, silence():
-        path = Path(folder) / "folded.onnx"
-        onnx.save(ready, path)
-        calibrator = create_calibrator(
-            path,
-            op_types,
-            augmented_model_path=str(Path(folder) / "augmented.onnx"),
-            calibrate_method=method,
-            extra_options=method_options,
-        )
-        calibrator.collect_data(_Reader(batches))
-        ranges = calibrator.compute_data()
-        del calibrator  # its session holds the file open
+    with silence():
         # Unsigned weights symmetric too: onnxruntime's kernels take one zero point for all channels (128).
         quantizer = QDQQuantizer(
-            ready,
+            graph,
             per_channel,
             reduce_range,
-            types[weight],
-            types[activation],
-            ranges,
+            _quant_types()[weight],
+            _quant_types()[activation],
+            TensorsData(CalibrationMethod.MinMax, data),
             [],  # nodes to quantize: all
             excluded,
-            op_types,
-            {"WeightSymmetric": True},
+            quantizable_kinds(),
+            {"WeightSymmetric": True, "ActivationSymmetric": symmetric},
         )
         quantizer.quantize_model()
     result: ModelProto = quantizer.model.model
@@ -162,12 +168,7 @@ def _activations_of_outputs(graph: GraphProto) -> list[str]:
     """Names of Relu and Clip nodes that read a graph output. The tool gives what such a node reads the range of what
     it writes, which is right only where nobody else reads it: it would clip the output at zero."""
     outputs = {value.name for value in graph.output}
-    found = []
-    for index, node in enumerate(graph.node):
-        if node.op_type in ("Relu", "Clip") and node.input[0] in outputs:
-            node.name = node.name or f"{node.op_type}_{index}"
-            found.append(node.name)
-    return found
+    return [node.name for node in graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in outputs]
 
 
 def _keep_outputs_float(graph: GraphProto) -> None:
@@ -208,14 +209,13 @@ def _drop_zero_points_of_biases(graph: GraphProto) -> None:
                 del node.input[2]
 
 
-def dynamic(model: ModelProto, *, weight: EightBits, per_channel: bool) -> ModelProto:
+def dynamic(ready: ModelProto, *, weight: EightBits, per_channel: bool) -> ModelProto:
     """8-bit weights of matrix products; activations are quantized at run time, so that no calibration is needed.
 
     Convolutions stay in float: their dynamic kernels take 2 to 10 times as long as float (measured).
     """
     from onnxruntime.quantization import quantize_dynamic
 
-    ready = fold(model)
     # Shapes that the exporter or the folding left behind stop the tool's own shape inference.
     del ready.graph.value_info[:]
     with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, silence():
@@ -223,7 +223,7 @@ def dynamic(model: ModelProto, *, weight: EightBits, per_channel: bool) -> Model
         quantize_dynamic(
             ready,
             path,
-            op_types_to_quantize=list(_MATRIX_OPS),
+            op_types_to_quantize=[*_MATRIX_OPS, "Attention"],
             per_channel=per_channel,
             weight_type=_quant_types()[weight],
             # Matrices of a folded graph may have no inferred type; in a float32 model it is this one.
@@ -232,18 +232,17 @@ def dynamic(model: ModelProto, *, weight: EightBits, per_channel: bool) -> Model
         return onnx.load(path)
 
 
-def half(model: ModelProto) -> ModelProto:
+def half(ready: ModelProto) -> ModelProto:
     """Weights and arithmetic in float16; inputs and outputs stay float32."""
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    ready = fold(model)
     del ready.graph.value_info[:]
     with silence():
         converted: ModelProto = convert_float_to_float16(ready, keep_io_types=True)
     return converted
 
 
-def four_bits(model: ModelProto, *, block_size: int) -> ModelProto:
+def four_bits(ready: ModelProto, *, block_size: int) -> ModelProto:
     """Weights of matrix products in blocks of 4-bit numbers (onnxruntime's operator MatMulNBits); the rest in float."""
     with silence():
         try:
@@ -255,10 +254,10 @@ def four_bits(model: ModelProto, *, block_size: int) -> ModelProto:
             raise MissingExtra("onnx-ir", "train", purpose="4-bit quantization") from error
         from onnxruntime.quantization.onnx_model import ONNXModel
 
-        ready = ONNXModel(clean(fold(model)))
-        ready.replace_gemm_with_matmul()  # the tool knows MatMul only
+        model = ONNXModel(clean(ready))
+        model.replace_gemm_with_matmul()  # the tool knows MatMul only
         config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, accuracy_level=None)
-        quantizer = MatMulNBitsQuantizer(ready.model, algo_config=config)
+        quantizer = MatMulNBitsQuantizer(model.model, algo_config=config)
         quantizer.process()
         result: ModelProto = quantizer.model.model
     return result
@@ -271,23 +270,12 @@ def count_quantized(model: ModelProto) -> int:
     halves = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT16}
     count = 0
     for node in graph.node:
-        if node.op_type in ("ConvInteger", "MatMulInteger", "MatMulNBits"):
+        if node.op_type in ("ConvInteger", "MatMulInteger", "MatMulNBits", "QAttention"):
             count += 1
         elif node.op_type in ("Conv", "MatMul", "Gemm"):
             first, second = node.input[0], node.input[1]
             count += (first in dequantized and second in dequantized) or first in halves or second in halves
     return count
-
-
-class _Reader:
-    """Calibration batches in the form that onnxruntime asks for: `get_next` gives None at the end."""
-
-    def __init__(self, batches: Iterable[Mapping[str, Array]]) -> None:
-        self._batches = iter(batches)
-
-    def get_next(self) -> dict[str, Array] | None:
-        batch = next(self._batches, None)
-        return None if batch is None else {name: np.ascontiguousarray(array) for name, array in batch.items()}
 
 
 def _quant_types() -> dict[EightBits, object]:

@@ -27,12 +27,15 @@ from graphs import (
 from onnx import ModelProto, helper
 
 from edgekd.errors import AnswerIsNo, DataError, ModelError, UsageError
+from edgekd.graph import quantization
 from edgekd.graph.clean import clean, load_model
-from edgekd.graph.quantization import VARIANTS, Fp16, Int4WeightOnly, Int8Dynamic, Int8Static, quantize
+from edgekd.graph.quantization import Fp16, Int4WeightOnly, Int8Dynamic, Int8Static, MixedPrecision, quantize
 from edgekd.graph.targets import Target
 from edgekd.graph.verification import verify
 
-STATIC = ["int8_u8s8", "int8_s8s8", "int8_u8u8"]
+# A budget that all of int8 holds: what a mixture leaves in float is test_mixed's.
+VARIANTS = {**quantization.VARIANTS, "mixed": MixedPrecision(budget=50.0)}
+STATIC = ["int8_u8s8", "int8_u8s7", "int8_s8s8", "int8_u8u8", "mixed"]
 PRECISION = {**dict.fromkeys(STATIC, "int8"), "int8_dynamic": "int8", "fp16": "float16", "int4_weight_only": "int4"}
 # Conv, MatMul and Gemm layers: static and float16 take all, the others only matrix products with constant weights.
 LAYERS = {mlp: (2, 2), cnn: (4, 1), transformer_block: (7, 5)}
@@ -67,6 +70,7 @@ def test_every_variant_is_right_at_every_batch_size_and_keeps_its_axes(make, var
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_weights_are_stored_in_the_type_that_the_variant_names(variant, tmp_path):
     wanted = {"int8_u8s8": "INT8", "int8_s8s8": "INT8", "int8_u8u8": "UINT8", "int8_dynamic": "INT8", "fp16": "FLOAT16"}
+    wanted |= {"int8_u8s7": "INT8", "mixed": "INT8"}
     wanted["int4_weight_only"] = "UINT8"  # two 4-bit numbers in a byte
     written = load(quantize(mlp(), tmp_path / "q.onnx", VARIANTS[variant], calibration=samples(mlp(), 64)).path)
     matrices = [t for t in written.graph.initializer if len(t.dims) >= 2 and "scale" not in t.name]
@@ -273,9 +277,8 @@ def _only_conv() -> ModelProto:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_graph_without_layers_to_quantize_is_answered_with_no(variant, tmp_path):
     out = tmp_path / "q.onnx"
-    with pytest.raises(
-        AnswerIsNo, match=r"found no layer that it can quantize: expected at least one .*keep the float32"
-    ):
+    said = r"found no layer that it can quantize: expected at least one .*keep the float32|no Conv, MatMul"
+    with pytest.raises(AnswerIsNo, match=said):
         quantize(_only_relu(), out, VARIANTS[variant], calibration=samples(_only_relu(), 8))
     if variant in ("int8_dynamic", "int4_weight_only"):
         with pytest.raises(AnswerIsNo, match="expected at least one MatMul or Gemm with constant weights"):
@@ -306,9 +309,13 @@ def test_what_is_wrong_with_the_calibration_is_said(tmp_path):
     ("config", "text"),
     [
         (Int8Static(activation="int4"), "Int8Static: activation is 'int4'; expected one of uint8, int8"),
-        (Int8Static(calibration="magic"), "calibration is 'magic'; expected one of minmax, entropy, percentile"),
+        (Int8Static(calibration="magic"), "calibration is 'magic'; expected one of minmax, entropy, percentile, mse"),
         (Int8Static(activation="int8", weight="uint8"), "int8 activations with uint8 weights have no kernel"),
         (Int8Dynamic(weight="float"), "Int8Dynamic: weight is 'float'; expected one of int8, uint8"),
+        (Int8Static(symmetric=True), "symmetric activations are int8, found activation = 'uint8'"),
+        (MixedPrecision(budget=-1), "MixedPrecision: budget is -1; expected points of the metric from 0 to 100"),
+        (MixedPrecision(fallback="int4"), "MixedPrecision: fallback is 'int4'; expected one of float32, float16"),
+        (MixedPrecision(base=Int8Static(weight="x")), "Int8Static: weight is 'x'"),
         (Int4WeightOnly(block_size=7), "Int4WeightOnly: block_size is 7; expected one of 16, 32, 64, 128, 256"),
         ("int8_u8s8", "found the configuration 'int8_u8s8'; expected one of VARIANTS: int8_u8s8, "),
     ],

@@ -1,0 +1,87 @@
+"""What a transformer's layers consist of, joined before it is quantized: QuantizeLinear and DequantizeLinear between
+the parts would keep onnxruntime from joining them when it loads the file.
+
+The joined operators (SkipLayerNormalization, BiasGelu, Attention) are onnxruntime's own, of the domain com.microsoft.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto
+
+from edgekd.graph.quantizers import name_nodes, silence
+from edgekd.graph.sessions import RUNTIME_ERRORS, open_graph
+
+_TOLERANCE = 1e-3
+_BATCH, _LENGTH = 2, 6
+# The tool walks over graphs of others with indices and lookups that it does not check.
+_FAILURES: tuple[type[Exception], ...] = (
+    *RUNTIME_ERRORS,
+    AttributeError,
+    IndexError,
+    KeyError,
+    TypeError,
+    AssertionError,
+    ZeroDivisionError,
+)
+
+
+def fuse(ready: ModelProto, *, attention: bool) -> ModelProto:
+    """The graph after onnxruntime's transformer fusions, or `ready` itself where they find nothing, fail, or change
+    what it computes.
+
+    attention  also attention as one operator, for which there is a dynamic int8 kernel; a static one there is not
+    """
+    kinds = {node.op_type for node in ready.graph.node}
+    if not {"MatMul", "Softmax"} <= kinds or not kinds & {"LayerNormalization", "ReduceMean"}:
+        return ready
+    try:
+        fused = _fused(ready, attention=attention)
+    except _FAILURES:
+        return ready
+    if len(fused.graph.node) >= len(ready.graph.node) or not _same(ready, fused):
+        return ready
+    return name_nodes(fused)
+
+
+def _fused(ready: ModelProto, *, attention: bool) -> ModelProto:
+    with silence():
+        from onnxruntime.transformers.fusion_options import FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_by_fusion
+
+        options = FusionOptions("bert")
+        options.enable_attention = attention
+        # Embeddings are looked up, not computed: joining them saves nothing and asks for int32 inputs.
+        options.enable_embed_layer_norm = False
+        model = ModelProto()
+        model.CopyFrom(ready)
+        result: ModelProto = optimize_by_fusion(model, "bert", 0, 0, options).model
+    # onnx cannot infer shapes behind onnxruntime's own operators, but what was joined keeps its outputs' names.
+    written = {name for node in result.graph.node for name in node.output}
+    del result.graph.value_info[:]
+    result.graph.value_info.extend(value for value in ready.graph.value_info if value.name in written)
+    return result
+
+
+def _same(ready: ModelProto, fused: ModelProto) -> bool:
+    """Whether both give the same outputs for two samples: fusions match patterns, and patterns may lie."""
+    try:
+        first, second = open_graph(ready), open_graph(fused)
+        rng = np.random.default_rng(0)
+        feeds = {}
+        for spec in first.inputs:
+            shape = [size if isinstance(size, int) else _LENGTH for size in spec.shape]
+            if spec.shape and isinstance(spec.shape[0], str):
+                shape[0] = _BATCH
+            is_float = np.dtype(spec.dtype).kind == "f"
+            values = rng.standard_normal(shape) if is_float else np.ones(shape)
+            feeds[spec.name] = values.astype(spec.dtype)
+        wanted, found = first.run(feeds), second.run(feeds)
+    except RUNTIME_ERRORS:
+        return False
+    return all(
+        found[name].shape == array.shape
+        and np.abs(found[name].astype(np.float64) - array).max(initial=0.0)
+        <= _TOLERANCE * max(np.abs(array).max(initial=0.0), 1e-6)
+        for name, array in wanted.items()
+    )
