@@ -5,7 +5,8 @@
 
 A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64, "index": (N,) int64 position in the split, "view": (N,)
 int64}; y is (N,) int64 classes, (N, L) float32 labels or (N, D) float32 targets; mixed samples: see
-`edgekd.distill.mixing`. Everything is a function of seed, epoch and ids, so an epoch can be repeated at will.
+`edgekd.distill.mixing`. Further tensors of each sample may come with it: "mask" (N, L), "labelled" (N,; see
+`edgekd.distill.labelled`). Everything is a function of seed, epoch and ids, so an epoch can be repeated at will.
 
 `view` says which augmentation of the sample this is: (id, view) stands for exactly these pixels, and a teacher's
 answer to them may be kept. Epoch e shows view e, or view e mod K where K `views` are cycled. Samples that no
@@ -15,7 +16,7 @@ augmentation touches have the one view 0; those left as they are by `full` altho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 from edgekd.device.preprocess import apply_arithmetic
 from edgekd.distill.ahead import ahead
 from edgekd.distill.augmentation import Augment, augment_batch, check_augment
+from edgekd.distill.labelled import LABELLED, hidden, weights_of
 from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
 from edgekd.errors import DataError, UsageError
@@ -46,7 +48,7 @@ class Batches:
     The last batch holds what remains, with one exception: a single remaining sample joins the batch before it,
     because batch norm cannot learn from one. `drop_last=True` leaves the remainder of each epoch out instead (but
     never the only batch). `views=K` cycles through K augmentations of each sample instead of making a new one in every
-    epoch.
+    epoch. `extras` are further tensors by sample, among them "labelled" (N,) bool: whose labels may be used.
 
     Raises `UsageError` for a batch size or a number of views below 1 and for cutmix of no images, `RecipeError` for an
     augmentation that does not fit and `DataError` for an empty split.
@@ -64,6 +66,7 @@ class Batches:
         drop_last: bool = False,
         views: int | None = None,
         mixing: Mixing | None = None,
+        extras: Mapping[str, Array] | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"found batch_size = {batch_size}, expected a whole number from 1")
@@ -81,6 +84,7 @@ class Batches:
         self._is_plain = not self._augment and self._mixing is None
         self._views = 1 if self._is_plain else views
         self._targets = _targets(split, task)
+        self._extras = _extras(extras or {}, len(split))
         self._ids = torch.from_numpy(np.ascontiguousarray(split.ids, dtype=np.int64))
         self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
         self._ready = None if self._augment else _ready(split, steps)
@@ -157,11 +161,30 @@ class Batches:
         """The samples at these positions of the split, all in the same view (`PLAIN`: as they are)."""
         own = self._unmixed(indices, view)
         if self._mixing is None or view == PLAIN:
-            return own
+            return self._with_extras(own, indices)
         if self._partners is None or self._partners[0] != view:
             self._partners = view, partners(self._split.ids, seed=self._seed, view=view)
-        partner = self._unmixed(self._partners[1][indices], view)
-        return mix(own, partner, self._mixing, seed=self._seed, view=view, axes=self._axes)
+        others = self._partners[1][indices]
+        partner = self._unmixed(others, view)
+        mixed = mix(own, partner, self._mixing, seed=self._seed, view=view, axes=self._axes)
+        return self._with_extras(mixed, indices, others)
+
+    def _with_extras(
+        self, batch: dict[str, Tensor], indices: Positions, others: Positions | None = None
+    ) -> dict[str, Tensor]:
+        """The batch with what else is known of its samples; labels that may not be used are taken out.
+
+        A mixed sample has a label if both of its parts have one.
+        """
+        if not self._extras:
+            return batch
+        chosen = torch.from_numpy(indices)
+        named = {name: values.index_select(0, chosen) for name, values in self._extras.items()}
+        if LABELLED in named:
+            if others is not None:
+                named[LABELLED] = named[LABELLED].minimum(self._extras[LABELLED][torch.from_numpy(others)])
+            named["y"] = hidden(batch["y"], named[LABELLED])
+        return {**batch, **named}
 
     def _raw(self, indices: Positions | slice) -> Array:
         raw: Array = self._split.x[indices]
@@ -211,6 +234,16 @@ def _image_axes(steps: tuple[Step, ...]) -> tuple[int, int]:
 def _targets(split: Split, task: Task) -> Tensor:
     dtype = np.int64 if task == "classification" else np.float32
     return torch.from_numpy(np.ascontiguousarray(split.y, dtype=dtype))
+
+
+def _extras(extras: Mapping[str, Array], count: int) -> dict[str, Tensor]:
+    for name, values in extras.items():
+        if len(values) != count:
+            raise DataError(f"extras: found {len(values)} rows of '{name}' for {count} samples, expected one for each")
+    named = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in extras.items()}
+    if LABELLED in extras:
+        named[LABELLED] = weights_of(extras[LABELLED])
+    return named
 
 
 def _ready(split: Split, steps: tuple[Step, ...]) -> Tensor | None:

@@ -13,6 +13,7 @@ from edgekd.distill.batches import Batches
 from edgekd.distill.distribution import Division
 from edgekd.distill.epoch import ask
 from edgekd.distill.evaluation import forward
+from edgekd.distill.labelled import LABELLED
 from edgekd.distill.modules import evaluating, has_batch_norm, unwrap
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Taps, part_at
@@ -105,7 +106,10 @@ def rehearse(
             "training samples in batches of 1, expected batch_size and samples of at least 2"
         )
     # As training will see them: a cache knows the augmented samples only.
-    batch = {name: value[:2].to(device) for name, value in next(train.epoch(0)).items()}
+    first = next(train.epoch(0))
+    # Samples with a label first, so that the losses on labels are tried out too.
+    rows = torch.argsort(first[LABELLED], descending=True, stable=True)[:2] if LABELLED in first else slice(0, 2)
+    batch = {name: value[rows].to(device) for name, value in first.items()}
     inner = unwrap(student)
     with torch.no_grad(), evaluating(inner):
         own = forward(inner, batch["x"])

@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,7 +37,8 @@ from edgekd.distill.teachers import EnsembleTeacher, Teacher, modules_of
 from edgekd.distill.trackers import check_trackers, opened
 from edgekd.distill.training import Progress, Run, continued, fresh, train_phases
 from edgekd.errors import UsageError, nearest
-from edgekd.spec import Dataset, Step, steps_to_json
+from edgekd.files import sha256_bytes
+from edgekd.spec import Array, Dataset, Step, steps_to_json
 
 __all__ = ["Progress", "TrainResult", "distill", "evaluate"]
 
@@ -92,6 +94,7 @@ def distill(
     threads: int | None = None,
     augment: Augment | None = None,
     views: int | None = None,
+    extras: Mapping[str, Array] | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
     stages: Sequence[Stage] = (),
@@ -116,6 +119,9 @@ def distill(
     steps              the arithmetic preprocessing steps
     threads            None: as many as torch has now, or as the checkpoint was trained with
     views              cycle through so many augmentations of each sample; None: another one in every epoch
+    extras             further tensors of each training sample, which batches then hold: "mask" (N, L) says which tokens
+                       count (to losses that have such a parameter), "labelled" (N,) bool whose labels may be used:
+                       losses on labels leave the others out, and nobody sees those labels
     mixup, cutmix      alphas of the ratios in which samples are mixed (`edgekd.distill.mixing`); 0: not at all
     stages             parts of the training with terms of their own, `epochs` long in all; none: all terms all along
     ema                decay of the average of the weights that is validated and kept in place of the last weights
@@ -174,6 +180,7 @@ def distill(
         task=data.task,
         views=views,
         mixing=mixing,
+        extras=extras,
     )
     numbers = choose_precision(precision, place, student, train.input_shape)
     asked = tuple(modules_of(teachers)) if objective.teacher_terms else ()
@@ -193,6 +200,7 @@ def distill(
         "objective": objective.describe(),
         "stages": describe(stages),
         "stage_lr": [stage.lr for stage in stages],
+        "extras": {name: sha256_bytes(np.ascontiguousarray(value).tobytes()) for name, value in (extras or {}).items()},
         "mixing": [mixup, cutmix],
         "ema": ema,
         "patience": patience,

@@ -3,8 +3,9 @@
     loss = sum over terms of weight(progress) * loss_term(adapter_term(student[tap], teacher[tap]), labels)
 
 There is no alpha: every term has its own weight. The objective finds out from the names of a loss's parameters what
-it needs: `student...` first, then any of `teacher...`, `labels...`, `targets...` (or the short s, t, y); everything
-else is an option of the term, or what its adapter adds.
+it needs: `student...` first, then any of `teacher...`, `labels...`, `targets...` (or the short s, t, y), and `mask`
+where it looks at tokens (N, L, ...) and the batch says which of them count; everything else is an option of the term,
+or what its adapter adds. Where a batch says which of its samples are labelled, losses on labels see those alone.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.distill.distribution import Portion
+from edgekd.distill.labelled import LABELLED, labelled_only
 from edgekd.distill.randomness import key, preserved
-from edgekd.distill.terms import BoundTerm, Schedule, Term, always_zero, bind, tap_names
+from edgekd.distill.terms import MASK, BoundTerm, Schedule, Term, always_zero, bind, tap_names
 from edgekd.errors import ModelError, UsageError, nearest
 
 __all__ = ["Objective", "Schedule", "Term"]
@@ -37,7 +39,8 @@ class Objective:
     """`Objective(terms)(student, teacher, batch, progress) -> (loss, {name: value})`.
 
     student, teacher  named tensors; the teacher's may be empty when no term wants it
-    batch             named tensors with the truth in "y"
+    batch             named tensors with the truth in "y"; with "mask" (N, L) for tokens, true = counts; with "labelled"
+                      (N,) where only some samples have a truth
     progress          0..1, for weights and options that change
     value             the term's share of the loss, weight included, detached: the values add up to the loss
 
@@ -241,7 +244,7 @@ class Objective:
     ) -> Tensor:
         """The term's loss of the rows of all processes: each of them computes the same."""
         adapter = bound.term.name in self._adapters
-        needed = [name for name in batch if adapter or name == "y"]
+        needed = [name for name in batch if adapter or name in ("y", MASK, LABELLED)]
         student = portion.gather({tap: student[tap] for tap in tap_names(bound.term.student_tap) if tap in student})
         teacher = portion.gather({tap: teacher[tap] for tap in tap_names(bound.term.teacher_tap) if tap in teacher})
         batch = portion.gather({name: batch[name] for name in needed})
@@ -250,6 +253,13 @@ class Objective:
 
     def _value(self, bound: BoundTerm, student: Named, teacher: Named, batch: Named, progress: float) -> Tensor:
         """The term's loss, without its weight."""
+        if bound.wants_truth and LABELLED in batch:
+            return labelled_only(
+                lambda s, t, b: self._value(bound, s, t, b, progress),
+                {tap: _tap(student, tap, "student", bound.term.name) for tap in tap_names(bound.term.student_tap)},
+                {tap: teacher[tap] for tap in tap_names(bound.term.teacher_tap) if tap in teacher},
+                batch,
+            )
         term = bound.term
         student_value: Any = _look(student, term.student_tap, "student", term.name)
         teacher_value: Any = _look(teacher, term.teacher_tap, "teacher", term.name) if bound.wants_teacher else None
@@ -273,6 +283,8 @@ class Objective:
                 arguments[name] = student_value
             elif role == "truth":
                 arguments[name] = _tap(batch, "y", "batch", term.name)
+            elif role == "mask" and MASK in batch and _is_of_tokens(student_value):
+                arguments.setdefault(name, batch[MASK])
         value = bound.function(**arguments)
         if not isinstance(value, Tensor) or value.dim() != 0:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -302,6 +314,10 @@ def _shapes(value: Tapped) -> Any:
 
 def _modules(find: FindModule, tap: str | tuple[str, ...]) -> Any:
     return find(tap) if isinstance(tap, str) else [find(name) for name in tap]
+
+
+def _is_of_tokens(value: Tapped) -> bool:
+    return (value[0] if isinstance(value, list) else value).dim() == 3
 
 
 def _differ(student: Tapped, teacher: Tapped) -> bool:

@@ -17,8 +17,10 @@ from edgekd.distill.losses import ADAPTER_OF, EQUAL_SHAPES, find_loss
 from edgekd.distill.losses.comparing import compares_samples
 from edgekd.errors import UsageError, nearest
 
-Role = Literal["student", "teacher", "truth"]
+Role = Literal["student", "teacher", "truth", "mask"]
 AUTO = "auto"
+# The parameter of losses on tokens (N, L, ...), and the batch's tensor (N, L): which of them count.
+MASK = "mask"
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,8 @@ def bind(term: Term, search_path: str | PathLike[str] | None) -> BoundTerm:
         named = positional or parameter.kind is inspect.Parameter.KEYWORD_ONLY
         if role is not None and positional:
             roles.append((name, role))
+        elif name == MASK and has_default and name not in term.options:
+            roles.append((name, "mask"))
         elif named and (has_default or name in term.options):
             options.append(name)
         elif named and builder is not None:

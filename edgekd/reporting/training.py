@@ -56,6 +56,10 @@ def training_panels(training: Mapping[str, Any], metric: Metric) -> list[tuple[s
         if losses:
             heading = f"{TRAINED[key][0]}: loss per epoch and term{stages_of(history)}"
             panels.append((heading, curves(losses, axis="Loss", what=heading)))
+        norms = [] if key == "teacher" else term_series(history, "gradients")
+        if len(norms) > 1:
+            heading = f"{TRAINED[key][0]}: norm of each term's gradient, in one step of an epoch"
+            panels.append((heading, curves(norms, axis="Gradient norm", what=heading)))
     return panels
 
 
@@ -79,19 +83,23 @@ def score_points(part: Mapping[str, Any], metric: Metric) -> tuple[tuple[float, 
 
 def loss_series(history: Sequence[Mapping[str, Any]]) -> list[Series]:
     """The total and each term by name; the total is left out when there is one term and it is the total."""
-    names = list(dict.fromkeys(name for item in history for name in mapping(item.get("terms"))))
-    columns: dict[str, list[tuple[float, float]]] = {name: [] for name in ("total", *names)}
+    terms = term_series(history, "terms")
+    total = [(number_of(item.get("epoch")), number_of(item.get("loss"))) for item in history]
+    known = tuple((epoch, loss) for epoch, loss in total if epoch is not None and loss is not None)
+    return terms if len(terms) == 1 or not known else [Series("total", known, TOTAL_LOOK), *terms]
+
+
+def term_series(history: Sequence[Mapping[str, Any]], key: str) -> list[Series]:
+    """One line for each term by name: its "terms" (parts of the loss) or "gradients" (norms, where measured)."""
+    columns: dict[str, list[tuple[float, float]]] = {}
     for item in history:
         epoch = number_of(item.get("epoch"))
-        values = {**mapping(item.get("terms")), "total": item.get("loss")}
-        for name, points in columns.items():
-            value = number_of(values.get(name))
+        for name, given in mapping(item.get(key)).items():
+            value = number_of(given)
             if epoch is not None and value is not None:
-                points.append((epoch, value))
-    if len(names) == 1:
-        del columns["total"]
-    looks = {name: TERM_LOOKS[index % len(TERM_LOOKS)] for index, name in enumerate(names)} | {"total": TOTAL_LOOK}
-    return [Series(name, tuple(points), looks[name]) for name, points in columns.items() if points]
+                columns.setdefault(name, []).append((epoch, value))
+    looks = {name: TERM_LOOKS[index % len(TERM_LOOKS)] for index, name in enumerate(columns)}
+    return [Series(name, tuple(points), looks[name]) for name, points in columns.items()]
 
 
 def curves(series: Sequence[Series], *, axis: str, what: str) -> str:

@@ -178,7 +178,7 @@ def nothing() -> Tensor:
         ),
         (
             [Term("a", "kd", options={"temprature": 2.0})],
-            "term 'a': unknown option 'temprature'. Did you mean 'temperature'? Known: mask, temperature",
+            "term 'a': unknown option 'temprature'. Did you mean 'temperature'? Known: temperature",
         ),
         ([Term("a", "kd", options={"teacher_NC": 2.0})], "term 'a': unknown option 'teacher_NC'."),
         ([Term("a", needs_option)], "term 'a': the loss needs the option 'strength'; add it to options"),

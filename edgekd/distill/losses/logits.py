@@ -111,14 +111,16 @@ def soft_cross_entropy(student_NC: Tensor, teacher_NC: Tensor, *, temperature: f
 
         -1/N sum_n sum_c softmax(teacher / T)_nc log softmax(student / T)_nc
 
-    Its gradient is that of `kd` / T^2; its smallest value is the teacher's entropy, not 0.
+    Its gradient is that of `kd` / T^2; its smallest value is the teacher's entropy, not 0. A class that the teacher
+    rules out (a logit of minus infinity) adds nothing, also where the student rules it out.
     """
     check_rank(student_NC, "student logits", 2)
     check_same_shape(student_NC, teacher_NC)
     check_temperature(temperature)
     log_q_NC = F.log_softmax(precise(student_NC) / temperature, dim=-1)
     p_NC = F.softmax(constant(teacher_NC) / temperature, dim=-1)
-    return -(p_NC * log_q_NC).sum(dim=-1).mean()
+    # 0 * -inf is NaN: a class of no probability counts nothing. Not "p > 0": a NaN has to stay one.
+    return -torch.where(p_NC != 0, p_NC * log_q_NC, p_NC).sum(dim=-1).mean()
 
 
 def logit_mse(student_NC: Tensor, teacher_NC: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -13,6 +13,7 @@ from edgekd.distill.losses.shapes import (
     check_same_shape,
     check_temperature,
     constant,
+    counted,
     masked_mean,
     precise,
 )
@@ -33,6 +34,8 @@ def generalized_jsd(
 
     beta = 0 is the forward divergence KL(t || s) and beta = 1 the reverse KL(s || t): special cases, since the formula
     itself tends to 0 there. A schedule over beta must know. The gradient reaches the student through m as well.
+    Classes that both rule out (logits of minus infinity: a vocabulary that is padded) add nothing; one that only the
+    teacher rules out makes the reverse divergence infinite, one that only the student rules out the forward one.
 
     Agarwal, Vieillard, Zhou, Stanczyk, Ramos, Geist and Bachem, "On-Policy Distillation of Language Models: Learning
     from Self-Generated Mistakes", 2023, arXiv:2306.13649.
@@ -42,17 +45,23 @@ def generalized_jsd(
     check_temperature(temperature)
     if not 0.0 <= beta <= 1.0:
         raise UsageError(f"found beta = {beta}, expected 0 (forward) to 1 (reverse)")
-    log_s = F.log_softmax(precise(student_NLC) / temperature, dim=-1)
-    log_t = F.log_softmax(constant(teacher_NLC) / temperature, dim=-1)
+    log_s = F.log_softmax(counted(precise(student_NLC), mask) / temperature, dim=-1)
+    log_t = F.log_softmax(counted(constant(teacher_NLC), mask) / temperature, dim=-1)
     if beta == 0.0:
         divergence = _kl(log_t, log_s)
     elif beta == 1.0:
         divergence = _kl(log_s, log_t)
     else:
-        log_m = torch.logaddexp(log_s + math.log1p(-beta), log_t + math.log(beta))
+        # The gradient of logaddexp is NaN where both are minus infinity; there m is not looked at.
+        nowhere = torch.isneginf(log_s) & torch.isneginf(log_t)
+        s_share, t_share = log_s.masked_fill(nowhere, 0.0), log_t.masked_fill(nowhere, 0.0)
+        log_m = torch.logaddexp(s_share + math.log1p(-beta), t_share + math.log(beta))
         divergence = beta * _kl(log_t, log_m) + (1.0 - beta) * _kl(log_s, log_m)
     return masked_mean(divergence, mask)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1)
+    """sum_c p (log p - log q); a class of p = 0 adds neither value nor gradient, whatever q is there."""
+    nothing = torch.isneginf(log_p)
+    log_p, log_q = log_p.masked_fill(nothing, 0.0), log_q.masked_fill(nothing, 0.0)
+    return (log_p.exp() * (log_p - log_q)).masked_fill(nothing, 0.0).sum(dim=-1)

@@ -73,6 +73,14 @@ def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     return torch.where(counts, values, values.new_zeros(())).sum() / counts.sum().clamp(min=1)
 
 
+def counted(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Rows (..., D) with zeros where the mask (...) is false: what stands there reaches neither value nor gradient."""
+    if mask is None or mask.shape != rows.shape[:-1]:
+        return rows  # a mask of another shape is named by `masked_mean`
+    counts = mask.to(dtype=torch.bool, device=rows.device)
+    return rows.masked_fill(~counts[..., None], 0.0)
+
+
 Loss = TypeVar("Loss", bound=Callable[..., Tensor])
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from edgekd.distill.losses.shapes import constant, in_full_precision, masked_mean, precise
+from edgekd.distill.losses.shapes import constant, counted, in_full_precision, masked_mean, precise
 from edgekd.errors import UsageError
 
 # Scores of positions that a mask took out: at most this in the implementations of BERT.
@@ -47,7 +47,7 @@ def hidden_mse(
     """
     losses = []
     for one, other in _layers(student, teacher):
-        s, t = precise(one), constant(other)
+        s, t = counted(precise(one), mask), counted(constant(other), mask)
         _check_equal(s, t)
         losses.append(masked_mean((s - t).square().mean(dim=-1), mask))
     return torch.stack(losses).sum()
@@ -115,7 +115,7 @@ def cosine_embedding(student: Tensor, teacher: Tensor, *, mask: Tensor | None = 
     Sanh, Debut, Chaumond and Wolf, "DistilBERT", 2019, arXiv:1910.01108, whose loss is 5 * kd(T = 2) + 2 * masked-LM
     cross-entropy + 1 * this.
     """
-    s, t = precise(student), constant(teacher)
+    s, t = counted(precise(student), mask), counted(constant(teacher), mask)
     _check_equal(s, t)
     return masked_mean(1.0 - F.cosine_similarity(s, t, dim=-1), mask)
 

@@ -1,0 +1,188 @@
+"""Labels that may not be used, and masks of tokens: who sees what, and what a share of the labels weighs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgekd.data.registry import load_dataset
+from edgekd.distill.batches import Batches
+from edgekd.distill.engine import distill
+from edgekd.distill.losses.logits import kd
+from edgekd.distill.mixing import Mixing
+from edgekd.distill.objective import Objective, Term
+from edgekd.errors import DataError, UsageError
+from edgekd.spec import Dataset, Split, parse_steps
+
+STEPS = parse_steps([{"op": "scale"}, {"op": "layout", "to": "flat"}])
+HARD = Objective([Term("ce", "cross_entropy")])
+
+
+@pytest.fixture(scope="module")
+def digits() -> Dataset:
+    return load_dataset(kind="digits", limit=120)
+
+
+def shares(count: int, share: float) -> np.ndarray:
+    labelled = np.zeros(count, bool)
+    labelled[np.random.default_rng(0).permutation(count)[: round(share * count)]] = True
+    return labelled
+
+
+def linear(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Linear(64, 10)
+
+
+def test_hidden_labels_are_not_in_the_batch(digits: Dataset) -> None:
+    labelled = shares(len(digits.train), 0.3)
+    batches = Batches(digits.train, STEPS, batch_size=16, extras={"labelled": labelled})
+    for batch in batches.epoch(0):
+        seen = labelled[batch["index"].numpy()]
+        assert ((batch["y"] == -1).numpy() == ~seen).all()
+        assert (batch["y"].numpy()[seen] == digits.train.y[batch["index"].numpy()[seen]]).all()
+        assert ((batch["labelled"] > 0).numpy() == seen).all()
+
+
+def test_a_mixed_sample_has_a_label_if_both_parts_have_one(digits: Dataset) -> None:
+    labelled = shares(len(digits.train), 0.5)
+    known = {int(sample): bool(is_known) for sample, is_known in zip(digits.train.ids, labelled)}
+    batches = Batches(digits.train, STEPS, batch_size=50, mixing=Mixing(1.0, 0.0, 10), extras={"labelled": labelled})
+    kinds = set()
+    for batch in batches.epoch(0):
+        for own, other, y in zip(batch["id"].tolist(), batch["partner"].tolist(), batch["y"]):
+            assert bool(y.isnan().any()) != (known[own] and known[other])
+            kinds.add((known[own], known[other]))
+    assert len(kinds) == 4
+
+
+@pytest.mark.parametrize("batch_size", [7, 32])
+def test_the_mean_over_batches_is_the_mean_over_the_labelled(digits: Dataset, batch_size: int) -> None:
+    labelled = shares(len(digits.train), 0.2)
+    model = linear()
+    total, gradient = 0.0, torch.zeros(10, 64)
+    for batch in Batches(digits.train, STEPS, batch_size=batch_size, extras={"labelled": labelled}).epoch(0):
+        loss, _ = HARD({"logits": model(batch["x"])}, {}, batch, 0.0)
+        model.zero_grad()
+        loss.backward()
+        part = len(batch["y"]) / len(digits.train)
+        total += float(loss.detach()) * part
+        gradient += model.weight.grad * part
+    x = torch.from_numpy(digits.train.x[labelled].reshape(-1, 64) / np.float32(255))
+    whole = torch.nn.functional.cross_entropy(model(x), torch.from_numpy(digits.train.y[labelled]))
+    model.zero_grad()
+    whole.backward()
+    assert total == pytest.approx(float(whole.detach()), rel=1e-5)
+    torch.testing.assert_close(gradient, model.weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_wrong_labels_that_are_hidden_change_no_byte(digits: Dataset) -> None:
+    labelled = shares(len(digits.train), 0.4)
+    spoilt = np.where(labelled, digits.train.y, (digits.train.y + 1) % 10)
+    other = Dataset(**{**vars(digits), "train": Split(digits.train.x, spoilt, digits.train.ids)})
+
+    def trained(data: Dataset, extras: Mapping[str, np.ndarray] | None) -> Tensor:
+        model = linear()
+        distill(model, [], data, HARD, steps=STEPS, epochs=2, batch_size=32, threads=1, extras=extras)
+        return model.weight.detach()
+
+    right = trained(digits, {"labelled": labelled})
+    assert torch.equal(right, trained(other, {"labelled": labelled}))
+    assert not torch.equal(right, trained(digits, None))
+    assert torch.equal(trained(digits, None), trained(digits, {"labelled": np.ones(len(labelled), bool)}))
+
+
+def test_it_goes_on_to_the_same_bytes_and_other_labels_are_another_training(digits: Dataset, tmp_path: Path) -> None:
+    class Killed(Exception):
+        pass
+
+    def dying(text: str, done: int, total: int, numbers: Mapping[str, float]) -> None:
+        if "val" in text or done >= 6:
+            raise Killed
+
+    def run(folder: Path, extras: Mapping[str, np.ndarray], progress=None) -> Tensor:  # type: ignore[no-untyped-def]
+        model = linear()
+        options = {"steps": STEPS, "epochs": 3, "batch_size": 32, "threads": 1, "run_dir": folder}
+        distill(model, [], digits, HARD, extras=extras, progress=progress, **options)  # type: ignore[arg-type]
+        return model.weight.detach()
+
+    extras = {"labelled": shares(len(digits.train), 0.4)}
+    whole = run(tmp_path / "whole", extras)
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", extras, dying)
+    assert torch.equal(run(tmp_path / "killed", extras), whole)
+    with pytest.raises(UsageError, match="extras"):
+        run(tmp_path / "killed", {"labelled": ~extras["labelled"]})
+
+
+def test_no_label_at_all_leaves_nothing_to_learn(digits: Dataset) -> None:
+    nothing = {"labelled": np.zeros(len(digits.train), bool)}
+    values = Objective([Term("ce", "cross_entropy"), Term("kd", "kd", weight=2.0)])
+    batch = next(Batches(digits.train, STEPS, batch_size=8, extras=nothing).epoch(0))
+    logits = torch.randn(8, 10, requires_grad=True)
+    loss, parts = values({"logits": logits}, {"logits": torch.randn(8, 10)}, batch, 0.0)
+    assert float(parts["ce"]) == 0.0
+    assert float(loss.detach()) == pytest.approx(float(parts["kd"]), rel=1e-6)
+
+
+def test_extras_of_another_length(digits: Dataset) -> None:
+    with pytest.raises(DataError, match=r"extras: found 3 rows of 'mask' for \d+ samples, expected one for each"):
+        Batches(digits.train, STEPS, batch_size=8, extras={"mask": np.ones((3, 4), bool)})
+
+
+class Tokens(nn.Module):
+    """Reads an image row by row: logits of its class, and of each of its 8 rows (N, 8, 10)."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        tokens = self.body(x.reshape(len(x), 8, 8))
+        return {"logits": tokens.mean(dim=1), "tokens": tokens}
+
+
+class MaskedTeacher:
+    """Says nonsense about the tokens that do not count."""
+
+    def __init__(self, mask: np.ndarray, nonsense: float) -> None:
+        self.model, self.mask, self.nonsense = Tokens(1), torch.from_numpy(mask), nonsense
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        given = self.model(batch["x"])
+        kept = self.mask[batch["index"]][..., None]
+        assert torch.equal(batch["mask"], self.mask[batch["index"]])
+        return {**given, "tokens": torch.where(kept, given["tokens"], torch.full_like(given["tokens"], self.nonsense))}
+
+
+@pytest.mark.parametrize("loss", ["kd", "generalized_jsd", "hidden_mse"])
+def test_tokens_that_do_not_count_teach_nothing(digits: Dataset, loss: str) -> None:
+    mask = np.random.default_rng(0).random((len(digits.train), 8)) < 0.6
+    objective = Objective([Term("tokens", loss, student_tap="tokens", teacher_tap="tokens")])
+
+    def trained(nonsense: float, extras: Mapping[str, np.ndarray]) -> tuple[Tensor, float]:
+        student, teacher = Tokens(0), MaskedTeacher(mask, nonsense)
+        result = distill(
+            student, [teacher], digits, objective, steps=STEPS, epochs=1, batch_size=32, threads=1, extras=extras
+        )
+        return student.body.weight.detach(), result.history[0]["loss"]
+
+    one, first = trained(5.0, {"mask": mask})
+    assert torch.equal(one, trained(float("nan"), {"mask": mask})[0])
+    assert first < 100
+
+
+def test_the_mask_is_the_losses_own(digits: Dataset) -> None:
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    s, t = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    objective = Objective([Term("a", "kd", student_tap="tokens", teacher_tap="tokens"), Term("b", "kd")])
+    student = {"tokens": s, "logits": s[:, 0]}
+    _, values = objective(student, {"tokens": t, "logits": t[:, 0]}, {"mask": mask}, 0.0)
+    torch.testing.assert_close(values["a"], kd(s, t, mask=mask))
+    torch.testing.assert_close(values["b"], kd(s[:, 0], t[:, 0]))
