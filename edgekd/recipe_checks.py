@@ -29,7 +29,7 @@ TRAINED = ("int8_qat", "int4_qat")  # edgekd.graph.quantization.TRAINED, which r
 WEIGHTS = (".safetensors", ".pt", ".pth")
 # Steps that leave the meaning of the outputs: the losses work on logits, and on targets without their units.
 POST_STEPS_OF = {
-    "classification": ("softmax",),
+    "classification": ("softmax", "top_k"),
     "multilabel": ("sigmoid", "threshold"),
     "regression": ("denormalize",),
 }

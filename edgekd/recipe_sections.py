@@ -214,10 +214,16 @@ class DistillSection(Section):
 
 
 class ExportSection(Section):
-    """`[export]`: which runtimes can read the graph."""
+    """`[export]`: which runtimes can read the graph, and how much of the way from a sample to an answer lies in it.
+
+    `formats` are made of the shipped variants beside ONNX (edgekd.graph.formats).
+    """
 
     opset: Annotated[int, Field(ge=18, le=24)] = 18
     ir_version: Annotated[int, Field(ge=8, le=13)] = 8
+    preprocess_in_graph: bool = False
+    postprocess_in_graph: bool = False
+    formats: Texts = ()
 
 
 class QatSection(Section):

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from c_builds import compile_c
 
 from edgekd.recipe import load_recipe
+from edgekd.stages.embedding import APPS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -69,7 +72,7 @@ def test_the_demo_reaches_its_promise(folder: Path) -> None:
 
 def test_the_stages_alone(folder: Path) -> None:
     commands = [line.split("#")[0].strip() for line in blocks("The stages alone")[0].splitlines()]
-    assert len(commands) == 9
+    assert len(commands) == 10
     for command in commands:
         program, *args = shlex.split(command)
         assert program == "edgekd"
@@ -80,9 +83,47 @@ def test_the_stages_alone(folder: Path) -> None:
 @pytest.mark.parametrize("heading", ["In your app", "The stages alone"])
 def test_python_examples(folder: Path, heading: str) -> None:
     for code in blocks(heading, "python"):
-        done = run([sys.executable, "-c", code], folder)
+        place = folder
+        if "from student import" in code:
+            place = folder / "app"
+            embed(folder)
+            shutil.copy(folder / "digit.png", place)
+        done = run([sys.executable, "-c", code], place)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip()
+
+
+def embed(folder: Path) -> None:
+    """The README's apps, made by its commands."""
+    section = README.split("\n## In your app\n")[1].split("\n## ")[0]
+    commands = re.findall(r"^edgekd (embed [^#\n]*)", section, flags=re.M)
+    assert len(commands) == len(APPS)
+    for command in commands:
+        args = shlex.split(command)
+        done = run([sys.executable, "-m", "edgekd", *args], folder)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_c_example(folder: Path) -> None:
+    embed(folder)
+    (code,) = blocks("In your app", "c")
+    main = """
+int main(void) {
+    static unsigned char pixels[STUDENT_RAW_BYTES];
+    fread(pixels, 1, sizeof pixels, stdin);
+    puts(classify(pixels));
+    return 0;
+}
+"""
+    place = folder / "firmware"
+    (place / "mine.c").write_text("#include <stdio.h>\n" + code + main)
+    program = compile_c(place, "mine.c", "student.c", flags=("-Wno-unused-result",))
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = (digits.images[0] * (255 / 16)).astype(np.uint8)
+    said = subprocess.run([program], input=pixels.tobytes(), capture_output=True, check=True).stdout
+    assert said.decode().strip() == str(digits.target[0])
 
 
 def test_the_app_sees_the_digit(folder: Path) -> None:

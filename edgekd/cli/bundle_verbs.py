@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgekd.cli import tables
-from edgekd.cli.model_verbs import parse_json
+from edgekd.cli.model_verbs import parse_steps_option
 from edgekd.cli.options import Common
 from edgekd.doctor import require
 from edgekd.errors import UsageError
@@ -39,6 +39,16 @@ def bundle(
         str | None,
         typer.Option("--preprocess", metavar="JSON", help='For an ONNX file: steps, e.g. \'[{"op":"scale"}]\'.'),
     ] = None,
+    postprocess: Annotated[
+        str | None,
+        typer.Option("--postprocess", metavar="JSON", help="For an ONNX file: steps (default: those of the task)."),
+    ] = None,
+    preprocess_in_graph: Annotated[
+        bool, typer.Option("--preprocess-in-graph", help="The graphs read raw images: bytes of any size.")
+    ] = False,
+    postprocess_in_graph: Annotated[
+        bool, typer.Option("--postprocess-in-graph", help="The graphs give probabilities, the best classes, labels.")
+    ] = False,
     licence: Annotated[str | None, typer.Option("--licence", help="For an ONNX file: its licence; asked for.")] = None,
     intended_use: Annotated[
         str | None, typer.Option("--intended-use", help="For an ONNX file: what it is for, and what it is not for.")
@@ -47,27 +57,29 @@ def bundle(
     """Write a deployable bundle: ONNX, preprocessing, labels, hashes, golden vectors, licences."""
     require("graph", "cpu", purpose="making a bundle")
     from edgekd.stages.bundling import bundle_model, bundle_run
+    from edgekd.stages.inside import Inside
 
+    inside = Inside(preprocess_in_graph, postprocess_in_graph)
     of_model = {
         "--name": name,
         "--labels": labels,
         "--preprocess": preprocess,
+        "--postprocess": postprocess,
         "--licence": licence,
         "--intended-use": intended_use,
     }
     if source.suffix == ".onnx":
         if samples:
             raise UsageError(f"--samples is for a run, which has validation samples; {source} is an ONNX file")
-        steps = [] if preprocess is None else parse_json(preprocess, option="--preprocess")
-        if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-            raise UsageError(f'--preprocess {preprocess}: expected a list of steps, e.g. \'[{{"op":"scale"}}]\'')
         written = bundle_model(
             source,
             out,
             name=name or source.stem,
             task=task,
             labels=labels,
-            steps=steps,
+            steps=parse_steps_option(preprocess, option="--preprocess") or [],
+            post=parse_steps_option(postprocess, option="--postprocess"),
+            inside=inside,
             licence=licence,
             intended_use=intended_use or "",
             as_zip=as_zip,
@@ -77,7 +89,7 @@ def bundle(
         ignored = [option for option, value in of_model.items() if value is not None]
         if ignored:
             raise UsageError(f"{', '.join(ignored)}: for an ONNX file only; a run's bundle has them from its recipe")
-        written = bundle_run(source, out, as_zip=as_zip, samples=samples)
+        written = bundle_run(source, out, as_zip=as_zip, samples=samples, inside=inside, seed=common.seed or 0)
     manifest = written.manifest
     if common.as_json:
         common.print_json({"path": str(written.path), "id": manifest["id"], "variants": list(manifest["variants"])})

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from edgekd.cli import bundle_verbs, cache_verbs, compare_verbs, engine_verbs, measure_verbs, model_verbs, run_verbs
+from edgekd.cli import (
+    app_verbs,
+    bundle_verbs,
+    cache_verbs,
+    compare_verbs,
+    engine_verbs,
+    measure_verbs,
+    model_verbs,
+    run_verbs,
+)
 from edgekd.cli.options import run_app, verb
 from edgekd.version import __version__
 
@@ -31,6 +40,7 @@ VERBS = (
     (PARTS, "verify", model_verbs.verify),
     (PARTS, "bundle", bundle_verbs.bundle),
     (PARTS, "sign", bundle_verbs.sign),
+    (PARTS, "embed", app_verbs.embed),
     (PARTS, "benchmark", measure_verbs.benchmark),
     (PARTS, "compare", compare_verbs.compare),
     (PARTS, "report", run_verbs.report),

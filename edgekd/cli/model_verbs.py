@@ -49,6 +49,12 @@ def export(
         int, typer.Option("--ir-version", min=3, max=20, help="ONNX IR version; 8 loads in onnxruntime 1.14.")
     ] = 8,
     samples: Samples = None,
+    preprocess_in_graph: Annotated[
+        bool, typer.Option("--preprocess-in-graph", help="A run: the graph reads raw images, bytes of any size.")
+    ] = False,
+    postprocess_in_graph: Annotated[
+        bool, typer.Option("--postprocess-in-graph", help="A run: the graph gives probabilities, best classes, labels.")
+    ] = False,
 ) -> None:
     """PyTorch model to one ONNX file, proven against PyTorch at several batch sizes before it counts.
 
@@ -62,6 +68,7 @@ def export(
     """
     require("train", "cpu", purpose="exporting")
     from edgekd.stages.alone import export_model
+    from edgekd.stages.inside import Inside
 
     arguments = parse_json(args, option="--args")
     if not (arguments is None or isinstance(arguments, dict)):
@@ -78,6 +85,7 @@ def export(
         ir_version=ir_version,
         samples=samples,
         seed=common.seed or 0,
+        inside=Inside(preprocess_in_graph, postprocess_in_graph),
     )
     if common.as_json:
         common.print_json(
@@ -345,6 +353,14 @@ def parse_json(text: str | None, *, option: str) -> Any:
         raise UsageError(
             f"{option}: {text!r} is not JSON ({error}); expected for example '{{\"width\": 8}}'"
         ) from error
+
+
+def parse_steps_option(text: str | None, *, option: str) -> list[dict[str, Any]] | None:
+    """The value of an option that holds a list of steps; None where it is not given."""
+    steps = parse_json(text, option=option)
+    if steps is not None and not (isinstance(steps, list) and all(isinstance(step, dict) for step in steps)):
+        raise UsageError(f'{option} {text}: expected a list of steps, e.g. \'[{{"op":"scale"}}]\'')
+    return steps
 
 
 def number(text: str, *, option: str) -> float:

@@ -26,6 +26,7 @@ DTYPES = (
     "float32",
     "float64",
     "bool",
+    "str",
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -101,24 +102,32 @@ def tensor_specs(manifest: Mapping[str, Any], side: str) -> tuple[TensorSpec, ..
     return tuple(specs)
 
 
+def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
+    """A tensor as bundle.json states it; `axes` names the symbolic ones."""
+    axes = {str(index): size for index, size in enumerate(spec.shape) if isinstance(size, str)}
+    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), "axes": axes}
+
+
 def _check_steps(table: Mapping[str, Any]) -> None:
-    parsers: dict[str, Callable[..., object]] = {
-        "preprocess": lambda steps: split_steps(parse_steps(steps, where="preprocess")),
-        "postprocess": lambda steps: parse_post_steps(steps, where="postprocess"),
+    parsers: dict[str, Callable[[Any, str], object]] = {
+        "preprocess": lambda steps, where: split_steps(parse_steps(steps, where=where)),
+        "postprocess": lambda steps, where: parse_post_steps(steps, where=where),
     }
-    for key, parse in parsers.items():
-        steps = _list(table.get(key), key)
-        for index, step in enumerate(steps):
-            _table(step, f"{key}[{index}]")
-        try:
-            parse(steps)
-        except RecipeError as error:
-            raise BundleError(
-                f"{MANIFEST}: {error}; a newer edgekd may know it: pip install --upgrade edgekd"
-            ) from error
-    for index, step in enumerate(table["preprocess"]):
-        fits = "train" not in (step.get("mean"), step.get("std"))
-        _expect(fits, f"preprocess[{index}]", step, 'figures, not "train", which only a recipe may say')
+    for side, parse in parsers.items():
+        for key in (side, f"{side}_in_graph"):
+            steps = _list(table.get(key) if key == side else table.get(key, []), key)
+            for index, step in enumerate(steps):
+                _table(step, f"{key}[{index}]")
+            try:
+                parse(steps, key)
+            except RecipeError as error:
+                raise BundleError(
+                    f"{MANIFEST}: {error}; a newer edgekd may know it: pip install --upgrade edgekd"
+                ) from error
+            for index, step in enumerate(steps):
+                for word in ("train", "calibrated"):
+                    fits = word not in step.values()
+                    _expect(fits, f"{key}[{index}]", step, f'figures, not "{word}", which only a recipe may say')
 
 
 def _check_files(table: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 
 from edgekd.device.bundle import Bundle
 from edgekd.device.postprocess import apply_post, parse_post_steps, threshold_of
-from edgekd.device.preprocess import Raw, apply_arithmetic, prepare, split_steps
+from edgekd.device.preprocess import Raw, as_fed, prepare, split_steps
 from edgekd.device.programs import classify, multilabel, regress
 from edgekd.device.programs.answer import Program
 from edgekd.device.runtimes import Session, open_session
@@ -35,6 +36,7 @@ class Prediction:
     top                   (label, score) pairs: the top_k classes, the labels that are present, or all targets
     outputs               what the graph gave for this sample, by name, before the bundle's postprocessing
     latency_ms            preprocessing, inference and postprocessing; in a batch, its share of the whole
+    uncertainty           for classes, the entropy of their probabilities: 0 (sure of one) to 1 (all alike); else None
     """
 
     label: str | None
@@ -43,6 +45,7 @@ class Prediction:
     top: tuple[tuple[str, float], ...]
     outputs: dict[str, Array]
     latency_ms: float
+    uncertainty: float | None = None
 
 
 def load(
@@ -98,6 +101,10 @@ class Predictor:
         """
         return self.predict_batch([x], top_k=top_k)[0]
 
+    async def predict_async(self, x: Raw, *, top_k: int = 1) -> Prediction:
+        """`predict` in a thread of the running event loop, which goes on meanwhile."""
+        return await asyncio.to_thread(self.predict, x, top_k=top_k)
+
     def predict_batch(self, xs: Iterable[Raw], *, top_k: int = 1) -> list[Prediction]:
         """The answers for several samples, in their order; run together, a chunk at a time."""
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
@@ -108,13 +115,14 @@ class Predictor:
         prepared = [prepare(self._spatial, x) for x in xs]
         if not prepared:
             return []
-        if len({sample.shape for sample in prepared}) > 1:
+        any_size = any(isinstance(size, str) for size in self._input.shape[1:])
+        if not any_size and len({sample.shape for sample in prepared}) > 1:
             shapes = ", ".join(str(shape) for shape in sorted({sample.shape for sample in prepared}))
             raise DataError(
                 f"the samples have the shapes {shapes}, expected one shape; call predict for each, or put a resize "
                 "step into the preprocessing"
             )
-        outputs = self._run(np.stack(prepared))
+        outputs = self._run(prepared)
         scores_ND = self._scores(outputs)
         answers = [
             self._program(scores_D, labels=self._labels, top_k=top_k, threshold=self._threshold)
@@ -129,13 +137,18 @@ class Predictor:
                 answer.top,
                 {name: array[row] for name, array in outputs.items()},
                 latency_ms,
+                answer.uncertainty,
             )
             for row, answer in enumerate(answers)
         ]
 
     def warm_up(self) -> None:
-        """Run the model once on zeros, so that the first prediction is not the slow one."""
-        self.session.run({self._input.name: np.zeros(self._input.concrete(), self._input.dtype)})
+        """Run the model once, so that the first prediction is not the slow one: on zeros, or a golden sample where the
+        model takes samples of any size."""
+        sample = np.zeros(self._input.concrete(), self._input.dtype)
+        if any(isinstance(size, str) for size in self._input.shape[1:]):
+            sample = self.bundle.golden().get(f"input.{self._input.name}", sample)[:1]
+        self.session.run({self._input.name: sample})
 
     def close(self) -> None:
         """Free the model; predictions afterwards raise `UsageError`."""
@@ -149,9 +162,19 @@ class Predictor:
     ) -> None:
         self.close()
 
-    def _run(self, prepared: Array) -> dict[str, Array]:
-        ready = apply_arithmetic(self._arithmetic, prepared).astype(self._input.dtype, copy=False)
-        return run_in_chunks(self.session, {self._input.name: ready})
+    def _run(self, prepared: list[Array]) -> dict[str, Array]:
+        """The outputs of all samples, in their order; those of one size run together."""
+        places: dict[tuple[int, ...], list[int]] = {}
+        for place, sample in enumerate(prepared):
+            places.setdefault(sample.shape, []).append(place)
+        parts = []
+        for rows in places.values():
+            ready = as_fed(self._arithmetic, np.stack([prepared[row] for row in rows]), self._input.dtype)
+            parts.append(run_in_chunks(self.session, {self._input.name: ready}))
+        if len(parts) == 1:
+            return parts[0]
+        order = np.argsort([row for rows in places.values() for row in rows])
+        return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
 
     def _scores(self, outputs: dict[str, Array]) -> Array:
         scores_ND = apply_post(self._post, outputs[self._output])

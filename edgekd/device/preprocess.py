@@ -101,6 +101,19 @@ def apply_arithmetic(arithmetic_steps: Iterable[Step], batch: Array) -> NDArray[
     return np.ascontiguousarray(result)
 
 
+def as_fed(arithmetic_steps: Sequence[Step], batch: Array, dtype: str) -> Array:
+    """A batch of prepared samples as a model's input of that dtype reads it.
+
+    Bytes stay bytes where no step is left and the graph reads them. Raises `DataError` for other numbers then, which
+    would be cut off.
+    """
+    if not arithmetic_steps and batch.dtype.name == dtype:
+        return np.ascontiguousarray(batch)
+    if dtype == "uint8":
+        raise DataError(f"found samples of {batch.dtype}, but the model reads uint8; pass images as bytes, 0 to 255")
+    return apply_arithmetic(arithmetic_steps, batch).astype(dtype, copy=False)
+
+
 def preprocess(steps: Iterable[Step], raw: Raw) -> NDArray[np.float32]:
     """One raw sample as the model reads it: float32, without the batch axis."""
     spatial, arithmetic = split_steps(steps)

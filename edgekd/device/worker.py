@@ -17,7 +17,7 @@ import numpy as np
 
 from edgekd.device import memory
 from edgekd.device.bundle import Bundle
-from edgekd.device.preprocess import apply_arithmetic
+from edgekd.device.preprocess import as_fed
 from edgekd.device.profile import can_tell, profile
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, run_in_chunks
@@ -99,7 +99,8 @@ def make_feeds(inputs: tuple[TensorSpec, ...], command: Mapping[str, Any], steps
     batch = int(command["batch"])
     if command["samples"] is not None:
         samples = np.load(command["samples"], mmap_mode="r")
-        return {_single_input(inputs).name: apply_arithmetic(steps, samples[np.arange(batch) % len(samples)])}
+        spec = _single_input(inputs)
+        return {spec.name: as_fed(steps, samples[np.arange(batch) % len(samples)], spec.dtype)}
     if command["golden"] is not None:
         with np.load(command["golden"]) as golden:
             stored = [key.removeprefix("input.") for key in golden.files if key.startswith("input.")]
@@ -122,11 +123,11 @@ def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     """The answer for every sample, through the same steps and session as the timing, into a .npy file."""
     assert state.session is not None
     samples = np.load(command["samples"], mmap_mode="r")
-    name = _single_input(state.session.inputs).name
+    spec = _single_input(state.session.inputs)
     parts = []
     for start in range(0, len(samples), EVALUATION_BATCH):
-        feed = apply_arithmetic(state.steps, np.asarray(samples[start : start + EVALUATION_BATCH]))
-        parts.append(run_in_chunks(state.session, {name: feed})[answer_name(state.session)])
+        feed = as_fed(state.steps, np.asarray(samples[start : start + EVALUATION_BATCH]), spec.dtype)
+        parts.append(run_in_chunks(state.session, {spec.name: feed})[answer_name(state.session)])
     np.save(command["out"], np.concatenate(parts))
     return {}
 

@@ -102,6 +102,7 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
         ("Versions", facts(mapping(results.get("versions")))),
         ("Licences", facts(mapping(run.get("licences")))),
         ("Budget", facts(budget) + ([("time in all", format_seconds(total))] if spent else []) + spent),
+        ("Calibration of the student on validation", facts(mapping(run.get("calibration")))),
         ("Samples", facts(mapping(run.get("counts")))),
         ("Variants that were refused", facts(mapping(run.get("refused_variants")))),
         ("Files", facts(mapping(run.get("files")))),

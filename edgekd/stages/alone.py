@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ import numpy as np
 from edgekd.data.npz import read_npz
 from edgekd.device.runtimes import open_session
 from edgekd.errors import AnswerIsNo, InputRefused, UsageError, nearest
+from edgekd.files import sha256_bytes, write_bytes
 from edgekd.graph.inspection import inspect
 from edgekd.graph.quantization import VARIANTS, Int8Static, quantize
 from edgekd.graph.targets import load_target
 from edgekd.graph.verification import verify
 from edgekd.spec import Array, TensorSpec
 from edgekd.stages.graphs import precision
+from edgekd.stages.inside import NOTHING, Inside, prove_steps, run_graph, wrap
 from edgekd.stages.workspace import OUTPUT
 
 if TYPE_CHECKING:
@@ -82,8 +85,12 @@ def export_model(
     ir_version: int,
     samples: Path | None,
     seed: int,
+    inside: Inside = NOTHING,
 ) -> ExportResult:
-    """Export a run's student, or any model that can be named. Raises `AnswerIsNo` when parity fails."""
+    """Export a run's student, or any model that can be named. Raises `AnswerIsNo` when parity fails.
+
+    With `inside` the graph of a run's student does its steps itself, as its recipe says them.
+    """
     import torch
 
     from edgekd.distill.models import build_model, load_weights
@@ -92,7 +99,12 @@ def export_model(
 
     if (Path(model) / "recipe.toml").is_file():
         run = Path(model)
-        return _export_run(run, out, opset=opset, ir_version=ir_version)
+        return _export_run(run, out, opset=opset, ir_version=ir_version, inside=inside)
+    if inside:
+        raise UsageError(
+            f"export {model}: --preprocess-in-graph and --postprocess-in-graph need the steps of a run's recipe; "
+            "export the network, then: edgekd bundle MODEL.onnx OUT.edgekd --preprocess JSON --preprocess-in-graph"
+        )
     if inputs is None:
         raise UsageError(
             f"export {model}: the input's shape is not known; add --inputs input:N,1,28,28 with your sizes"
@@ -114,8 +126,9 @@ def export_model(
     )
 
 
-def _export_run(run: Path, out: Path, *, opset: int, ir_version: int) -> ExportResult:
+def _export_run(run: Path, out: Path, *, opset: int, ir_version: int, inside: Inside) -> ExportResult:
     """The distilled student of a run folder, proven on its validation samples."""
+    from edgekd.device.calibration import calibrate, wants_calibration, with_temperature
     from edgekd.distill.to_onnx import export
     from edgekd.recipe import load_recipe
     from edgekd.run_folder import Silence
@@ -130,7 +143,7 @@ def _export_run(run: Path, out: Path, *, opset: int, ir_version: int) -> ExportR
     loaded = load_recipe(run / "recipe.toml")
     space = Workspace(loaded.recipe, loaded.folder, run, Silence(), "cpu", 1, "", "")
     prepared = space.prepared
-    return export(
+    result = export(
         load_trained(space, "student"),
         out,
         inputs=(prepared.input_spec,),
@@ -140,6 +153,18 @@ def _export_run(run: Path, out: Path, *, opset: int, ir_version: int) -> ExportR
         ir_version=ir_version,
         metadata=metadata(space),
     )
+    if not inside:
+        return result
+    val, post, task = prepared.dataset.val, prepared.post, loaded.recipe.task
+    if wants_calibration(post):
+        logits = run_graph(out, prepared.feeds(val))[OUTPUT]
+        post = with_temperature(post, calibrate(logits, val.y).temperature)
+    before = (prepared.steps, prepared.sample_spec) if inside.preprocess else None
+    if before is not None:
+        prove_steps(*before, seed=loaded.recipe.seed)
+    whole, _ = wrap(out, before, post if inside.postprocess else None, task=task, labels=prepared.dataset.labels)
+    write_bytes(out, whole)
+    return replace(result, size_bytes=len(whole), sha256=sha256_bytes(whole))
 
 
 def quantize_model(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -10,21 +11,34 @@ from typing import Any
 import numpy as np
 
 from edgekd.device.bundle import Bundle
-from edgekd.device.postprocess import default_post_steps, post_steps_to_json
-from edgekd.device.preprocess import apply_arithmetic, split_steps
+from edgekd.device.manifest import spec_to_json
+from edgekd.device.postprocess import default_post_steps, parse_post_steps, post_steps_to_json
+from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
 from edgekd.device.runtimes import open_session
 from edgekd.device.runtimes.chunks import run_in_chunks
 from edgekd.errors import InputRefused, RecipeError, UsageError, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.inspection import inspect
-from edgekd.spec import TASKS, Array, Task, TensorSpec, parse_steps, steps_to_json
+from edgekd.spec import (
+    TASKS,
+    Array,
+    CenterCrop,
+    Layout,
+    Resize,
+    Step,
+    Task,
+    TensorSpec,
+    parse_steps,
+    steps_to_json,
+)
 from edgekd.stages.alone import random_feeds
-from edgekd.stages.shipping import BUNDLE, GOLDEN_SAMPLES, golden_tolerance, spec_to_json
+from edgekd.stages.inside import NOTHING, Contents, Inside, put_inside
+from edgekd.stages.shipping import BUNDLE, GOLDEN_SAMPLES, golden_tolerance
 from edgekd.version import __version__
 
 
-def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int) -> Bundle:
-    """A run's bundle again: elsewhere, as a zip, or with labelled validation samples."""
+def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int, inside: Inside = NOTHING, seed: int = 0) -> Bundle:
+    """A run's bundle again: elsewhere, as a zip, with labelled validation samples, or with its steps `inside`."""
     source = Bundle.open(run / BUNDLE) if (run / BUNDLE).exists() else None
     if source is None:
         raise InputRefused(
@@ -39,11 +53,26 @@ def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int) -> Bundle:
         prepared = prepare_data(loaded.recipe, loaded.folder)
         val = prepared.labelled(prepared.dataset.val.take(slice(samples)))
         labelled = {"x": val.x[:], "y": val.y}
+        if inside.preprocess or source.manifest.get("preprocess_in_graph"):
+            check_samples(prepared.steps, labelled["x"])
     graphs = {
         variant: {role: source.graph(role, variant) for role in source.manifest["variants"][variant]["graphs"]}
         for variant in source.variants
     }
-    return Bundle.write(out, source.manifest, graphs, source.golden(), labelled, as_zip=as_zip)
+    contents = put_inside(Contents(source.manifest, graphs, source.golden()), inside, seed=seed)
+    return Bundle.write(out, contents.manifest, contents.graphs, contents.golden, labelled, as_zip=as_zip)
+
+
+def check_samples(steps: Sequence[Step], x: Array) -> None:
+    """Raise `UsageError` where samples that went through the spatial steps cannot go through them once more."""
+    spatial = split_steps(steps)[0]
+    once = x[0][..., np.newaxis] if spatial and x[0].ndim == 2 else x[0]
+    again = prepare(spatial, once)
+    if again.shape != once.shape or not np.array_equal(again, once):
+        raise UsageError(
+            "--samples: the data are kept after resize and crop, and a graph with preprocessing inside would do both "
+            "again; leave --samples out, or --preprocess-in-graph"
+        )
 
 
 def bundle_model(
@@ -58,6 +87,8 @@ def bundle_model(
     as_zip: bool,
     seed: int,
     intended_use: str = "",
+    inside: Inside = NOTHING,
+    post: Sequence[Mapping[str, Any]] | None = None,
 ) -> Bundle:
     """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it."""
     if not licence:
@@ -72,14 +103,15 @@ def bundle_model(
         )
     try:
         parsed = parse_steps(steps, where="--preprocess")
+        known_post = default_post_steps(known_task) if post is None else parse_post_steps(post, where="--postprocess")
     except RecipeError as error:
         raise UsageError(str(error)) from error
-    spec, arithmetic = found.inputs[0], split_steps(parsed)[1]
+    spec, (spatial, arithmetic) = found.inputs[0], split_steps(parsed)
     names = read_labels(labels)
     feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)
     raw = feeds[spec.name]
-    if arithmetic:
-        raw = raw_for(arithmetic, spec, seed)
+    if arithmetic or spatial:
+        raw = raw_for(parsed, spec, seed)
         feeds = {spec.name: apply_arithmetic(arithmetic, raw)}
     session = open_session(model, threads=1)
     try:
@@ -111,7 +143,7 @@ def bundle_model(
         "inputs": [spec_to_json(spec)],
         "outputs": [spec_to_json(item) for item in found.outputs],
         "preprocess": steps_to_json(parsed),
-        "postprocess": post_steps_to_json(default_post_steps(known_task)),
+        "postprocess": post_steps_to_json(known_post),
         "variants": {
             variant: {
                 "precision": variant,
@@ -128,17 +160,22 @@ def bundle_model(
         "limits": [],
         "source_sha256": sha256_file(model),
     }
-    return Bundle.write(out, manifest, {variant: {"main": model}}, golden, as_zip=as_zip)
+    contents = put_inside(Contents(manifest, {variant: {"main": model}}, golden), inside, seed=seed)
+    return Bundle.write(out, contents.manifest, contents.graphs, contents.golden, as_zip=as_zip)
 
 
-def raw_for(arithmetic: Sequence[Any], spec: TensorSpec, seed: int) -> Array:
-    """Random uint8 images that end in the model's input shape after the steps, or a clear error."""
+def raw_for(steps: Sequence[Step], spec: TensorSpec, seed: int) -> Array:
+    """Random uint8 samples as the arithmetic steps read them, that end in the model's input shape, or a clear error."""
     rng = np.random.default_rng(seed)
+    spatial, arithmetic = split_steps(steps)
     shape = spec.concrete()[1:]
-    moves = [step.to for step in arithmetic if step.op == "layout"]
+    moves = [step.to for step in arithmetic if isinstance(step, Layout)]
+    sizes = [step.size for step in spatial if isinstance(step, (Resize, CenterCrop)) and isinstance(step.size, tuple)]
     before = (shape[1], shape[2], shape[0]) if "CHW" in moves and len(shape) == 3 else shape
+    if "flat" in moves and sizes:
+        before = (*sizes[-1], math.prod(shape) // math.prod(sizes[-1]))
     raw: Array = rng.integers(0, 256, (GOLDEN_SAMPLES, *before), dtype=np.uint8)
-    made = apply_arithmetic(tuple(arithmetic), raw).shape[1:]
+    made = apply_arithmetic(arithmetic, raw).shape[1:]
     if made != shape:
         raise UsageError(
             f"--preprocess makes samples of shape {made}, but the model's input is {spec.shape}; check layout"

@@ -16,6 +16,7 @@ from edgekd.device.suites import Suite
 from edgekd.errors import StageFailed
 from edgekd.spec import Interval, Limits, LimitVerdict
 from edgekd.stages.graphs import load_outputs, variant_path
+from edgekd.stages.inside import wrap
 from edgekd.stages.workspace import Workspace
 
 # Variants whose p50 lies within this share of the fastest count as equally fast; the smaller file wins then.
@@ -35,7 +36,7 @@ def work_on_select(space: Workspace) -> tuple[dict[str, Any], str]:
     limits = space.recipe.limits.to_limits()
     judged = {name: judge(space, name, rows[name], limits) for name in names}
     p50 = {name: rows[name]["latency_ms"]["p50"]["value"] for name in names}
-    sizes = {name: variant_path(space, name).stat().st_size for name in names}
+    sizes = {name: shipped_size(space, name) for name in names}
     chosen = choose(judged, p50_ms=p50, size_bytes=sizes)
     for verdict in judged[chosen]:
         if verdict.verdict != "met":
@@ -59,7 +60,7 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
             str(variant_path(space, name)),
             threads=space.recipe.benchmark.threads,
             preprocess=prepared.arithmetic,
-            postprocess=prepared.post,
+            postprocess=space.post,
         )
         for name in names
     ]
@@ -84,11 +85,27 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
     return {row["candidate"]: row for row in results["rows"] if not row.get("error")}
 
 
+def shipped_size(space: Workspace, name: str) -> int:
+    """Bytes of the file that ships: the network, with its steps where the recipe puts them inside."""
+    path, export = variant_path(space, name), space.recipe.export
+    if not (export.preprocess_in_graph or export.postprocess_in_graph):
+        return path.stat().st_size
+    prepared = space.prepared
+    whole, _ = wrap(
+        path,
+        (prepared.steps, prepared.sample_spec) if export.preprocess_in_graph else None,
+        space.post if export.postprocess_in_graph else None,
+        task=space.recipe.task,
+        labels=prepared.dataset.labels,
+    )
+    return len(whole)
+
+
 def judge(space: Workspace, name: str, row: Mapping[str, Any], limits: Limits) -> list[LimitVerdict]:
     """A verdict for each limit that was set."""
     verdicts: list[LimitVerdict] = []
     if limits.size_kb is not None:
-        verdicts.append(judge_exact("size_kb", limits.size_kb, variant_path(space, name).stat().st_size / 1000))
+        verdicts.append(judge_exact("size_kb", limits.size_kb, shipped_size(space, name) / 1000))
     if limits.latency_p90_ms is not None:
         verdicts.append(judge_latency(limits.latency_p90_ms, row["latency_ms"]["p90"], n=int(row["n"])))
     if limits.peak_memory_mb is not None:

@@ -131,7 +131,8 @@ def without_cures(inputs: Inputs) -> Inputs:
 def export(space: Workspace) -> Inputs:
     """The graph's versions, what is written into it, and the tools that write it."""
     return {
-        "export": space.recipe.export.model_dump(mode="json"),
+        # What is put around the network concerns the bundle only.
+        "export": space.recipe.export.model_dump(mode="json", include={"opset", "ir_version"}),
         "licence": space.recipe.student.licence,
         **_tools("edgekd", "torch", "onnx", "onnxscript", "onnxruntime"),
     }
@@ -157,6 +158,7 @@ def select(space: Workspace) -> Inputs:
     """The limits, and what the timings depend on."""
     return {
         "limits": space.recipe.limits.model_dump(mode="json", exclude={"unproven"}),
+        "export": space.recipe.export.model_dump(mode="json", include={"preprocess_in_graph", "postprocess_in_graph"}),
         "threads": space.recipe.benchmark.threads,
         **_judging(space),
     }

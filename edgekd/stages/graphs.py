@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.device.calibration import calibrate, wants_calibration
 from edgekd.device.metrics import drop_points, score_interval
 from edgekd.device.runtimes import open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
@@ -241,7 +242,11 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     if not parity[FLOAT]["ok"]:
         raise AnswerIsNo(f"the exported student fails its own verification: {'; '.join(parity[FLOAT]['problems'])}")
     good = [name for name, item in parity.items() if item["ok"]]
-    return {"parity": parity, "validation": rows}, f"{len(good)} of {len(parity)} variants hold: {', '.join(good)}"
+    calibration = None
+    if wants_calibration(prepared.post):
+        calibration = calibrate(load_outputs(space, FLOAT), val.y).to_json()
+    told = {"parity": parity, "validation": rows, "calibration": calibration}
+    return told, f"{len(good)} of {len(parity)} variants hold: {', '.join(good)}"
 
 
 def answers(path: Path, feeds: Iterable[Mapping[str, Array]]) -> Array:

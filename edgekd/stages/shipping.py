@@ -9,8 +9,10 @@ import numpy as np
 
 from edgekd.device.benchmark import Candidate, benchmark
 from edgekd.device.bundle import Bundle
+from edgekd.device.calibration import with_temperature
 from edgekd.device.machine import cpu_kind
-from edgekd.device.postprocess import post_steps_to_json
+from edgekd.device.manifest import spec_to_json
+from edgekd.device.postprocess import PostStep, post_steps_to_json
 from edgekd.device.preprocess import apply_arithmetic
 from edgekd.device.suites import load_suite
 from edgekd.errors import AnswerIsNo
@@ -22,6 +24,7 @@ from edgekd.results import read_results, write_results
 from edgekd.spec import Array, TensorSpec, steps_to_json
 from edgekd.stages.choosing import equally_good_elsewhere
 from edgekd.stages.graphs import FLOAT, answers, target, variant_path
+from edgekd.stages.inside import Contents, Inside, put_inside
 from edgekd.stages.workspace import INPUT, OUTPUT, Prepared, Workspace, blocks, figures
 from edgekd.version import __version__
 
@@ -39,8 +42,13 @@ def work_on_bundle(space: Workspace) -> tuple[dict[str, Any], str]:
     names = shipped_variants(space)
     graphs = {name: {"main": variant_path(space, name)} for name in names}
     golden = make_golden(space.prepared, {name: graphs[name]["main"] for name in names}, space.recipe.seed)
-    manifest = build_manifest(space, names, golden)
-    bundle = Bundle.write(space.path / BUNDLE, manifest, graphs, golden)
+    export = space.recipe.export
+    contents = put_inside(
+        Contents(build_manifest(space, names, golden), graphs, golden),
+        Inside(export.preprocess_in_graph, export.postprocess_in_graph),
+        seed=space.recipe.seed,
+    )
+    bundle = Bundle.write(space.path / BUNDLE, contents.manifest, contents.graphs, contents.golden)
     bad = [row for row in self_test(bundle) if not row["ok"]]
     if bad:
         raise AnswerIsNo(f"the bundle fails its own golden vectors: {', '.join(row['variant'] for row in bad)}")
@@ -111,7 +119,7 @@ def build_manifest(space: Workspace, names: tuple[str, ...], golden: Mapping[str
         "inputs": [spec_to_json(prepared.input_spec)],
         "outputs": [spec_to_json(output)],
         "preprocess": steps_to_json(prepared.steps),
-        "postprocess": post_steps_to_json(prepared.post),
+        "postprocess": post_steps_to_json(space.post),
         "variants": {
             name: {
                 "precision": name.partition("_")[0],
@@ -135,6 +143,7 @@ def build_manifest(space: Workspace, names: tuple[str, ...], golden: Mapping[str
             "teacher": validation["teacher"],
             "student_alone": validation.get("student_alone"),
             "student": validation[select["chosen"]],
+            **({"calibration": verify["calibration"]} if verify.get("calibration") else {}),
         },
         "limits": select["limits"][select["chosen"]],
     }
@@ -169,12 +178,6 @@ def default_variants(space: Workspace, names: tuple[str, ...]) -> dict[str, str]
     return {**{kind: best(preference) for kind, preference in target(space).default.items()}, cpu_kind(): chosen}
 
 
-def spec_to_json(spec: TensorSpec) -> dict[str, Any]:
-    """A tensor as bundle.json states it; `axes` names the symbolic ones."""
-    axes = {str(index): size for index, size in enumerate(spec.shape) if isinstance(size, str)}
-    return {"name": spec.name, "dtype": spec.dtype, "shape": list(spec.shape), "axes": axes}
-
-
 def sha256_of_outputs(outputs: Mapping[str, str]) -> str:
     """One hash for the weights of a stage."""
     return next((digest for path, digest in sorted(outputs.items()) if path.endswith((".safetensors", ".onnx"))), "")
@@ -202,6 +205,9 @@ def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
         "student-alone": (str(space.path / "export" / "student_alone.onnx"), None, "onnxruntime"),
         **{name: (str(bundle), name, "onnxruntime") for name in shipped_variants(space)},
     }
+    if space.recipe.export.preprocess_in_graph or space.recipe.export.postprocess_in_graph:
+        # The data are kept after resize and crop, and the teacher has neither: networks are compared with networks.
+        models |= {name: (str(variant_path(space, name)), None, "onnxruntime") for name in shipped_variants(space)}
     candidates = [
         Candidate(
             name,
@@ -210,7 +216,7 @@ def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
             runtime=models[name][2],
             threads=threads,
             preprocess=prepared.arithmetic,
-            postprocess=space.teacher_post if name.startswith("teacher-") else prepared.post,
+            postprocess=_post_of(space, name),
         )
         for name in roles(space)
     ]
@@ -230,6 +236,13 @@ def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
     for reason in verdict["reasons"]:
         space.listener.warn(f"benchmark {verdict['value']}: {reason}")
     return {"verdict": verdict}, f"{len(results['rows'])} candidates, {verdict['value']}"
+
+
+def _post_of(space: Workspace, name: str) -> tuple[PostStep, ...]:
+    """What makes probabilities of a candidate's outputs; only the student that ships was calibrated."""
+    if name.startswith("teacher-"):
+        return space.teacher_post
+    return with_temperature(space.prepared.post, 1.0) if name == "student-alone" else space.post
 
 
 def work_on_report(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -278,6 +291,7 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         "counts": space.result("data")["counts"],
         "training": {name: records[name].result for name in trained},
         "validation": space.result("verify")["validation"],
+        "calibration": space.result("verify").get("calibration"),
         "refused_variants": space.result("quantize")["refused"],
         "roles": roles(space),
         "files": {

@@ -13,6 +13,7 @@ import numpy as np
 from edgekd.data.registry import load_dataset
 from edgekd.data.source import Progress
 from edgekd.device.benchmark import Samples
+from edgekd.device.calibration import with_temperature
 from edgekd.device.metrics import Contributions, contributions
 from edgekd.device.postprocess import (
     Denormalize,
@@ -59,6 +60,11 @@ class Prepared:
     def input_spec(self) -> TensorSpec:
         """The model's input with its symbolic batch axis N."""
         return TensorSpec(INPUT, "float32", ("N", *self.input_shape))
+
+    @property
+    def sample_spec(self) -> TensorSpec:
+        """A sample as it is kept, after the spatial steps and before the arithmetic ones."""
+        return TensorSpec(INPUT, self.dataset.train.x.dtype.name, ("N", *self.dataset.train.x.shape[1:]))
 
     def labelled(self, split: Split) -> Samples:
         """Samples of `split` for the benchmark, with targets in the user's units."""
@@ -112,6 +118,12 @@ class Workspace:
         return prepare_data(self.recipe, self.search_path, progress=progress)
 
     @property
+    def post(self) -> tuple[PostStep, ...]:
+        """From the student's outputs to what a user reads, with the temperature that `verify` found."""
+        found = self.result("verify").get("calibration") if "verify" in self.records else None
+        return with_temperature(self.prepared.post, 1.0 if found is None else found["temperature"])
+
+    @property
     def teacher_is_finished(self) -> bool:
         """Whether the teacher comes trained, from somewhere else."""
         return self.recipe.teacher.is_finished
@@ -124,7 +136,7 @@ class Workspace:
         graphs give.
         """
         is_foreign = self.teacher_is_finished and self.recipe.postprocess.steps is None
-        return () if is_foreign and self.recipe.task == "regression" else self.prepared.post
+        return () if is_foreign and self.recipe.task == "regression" else with_temperature(self.prepared.post, 1.0)
 
 
 def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None = None) -> Prepared:

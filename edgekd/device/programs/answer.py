@@ -13,13 +13,15 @@ from edgekd.spec import Array
 class Answer:
     """The best label with its index and score, and (label, score) pairs, best first.
 
-    `label` and `index` are None only where a multilabel model finds no label present.
+    `label` and `index` are None only where a multilabel model finds no label present. `uncertainty` is known for
+    probabilities of classes: 0 where one is sure, 1 where all are alike.
     """
 
     label: str | None
     index: int | None
     score: float
     top: tuple[tuple[str, float], ...]
+    uncertainty: float | None = None
 
 
 class Program(Protocol):
