@@ -21,11 +21,15 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from edgekd.distill.layers import first_difference
 from edgekd.distill.silence import silence
 from edgekd.errors import AnswerIsNo, MissingExtra, ModelError, UsageError
 from edgekd.files import sha256_bytes
-from edgekd.graph.clean import clean, save_model
-from edgekd.graph.verification import BATCH_SIZES, VerifyResult, verify
+from edgekd.graph.axes import PROOF
+from edgekd.graph.clean import MAX_IR, clean, least_ir_version, save_model
+from edgekd.graph.opsets import at_target, opset_of
+from edgekd.graph.targets import Target
+from edgekd.graph.verification import BATCH_SIZES, VerifyResult, feeds_at, verify
 from edgekd.spec import Array, TensorSpec
 
 # torch's exporter writes opset 18 natively and converts upwards; onnxruntime 1.31 reads up to 26.
@@ -44,6 +48,7 @@ class ExportResult:
 
     max_abs_diff   largest |graph - module| over all samples and batch sizes
     batch_sizes    the sizes at which both were compared
+    axes           the same for each symbolic axis behind the batch
     """
 
     path: Path
@@ -54,6 +59,8 @@ class ExportResult:
     max_abs_diff: float
     batch_sizes: tuple[int, ...]
     seconds: float
+    num_samples: int
+    axes: Mapping[str, tuple[int, ...]]
 
 
 def export(
@@ -67,6 +74,8 @@ def export(
     ir_version: int = 8,
     metadata: Mapping[str, str] | None = None,
     batch_sizes: Sequence[int] = BATCH_SIZES,
+    axes: Mapping[str, Sequence[int]] | None = None,
+    target: Target | None = None,
 ) -> ExportResult:
     """Write `module` (in eval mode, on the CPU; the given one is not touched) as one ONNX file at `path`.
 
@@ -75,43 +84,58 @@ def export(
     outputs      names of what the module returns: one tensor, a tuple in this order, or a mapping with these keys
     samples      input name -> (n, ...) model-ready real samples on which the graph must agree with the module; the
                  tolerance follows the size of the outputs (`edgekd.graph.verification`)
+    opset        raised where an operator of the model needs a newer one, and `ir_version` where a type does
     metadata     key-value pairs that travel inside the file
+    axes         symbolic axis behind the batch -> sizes at which to prove it, at least 5; sizes around that of the
+                 samples where it is not named
+    target       its limits lower `opset` and `ir_version`; a graph that cannot be written so is refused
 
     Equal modules and samples give equal bytes. Raises `AnswerIsNo` when the module cannot be exported, an axis came
-    out frozen or the numbers differ: the graph then lies beside `path` as NAME.rejected.onnx and nothing is written
-    to `path`. Raises `UsageError` for arguments that do not fit, `MissingExtra` without onnxscript.
+    out frozen or is wrong at other sizes, or the numbers differ: the first layer that does is named, the graph lies
+    beside `path` as NAME.rejected.onnx and nothing is written to `path`. Raises `UsageError` for arguments that do not
+    fit, `ModelError` for weights that are NaN, `MissingExtra` without onnxscript.
     """
     started = time.monotonic()
-    target = Path(path)
-    _check_arguments(inputs, samples, opset)
+    path = Path(path)
+    _check_arguments(inputs, samples, opset, axes or {})
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtra("onnxscript", "train", purpose="the export to ONNX")
     network = _on_cpu(module)
-    model = clean(_trace(network, inputs, outputs, samples, opset), ir_version=ir_version, metadata=metadata)
+    traced = at_target(_trace(network, inputs, outputs, samples, opset), target)
+    limit = MAX_IR if target is None else target.max_ir
+    model = clean(traced, ir_version=min(max(ir_version, least_ir_version(traced)), limit), metadata=metadata)
     data = model.SerializeToString(deterministic=True)
     problems = _frozen_axes(model, inputs, outputs)
     result: VerifyResult | None = None
     if not problems:
+        reference = _reference(network, inputs, outputs)
         try:
-            result = verify(_reference(network, inputs, outputs), data, samples, batch_sizes=batch_sizes)
-            problems = list(result.problems)
+            result = verify(reference, data, samples, batch_sizes=batch_sizes, axes=axes)
+            problems = [*result.problems, *_unproven_axes(result)]
         except ModelError as error:  # the checker or onnxruntime refuses the graph
             problems = [str(error)]
-    rejected = target.with_suffix(".rejected.onnx")
+    rejected = path.with_suffix(".rejected.onnx")
     if result is None or problems:
+        if result is not None and result.place is not None:
+            feeds = feeds_at(inputs, samples, result.place)
+            problems.append(_where(network, model, {spec.name: feeds[spec.name] for spec in inputs}))
         save_model(model, rejected)
-        raise AnswerIsNo(f"{'; '.join(problems)}. The graph was put aside as {rejected}; {target.name} was not written")
-    save_model(model, target)
+        raise AnswerIsNo(
+            f"{'; '.join(filter(None, problems))}. The graph was put aside as {rejected}; {path.name} was not written"
+        )
+    save_model(model, path)
     rejected.unlink(missing_ok=True)  # of an earlier, failed export
     return ExportResult(
-        path=target,
+        path=path,
         sha256=sha256_bytes(data),
         size_bytes=len(data),
-        opset=opset,
-        ir_version=ir_version,
+        opset=opset_of(model),
+        ir_version=model.ir_version,
         max_abs_diff=result.max_abs_diff,
         batch_sizes=result.batch_sizes,
         seconds=time.monotonic() - started,
+        num_samples=result.num_samples,
+        axes=result.axes,
     )
 
 
@@ -143,11 +167,19 @@ def _as_tuple(output: object, names: Sequence[str]) -> tuple[torch.Tensor, ...]:
     return tensors
 
 
-def _check_arguments(inputs: Sequence[TensorSpec], samples: Mapping[str, Array], opset: int) -> None:
+def _check_arguments(
+    inputs: Sequence[TensorSpec], samples: Mapping[str, Array], opset: int, axes: Mapping[str, Sequence[int]]
+) -> None:
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise UsageError(
             f"found opset {opset}, expected {MIN_OPSET} to {MAX_OPSET}: torch's exporter starts at {MIN_OPSET}"
         )
+    for name, sizes in axes.items():
+        if len(set(sizes)) < PROOF or min(sizes) < 1:
+            raise UsageError(
+                f"axes: '{name}' has the sizes {list(sizes)}, expected at least {PROOF} different ones, each 1 or "
+                "more: an axis is believed when it was seen at several sizes"
+            )
     if not inputs:
         raise UsageError("found no inputs, expected at least one TensorSpec")
     for spec in inputs:
@@ -172,6 +204,13 @@ def _check_arguments(inputs: Sequence[TensorSpec], samples: Mapping[str, Array],
 
 def _on_cpu(module: nn.Module) -> nn.Module:
     """A copy in eval mode: tracing leaves marks, and the caller may want to train on."""
+    for name, value in module.state_dict().items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point() and bool(value.isnan().any()):
+            bad = int(value.isnan().sum())
+            raise ModelError(
+                f"the weight '{name}' holds {bad} NaN of {value.numel()} numbers; expected a trained model: did the "
+                "training diverge? Take an earlier checkpoint"
+            )
     return copy.deepcopy(module).cpu().eval().requires_grad_(requires_grad=False)
 
 
@@ -209,11 +248,6 @@ def _trace(
     if program is None:
         raise AnswerIsNo(f"torch {torch.__version__} gave no ONNX program; expected one from torch.onnx.export")
     model: ModelProto = program.model_proto
-    found = {item.domain: item.version for item in model.opset_import}.get("")
-    if found != opset:
-        raise AnswerIsNo(
-            f"torch {torch.__version__} exported this model at opset {found}, expected {opset}; ask for 18"
-        )
     return model
 
 
@@ -231,11 +265,34 @@ def _reference(
     network: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[str]
 ) -> Callable[[Mapping[str, Array]], Mapping[str, Array]]:
     def run(feeds: Mapping[str, Array]) -> dict[str, Array]:
-        with torch.no_grad():
-            values = _as_tuple(network(*(torch.from_numpy(feeds[spec.name]) for spec in inputs)), outputs)
+        args = [torch.from_numpy(feeds[spec.name]) for spec in inputs]
+        try:
+            with torch.no_grad():
+                values = _as_tuple(network(*args), outputs)
+        except (IndexError, TypeError, AssertionError) as error:  # what modules raise at sizes that they do not take
+            raise RuntimeError(str(error)) from error
         return {name: value.numpy() for name, value in zip(outputs, values)}
 
     return run
+
+
+def _unproven_axes(result: VerifyResult) -> list[str]:
+    """A sentence for every symbolic axis that the module itself took at too few sizes."""
+    return [
+        f"axis '{name}' was seen at the sizes {', '.join(map(str, sizes))} only: the model refuses the others that "
+        f"were tried; name {PROOF} sizes that it takes with --axes {name}=..., or make the axis a number"
+        for name, sizes in result.axes.items()
+        if len(sizes) < PROOF
+    ]
+
+
+def _where(network: nn.Module, model: ModelProto, feeds: Mapping[str, Array]) -> str:
+    """The first layer that differs, or nothing where the module cannot be run again."""
+    try:
+        found = first_difference(network, model, feeds)
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
+        return ""
+    return "" if found is None else str(found)
 
 
 def _frozen_axes(model: ModelProto, inputs: Sequence[TensorSpec], outputs: Sequence[str]) -> list[str]:
@@ -251,7 +308,7 @@ def _frozen_axes(model: ModelProto, inputs: Sequence[TensorSpec], outputs: Seque
                 axis = f"the batch axis '{wanted}'" if index == 0 else f"axis {index} ('{wanted}')"
                 problems.append(
                     f"{axis} of input '{spec.name}' is frozen at {found}: the model's forward turns that size into a "
-                    f"fixed number. {_HINT}"
+                    f"fixed number. {_HINT.replace('shape[0]', f'shape[{index}]')}"
                 )
     for name in outputs:
         found = next(iter(declared.get(name, [])), None)

@@ -18,10 +18,12 @@ from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProt
 
 from edgekd.errors import ModelError
 from edgekd.files import write_bytes
+from edgekd.graph.external import MAX_BYTES, is_external, read_external, refuse_external
+from edgekd.graph.operators import refuse_unknown
 from edgekd.graph.traversal import all_nodes, function_nodes, graphs, graphs_of_main, sort_nodes, subgraphs, tensors
 from edgekd.version import __version__
 
-MAX_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
+MAX_IR = 13  # of onnxruntime 1.31
 # Marks that onnxruntime's tools leave about their own work.
 _TOOL_MARKS = frozenset({"onnx.infer", "onnx.quant.pre_process"})
 # The IR version that introduced an element type; every type that is not named is older than all IR versions in use.
@@ -42,8 +44,9 @@ _IR_OF_TYPE = {
 def load_model(source: str | os.PathLike[str] | bytes) -> ModelProto:
     """The model in an ONNX file (or in its bytes), checked: parsed, whole, and valid by onnx's own checker.
 
-    Raises `ModelError` for a missing file, anything that is not ONNX, an invalid graph, and a graph whose weights
-    lie in other files (a bundle and a benchmark hash and carry one file).
+    Weights that lie in files beside it are put inside the model: a bundle hashes and carries one file. Raises
+    `ModelError` for a missing file, one of more than 2 GB (before it is read), anything that is not ONNX, an operator
+    that its opset lacks, an invalid graph, and weights that are not where they are said to be, or not in its folder.
     """
     data, name = _read(source)
     model = ModelProto()
@@ -56,10 +59,14 @@ def load_model(source: str | os.PathLike[str] | bytes) -> ModelProto:
         ) from error
     if not model.HasField("graph") or not model.graph.output:
         raise ModelError(f"{name} holds no graph with outputs; expected an ONNX model: was it cut short?")
-    _refuse_external_data(model, name)
     if not _is_text(model):
         raise ModelError(f"{name} holds names that are not UTF-8 text; expected a whole ONNX model: is it damaged?")
     _check_types(model, name)
+    if isinstance(source, bytes):
+        refuse_external(model, name)
+    elif any(map(is_external, tensors(model))):
+        read_external(model, Path(source))
+    refuse_unknown(model, name)
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError, TypeError, RuntimeError) as error:
@@ -93,7 +100,7 @@ def clean(model: ModelProto, *, ir_version: int = 8, metadata: Mapping[str, str]
 
     Raises `ModelError` when the graph holds what `ir_version` cannot (4-bit tensors need IR 10), or external data.
     """
-    _refuse_external_data(model, "the model")
+    refuse_external(model, "the model")
     _check_types(model, "the model")
     _check_ir_version(model, ir_version)
     result = ModelProto()
@@ -211,6 +218,12 @@ def _check_types(model: ModelProto, where: str) -> None:
             )
 
 
+def least_ir_version(model: ModelProto) -> int:
+    """The lowest IR version that has every element type of `model`."""
+    kinds = (TensorProto.DataType.Name(tensor.data_type) for tensor in tensors(model))
+    return max((_IR_OF_TYPE.get(kind, 3) for kind in kinds), default=3)
+
+
 def _check_ir_version(model: ModelProto, ir_version: int) -> None:
     for tensor in tensors(model):
         name = TensorProto.DataType.Name(tensor.data_type)
@@ -225,15 +238,6 @@ def _check_ir_version(model: ModelProto, ir_version: int) -> None:
             raise ModelError(
                 f"function '{function.name}' has overloads, which need IR 10, but IR {ir_version} was asked for; "
                 "ask for IR 10 (newer runtimes only)"
-            )
-
-
-def _refuse_external_data(model: ModelProto, name: str) -> None:
-    for tensor in tensors(model):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            raise ModelError(
-                f"{name} keeps its weights in another file (tensor '{tensor.name}'); expected one file: load it with "
-                "onnx.load(path) and save it with onnx.save(model, path), which puts them inside"
             )
 
 
@@ -253,6 +257,12 @@ def _read(source: str | os.PathLike[str] | bytes) -> tuple[bytes, str]:
         return source, "the given model"
     path = Path(source)
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise ModelError(
+                f"{path} has {size:,} bytes, but one ONNX file holds at most {MAX_BYTES:,}; expected a model whose "
+                "larger weights lie in files beside it, or a smaller one"
+            )
         return path.read_bytes(), str(path)
     except FileNotFoundError as error:
         raise ModelError(f"there is no file {path}; expected an ONNX model: check the path") from error

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
 from edgekd.graph.clean import load_model
-from edgekd.graph.traversal import all_nodes, subgraphs
+from edgekd.graph.operators import foreign_advice, label, random_nodes
+from edgekd.graph.traversal import all_nodes, subgraphs, tensors
 from edgekd.graph.verification import Precision
 from edgekd.spec import TensorSpec
 
@@ -41,6 +43,7 @@ _OWN_OPERATORS = {"MatMulNBits": "1.17"}
 _WEIGHT_TYPES = frozenset(
     {"FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "UINT8", "INT32", "INT4", "UINT4", "FLOAT8E4M3FN", "FLOAT8E5M2"}
 )
+_FLOATS = ("FLOAT", "FLOAT16", "DOUBLE")
 # Which inputs of an operator are scales and zero points: part of the encoding of a weight, no parameters.
 _ENCODING_INPUTS: dict[str, tuple[int, ...]] = {
     "QuantizeLinear": (1, 2),
@@ -51,6 +54,15 @@ _ENCODING_INPUTS: dict[str, tuple[int, ...]] = {
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
     "MatMulNBits": (2, 3),
 }
+# Operators of onnxruntime itself that give what has the shape of their first input.
+_ELEMENTWISE = (
+    "SkipLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "BiasGelu",
+    "FastGelu",
+    "Gelu",
+    "QuickGelu",
+)
 _PRODUCTS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "MatMul", "Gemm", "MatMulInteger", "QLinearMatMul")
 
 
@@ -62,6 +74,7 @@ class Inspection:
     macs         multiplications of matrix products and convolutions for one sample (symbolic axes at 1); None where
                  a shape is not known before it runs
     parameters   numbers in weights; scales and zero points of quantized ones are not counted
+    size_bytes   of the file; weights in files beside it are counted
     precision    "float32", "float16", "int8" or "int4": the smallest that layers compute with
     min_runtime  runtime -> oldest release that loads the file; empty where none is known
     problems     what stands in the way of running it elsewhere, one sentence each
@@ -120,6 +133,12 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
     for domain in foreign:
         who = "onnxruntime's own" if domain == "com.microsoft" else "not part of ONNX"
         problems.append(f"needs operators of the domain {domain}, which are {who}: other runtimes cannot load the file")
+    problems += _foreign_operators(model)
+    problems += [
+        f"node {label(node)} draws random numbers: no two answers are equal; export the model in eval mode"
+        for node in random_nodes(model)
+    ]
+    problems += _not_finite(model)
     fixed = [value.name for value in _real_inputs(model) if _has_fixed_batch(value)]
     if fixed:
         problems.append(f"the first axis of the input {', '.join(fixed)} is fixed: the model takes no other batch size")
@@ -132,7 +151,7 @@ def inspect(source: str | os.PathLike[str] | bytes) -> Inspection:
         ir_version=model.ir_version,
         inputs=tuple(_spec(value) for value in _real_inputs(model)),
         outputs=tuple(_spec(value) for value in model.graph.output),
-        size_bytes=len(source) if isinstance(source, bytes) else Path(source).stat().st_size,
+        size_bytes=len(source) if isinstance(source, bytes) else max(Path(source).stat().st_size, model.ByteSize()),
         min_runtime={} if oldest is None else {"onnxruntime": oldest},
         metadata={prop.key: prop.value for prop in model.metadata_props},
         problems=tuple(problems),
@@ -162,6 +181,35 @@ def _real_inputs(model: ModelProto) -> list[onnx.ValueInfoProto]:
 def _has_fixed_batch(value: onnx.ValueInfoProto) -> bool:
     dims = value.type.tensor_type.shape.dim
     return len(dims) > 0 and dims[0].HasField("dim_value")
+
+
+def _foreign_operators(model: ModelProto) -> list[str]:
+    """Operators of domains that are neither ONNX's, nor onnxruntime's, nor of the model's own functions."""
+    own = {(function.domain, function.name) for function in model.functions}
+    known = {"", "ai.onnx", "com.microsoft", "ai.onnx.ml"}
+    found = {
+        (node.domain, node.op_type): node
+        for node in all_nodes(model)
+        if node.domain not in known and (node.domain, node.op_type) not in own
+    }
+    return [
+        f"node {label(node)} is an operator that no runtime here knows: {foreign_advice(*key)}"
+        for key, node in sorted(found.items())
+    ]
+
+
+def _not_finite(model: ModelProto) -> list[str]:
+    problems = []
+    for tensor in tensors(model):
+        if TensorProto.DataType.Name(tensor.data_type) not in _FLOATS or not tensor.name:
+            continue
+        values = numpy_helper.to_array(tensor)
+        bad = int(np.count_nonzero(np.isnan(values)))
+        if bad:
+            problems.append(
+                f"the weight '{tensor.name}' holds {bad} NaN of {values.size} numbers: did training diverge?"
+            )
+    return problems
 
 
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
@@ -252,11 +300,15 @@ def _at_batch_one(model: ModelProto) -> ModelProto:
                 dim.dim_value = 1
     for value in copy.graph.output:
         value.type.tensor_type.ClearField("shape")
-    for index, node in enumerate(copy.graph.node):
+    for index, node in enumerate(list(copy.graph.node)):
         if node.op_type == "MatMulNBits":
             weight, kind = f"edgekd_weight_{index}", TensorProto.FLOAT
             copy.graph.input.append(helper.make_tensor_value_info(weight, kind, _matrix_sizes(node)))
             node.CopyFrom(helper.make_node("MatMul", [node.input[0], weight], list(node.output), name=node.name))
+        elif node.domain == "com.microsoft" and node.op_type in _ELEMENTWISE:
+            whole = [name for name in node.output if name]
+            node.CopyFrom(helper.make_node("Sum", [node.input[0]], whole[:1], name=node.name))
+            copy.graph.node.extend(helper.make_node("Sum", whole[:1], [name]) for name in whole[1:])
     return copy
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from edgekd.errors import ModelError, UsageError
 from edgekd.graph.clean import load_model
+from edgekd.graph.operators import foreign_advice, refuse_random
 from edgekd.spec import Array, TensorSpec
 
 # The errors of the native side share no base class but Exception.
@@ -90,12 +92,16 @@ class GraphSession:
 def open_graph(
     source: str | os.PathLike[str] | bytes | ModelProto, *, name: str = "", threads: int = 1
 ) -> GraphSession:
-    """A session for an ONNX file, its bytes or a loaded model. Raises `ModelError` when onnxruntime cannot run it."""
+    """A session for an ONNX file, its bytes or a loaded model.
+
+    Raises `ModelError` when onnxruntime cannot run it, or when it draws random numbers: nothing can be proven of it.
+    """
     if isinstance(source, ModelProto):
         model, title = source, name or "the model"
     else:
         model = load_model(source)
         title = name or ("the given model" if isinstance(source, bytes) else str(source))
+    refuse_random(model, title)
     options = session_options()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -105,8 +111,7 @@ def open_graph(
         )
     except RUNTIME_ERRORS as error:
         raise ModelError(
-            f"onnxruntime {onnxruntime.__version__} cannot load {title}: {first_line(error)}; "
-            "export it for an older opset or install a newer onnxruntime"
+            f"onnxruntime {onnxruntime.__version__} cannot load {title}: {first_line(error)}; {_advice(str(error))}"
         ) from error
     return GraphSession(title, _specs(session.get_inputs(), title), _specs(session.get_outputs(), title), session)
 
@@ -118,6 +123,16 @@ def session_options() -> Any:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL_ONLY
     return options
+
+
+def _advice(text: str) -> str:
+    """What to do about an error of onnxruntime: it names the operator that it lacks."""
+    unknown = re.search(r"([\w.]+):(\w+)\(-?\d+\) is not a registered function/op", text)
+    if unknown:
+        return foreign_advice(unknown[1], unknown[2])
+    if re.search(r"Could not find an implementation for \w+\(\d+\)", text):
+        return "it lacks it for these types: cast the inputs to float32 or int64, or install a newer onnxruntime"
+    return "export it for an older opset or install a newer onnxruntime"
 
 
 def first_line(error: Exception) -> str:

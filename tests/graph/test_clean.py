@@ -152,13 +152,6 @@ def test_a_model_above_two_gigabytes_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_in_another_file_are_refused(tmp_path):
-    path = tmp_path / "m.onnx"
-    onnx.save(mlp(), path, save_as_external_data=True, location="m.data", size_threshold=0)
-    with pytest.raises(ModelError, match=r"keeps its weights in another file .*onnx\.save\(model, path\)"):
-        load_model(path)
-
-
 @pytest.mark.parametrize("data", [b"", b"\x00" * 100, b"PK\x03\x04 not onnx", b"<html>404</html>", b"\x08\x08"])
 def test_garbage_is_refused_with_a_sentence(data, tmp_path):
     path = tmp_path / "garbage.onnx"
