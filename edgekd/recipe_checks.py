@@ -17,6 +17,7 @@ from edgekd.device.suites import load_suite
 from edgekd.distill.endpoint import check_url
 from edgekd.distill.trackers import check_names
 from edgekd.errors import ModelError, RecipeError, UsageError, nearest
+from edgekd.graph.formats import FORMATS
 from edgekd.recipe_errors import explain, find_unknown_key
 from edgekd.recipe_sections import ScheduleSection
 from edgekd.spec import parse_steps
@@ -87,6 +88,9 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
             )
         split_steps(parse_steps(recipe.preprocess.steps))
         _check_postprocess(recipe)
+        for name in recipe.export.formats:
+            if name not in FORMATS:
+                raise RecipeError(f"export.formats: unknown format '{name}'. {nearest(name, FORMATS)}")
         _check_data(recipe)
         _check_teacher(recipe)
         _check_more_teachers(recipe)

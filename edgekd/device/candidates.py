@@ -163,7 +163,7 @@ def _lay_golden(plan: Plan, bundle: Bundle, variant: str, folder: Path) -> None:
 def _file_size(path: Path) -> int:
     """Bytes of a model file; a description in JSON counts together with the weights that it names."""
     size = path.stat().st_size
-    if path.suffix == ".param":  # ncnn's text; the weights lie beside it
+    if path.suffix in (".param", ".xml"):  # ncnn's and OpenVINO's texts; the weights lie beside them
         beside = path.with_suffix(".bin")
         return size + beside.stat().st_size if beside.is_file() else size
     if path.suffix != ".json":

@@ -23,6 +23,7 @@ from edgekd.recipe import recipe_to_toml
 from edgekd.results import read_results, write_results
 from edgekd.spec import Array, TensorSpec, steps_to_json
 from edgekd.stages.choosing import equally_good_elsewhere
+from edgekd.stages.converting import convert_bundle, platform_of
 from edgekd.stages.graphs import FLOAT, answers, target, variant_path
 from edgekd.stages.inside import Contents, Inside, put_inside
 from edgekd.stages.workspace import INPUT, OUTPUT, Prepared, Workspace, blocks, figures
@@ -33,6 +34,7 @@ GOLDEN_SAMPLES = 16
 # 0.01 to 0.04 from float; what saturates is further away.
 GOLDEN_SHARE = 0.05
 BUNDLE = "student.edgekd"
+FORMATS = "formats"  # other runtimes' files of the bundle, beside it
 
 
 def work_on_bundle(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -54,7 +56,14 @@ def work_on_bundle(space: Workspace) -> tuple[dict[str, Any], str]:
         raise AnswerIsNo(f"the bundle fails its own golden vectors: {', '.join(row['variant'] for row in bad)}")
     size = sum(item["size_bytes"] for item in bundle.manifest["files"].values())
     result = {"path": BUNDLE, "id": bundle.manifest["id"], "variants": list(names), "size_bytes": size}
-    return result, f"{BUNDLE}: {len(names)} variants, {size / 1000:.1f} kB, golden vectors hold"
+    said = f"{BUNDLE}: {len(names)} variants, {size / 1000:.1f} kB, golden vectors hold"
+    if export.formats:
+        found = convert_bundle(bundle, export.formats, space.path / FORMATS, platform=platform_of(target(space)))
+        for file, reason in found["refused"].items():
+            space.listener.warn(f"{FORMATS}/{file} is not there: {reason}")
+        result |= {"formats": found}
+        said += f"; {', '.join(found['made']) or 'nothing'} in {FORMATS}"
+    return result, said
 
 
 def shipped_variants(space: Workspace) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ STAGES: dict[str, Row] = {
     "select": (("data", "export", "quantize", "verify"), (), fingerprints.select, choosing.work_on_select),
     "bundle": (
         ("data", "teacher", "export", "quantize", "verify", "select"),
-        (shipping.BUNDLE,),
+        (shipping.BUNDLE, shipping.FORMATS),
         fingerprints.bundle,
         shipping.work_on_bundle,
     ),

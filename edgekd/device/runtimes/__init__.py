@@ -50,7 +50,7 @@ PRESETS: dict[str, Mapping[str, object]] = {
 # The files that each adapter opens; a bundle holds .onnx graphs.
 READS: dict[str, tuple[str, ...]] = {
     "onnxruntime": (".onnx", ".ort"),
-    "openvino": (".onnx",),
+    "openvino": (".onnx", ".xml"),
     "litert": (".tflite",),
     "ncnn": (".param",),
     "torch_runtime": (".json",),
