@@ -11,7 +11,7 @@ import pytest
 from edgekd import assets
 from edgekd.recipe import load_recipe, recipe_to_toml
 
-MAIN = ("arrays", "digits", "fashion_mnist", "image_folder", "mnist")
+MAIN = ("arrays", "digits", "fashion_mnist", "image_folder", "mnist", "webdataset")
 # One for each programme of distillation, on few digits: seconds each.
 PROGRAMMES = tuple(
     f"digits_{name}"

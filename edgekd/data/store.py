@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -145,7 +145,7 @@ def _fill(
     with explain_os_errors(store.folder), ThreadPoolExecutor() as pool:
         for start in range(0, len(todo), CHUNK):
             chunk = todo[start : start + CHUNK]
-            found = list(pool.map(lambda raw: _prepared(raw, prepare), islice(raws, len(chunk))))
+            found = list(pool.map(lambda raw: _prepared(raw, prepare), _next(raws, len(chunk), name)))
             good = [row for row in found if not isinstance(row, str)]
             if index is None and good:
                 store.create(good[0])
@@ -166,6 +166,13 @@ def _fill(
                 progress(f"decoding {name}", min(start + CHUNK, len(todo)), len(todo))
     if problems:
         raise UnusableSamples(problems)
+
+
+def _next(raws: Iterator[Raw | DataError], count: int, name: str) -> list[Raw | DataError]:
+    try:
+        return list(islice(raws, count))
+    except OSError as error:
+        raise DataError(f"{name} cannot be read any more ({error}); are its files still there?") from error
 
 
 def _prepared(raw: Raw | DataError, prepare: Prepare) -> Array | str:

@@ -203,6 +203,15 @@ def test_a_disk_that_is_too_small_is_told_before(tmp_path: Path, monkeypatch: py
         rows_of(tmp_path)
 
 
+def test_files_that_go_away_meanwhile_are_said(tmp_path: Path) -> None:
+    def read(positions: Any) -> Iterator[bytes]:
+        yield b"0"
+        raise FileNotFoundError(2, "No such file or directory", "train-000.tar")
+
+    with pytest.raises(DataError, match=r"n cannot be read any more \(.*train-000.tar'\); are its files still there"):
+        stored_rows(tmp_path, Encoded(9, read, lambda p: []), np.arange(9), facts={}, prepare=decode, name="n")
+
+
 def test_another_process_that_decodes_is_not_disturbed(tmp_path: Path) -> None:
     with (
         held(tmp_path / store.LOCK, purpose="a test", refusal="held"),
