@@ -45,7 +45,9 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
     "http": ("learn from a teacher behind a URL", ("httpx2",)),
-    "hf": ("read a teacher's answers from Parquet", ("pyarrow",)),
+    "hf": ("read Parquet, and models from Hugging Face folders", ("pyarrow", "transformers")),
+    "timm": ("models of timm by name", ("timm",)),
+    "optimum": ("export through Hugging Face's exporter (another transformers than hf's)", ("optimum-onnx",)),
 }
 # Extras that another one brings along.
 INCLUDED: Mapping[str, tuple[str, ...]] = {"train": ("graph", "image", "report")}

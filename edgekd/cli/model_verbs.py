@@ -12,7 +12,7 @@ import typer
 from edgekd.cli import tables
 from edgekd.cli.options import Common, parse_pairs
 from edgekd.doctor import require
-from edgekd.errors import AnswerIsNo, UsageError
+from edgekd.errors import AnswerIsNo, UsageError, nearest
 
 Samples = Annotated[
     Path | None,
@@ -27,17 +27,29 @@ def export(
     model: Annotated[
         str,
         typer.Argument(
-            help="A run folder, a built-in (edgekd recipes --models), torchvision:NAME, or package.module:function."
+            help="A run folder, a built-in (edgekd recipes --models), torchvision:NAME, timm:NAME, hf:FOLDER, "
+            "or package.module:function."
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT.onnx")],
     inputs: Annotated[
-        str | None,
-        typer.Option("--inputs", metavar="NAME:N,1,28,28", help="Input name and shape; letters are symbolic axes."),
+        list[str] | None,
+        typer.Option(
+            "--inputs",
+            metavar="NAME:N,1,28,28",
+            help="Name, shape, and :int64 behind it for whole numbers; letters are symbolic axes. Once per input.",
+        ),
+    ] = None,
+    outputs: Annotated[
+        str, typer.Option("--outputs", metavar="NAME,...", help="Names of what the model returns.")
+    ] = "logits",
+    axes: Annotated[
+        list[str] | None,
+        typer.Option("--axes", metavar="L=4,8,16,...", help="Sizes at which to prove a symbolic axis; 5 or more."),
     ] = None,
     num_outputs: Annotated[
-        int, typer.Option("--num-outputs", min=1, max=10_000_000, help="Classes or targets of a built-in model.")
-    ] = 10,
+        int | None, typer.Option("--num-outputs", min=1, max=10_000_000, help="Classes or targets, where not 10.")
+    ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="safetensors, or a state dict (never an arbitrary pickle).")
     ] = None,
@@ -48,7 +60,19 @@ def export(
     ir_version: Annotated[
         int, typer.Option("--ir-version", min=3, max=20, help="ONNX IR version; 8 loads in onnxruntime 1.14.")
     ] = 8,
+    target: Annotated[
+        str | None, typer.Option("--target", help="Device kind, whose runtime may lower opset and IR.")
+    ] = None,
     samples: Samples = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", metavar="FILE.txt", help="A class per line, for the metadata.")
+    ] = None,
+    meta: Annotated[
+        list[str] | None, typer.Option("--meta", metavar="KEY=VALUE", help="More metadata, such as license=MIT.")
+    ] = None,
+    exporter: Annotated[
+        str, typer.Option("--exporter", help="torch, or optimum (hf: models); either is proven.")
+    ] = "torch",
     preprocess_in_graph: Annotated[
         bool, typer.Option("--preprocess-in-graph", help="A run: the graph reads raw images, bytes of any size.")
     ] = False,
@@ -56,7 +80,7 @@ def export(
         bool, typer.Option("--postprocess-in-graph", help="A run: the graph gives probabilities, best classes, labels.")
     ] = False,
 ) -> None:
-    """PyTorch model to one ONNX file, proven against PyTorch at several batch sizes before it counts.
+    """PyTorch model to one ONNX file, proven against PyTorch at several sizes of every symbolic axis before it counts.
 
     Examples:
 
@@ -65,28 +89,41 @@ def export(
       edgekd export torchvision:mobilenet_v3_small net.onnx --inputs input:N,3,224,224 --num-outputs 1000
 
       edgekd export mypkg.models:student net.onnx --inputs input:N,1,28,28 --weights student.safetensors
+
+      edgekd export hf:my_bert net.onnx --axes L=8,16,32,64,128
     """
     require("train", "cpu", purpose="exporting")
-    from edgekd.stages.alone import export_model
+    from edgekd.stages.exporting import ExportRequest, export_model, parse_axis, read_labels
     from edgekd.stages.inside import Inside
 
     arguments = parse_json(args, option="--args")
     if not (arguments is None or isinstance(arguments, dict)):
         raise UsageError(f"--args {args}: expected a JSON object, for example '{{\"width\": 8}}'")
 
-    result = export_model(
+    if exporter not in ("torch", "optimum"):
+        raise UsageError(f"--exporter {exporter}: unknown. {nearest(exporter, ('torch', 'optimum'))}")
+    more: dict[str, str] = {}
+    for pair in meta or ():
+        more |= parse_pairs(pair, option="--meta")
+    request = ExportRequest(
         model,
-        out,
-        inputs=inputs,
+        inputs=tuple(inputs or ()),
+        outputs=tuple(name.strip() for name in outputs.split(",") if name.strip()),
+        axes=dict(parse_axis(text) for text in axes or ()),
         num_outputs=num_outputs,
         weights=weights,
-        args=arguments,
+        args=arguments or {},
         opset=opset,
         ir_version=ir_version,
+        target=target,
         samples=samples,
         seed=common.seed or 0,
+        labels=() if labels is None else read_labels(labels),
+        metadata=more,
+        exporter="optimum" if exporter == "optimum" else "torch",
         inside=Inside(preprocess_in_graph, postprocess_in_graph),
     )
+    result = export_model(request, out)
     if common.as_json:
         common.print_json(
             {
@@ -96,6 +133,9 @@ def export(
                 "opset": result.opset,
                 "ir_version": result.ir_version,
                 "max_abs_diff": result.max_abs_diff,
+                "num_samples": result.num_samples,
+                "batch_sizes": list(result.batch_sizes),
+                "axes": {name: list(sizes) for name, sizes in result.axes.items()},
             }
         )
         return
@@ -103,6 +143,9 @@ def export(
         f"wrote {result.path}: {result.size_bytes / 1000:.1f} kB, opset {result.opset}, IR {result.ir_version}, "
         f"differs from PyTorch by at most {result.max_abs_diff:.1e}"
     )
+    proven = {"batch": result.batch_sizes, **result.axes}
+    sizes = "; ".join(f"{name} {', '.join(map(str, sorted(sizes)))}" for name, sizes in proven.items())
+    common.say(f"proven on {result.num_samples} samples at {sizes}")
     tables.print_next(
         common,
         tables.command("inspect", out),

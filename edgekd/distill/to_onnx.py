@@ -76,6 +76,7 @@ def export(
     batch_sizes: Sequence[int] = BATCH_SIZES,
     axes: Mapping[str, Sequence[int]] | None = None,
     target: Target | None = None,
+    graph: ModelProto | None = None,
 ) -> ExportResult:
     """Write `module` (in eval mode, on the CPU; the given one is not touched) as one ONNX file at `path`.
 
@@ -88,6 +89,7 @@ def export(
     metadata     key-value pairs that travel inside the file
     axes         symbolic axis behind the batch -> sizes at which to prove it, at least 5; sizes around that of the
                  samples where it is not named
+    graph        what another exporter made of the module, to be cleaned and proven; None: torch's exporter makes it
     target       its limits lower `opset` and `ir_version`; a graph that cannot be written so is refused
 
     Equal modules and samples give equal bytes. Raises `AnswerIsNo` when the module cannot be exported, an axis came
@@ -101,7 +103,8 @@ def export(
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtra("onnxscript", "train", purpose="the export to ONNX")
     network = _on_cpu(module)
-    traced = at_target(_trace(network, inputs, outputs, samples, opset), target)
+    traced = _trace(network, inputs, outputs, samples, opset) if graph is None else graph
+    traced = at_target(traced, target)
     limit = MAX_IR if target is None else target.max_ir
     model = clean(traced, ir_version=min(max(ir_version, least_ir_version(traced)), limit), metadata=metadata)
     data = model.SerializeToString(deterministic=True)

@@ -22,6 +22,7 @@ from edgekd.device.runtimes import open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors, nearest
 from edgekd.files import write_bytes
+from edgekd.graph.metadata import metadata as metadata_of
 from edgekd.graph.quantization import TRAINED, VARIANTS, Config, Int8Static, QuantizeResult, quantize
 from edgekd.graph.targets import Target, load_target
 from edgekd.graph.verification import Precision, VerifyResult, verify
@@ -128,13 +129,15 @@ def work_on_export(space: Workspace) -> tuple[dict[str, Any], str]:
 
 def metadata(space: Workspace) -> dict[str, str]:
     """What travels inside the graph for whoever opens it without the bundle."""
-    dataset = space.prepared.dataset
-    return {
-        "task": space.recipe.task,
-        "names": str(dict(enumerate(dataset.labels))),
-        "licence": space.recipe.student.licence or "not stated",
-        "producer": "edgekd",
-    }
+    prepared = space.prepared
+    return metadata_of(
+        name=space.recipe.name,
+        task=space.recipe.task,
+        labels=prepared.dataset.labels,
+        licence=space.recipe.student.licence or "",
+        sample_shape=[size for size in prepared.input_spec.shape[1:] if isinstance(size, int)],
+        steps=prepared.steps,
+    )
 
 
 def work_on_quantize(space: Workspace) -> tuple[dict[str, Any], str]:

@@ -1,0 +1,44 @@
+"""What travels inside a graph for whoever opens it alone: key-value pairs under the names that others read.
+
+Netron shows all of them. `names`, `task`, `imgsz`, `stride`, `batch` and `channels` are spelled as Ultralytics' loader
+expects them: Python literals in text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from edgekd.spec import Step, steps_to_json
+from edgekd.version import __version__
+
+_TASKS = {"classification": "classify"}
+
+
+def metadata(
+    *,
+    name: str,
+    task: str,
+    labels: Sequence[str] = (),
+    licence: str = "",
+    sample_shape: Sequence[int] = (),
+    steps: Sequence[Step] = (),
+) -> dict[str, str]:
+    """The pairs for a model; nothing about when, where and by whom it was made, so that equal models stay equal.
+
+    sample_shape  of one model-ready sample; (channels, height, width) is an image
+    steps         what turns raw samples into that
+    """
+    pairs = {
+        "description": f"{name}: {task} model made with edgekd",
+        "license": licence or "not stated",
+        "names": str(dict(enumerate(labels))),
+        "preprocess": json.dumps(steps_to_json(tuple(steps))),
+        "producer": "edgekd",
+        "task": _TASKS.get(task, task),
+        "version": __version__,
+    }
+    if len(sample_shape) == 3:
+        channels, height, width = sample_shape
+        pairs |= {"batch": "1", "channels": str(channels), "imgsz": str([height, width]), "stride": "1"}
+    return pairs
