@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from edgekd.distill import cache_build
 from edgekd.distill.batches import Batches
-from edgekd.distill.distribution import Division, World, joined
+from edgekd.distill.distribution import ALONE, Division, World, joined
 from edgekd.distill.engine import distill
 from edgekd.distill.losses.relations import rkd
 from edgekd.distill.objective import Objective, Term
@@ -171,6 +172,21 @@ def resumed(world: World) -> dict[str, Any]:
     return {"done": done, "same": same, "loss": np.array(whole["loss"]) - np.array(again["loss"])}
 
 
+def grown(world: World) -> dict[str, Any]:
+    """A training that one process began, and that all of these go on with."""
+    folder = world.share(tempfile.mkdtemp() if world.leads else "")
+    terms = (CE, Term("cut", mean_square_that_may_be_cut), Term("rkd", "rkd", weight=0.1))
+    if world.leads:
+        STEPS["left"] = 14  # in the third epoch
+        with suppress(Killed):
+            trained(ALONE, *terms, epochs=4, run_dir=folder)
+    world.collect(None)
+    result = trained(world, *terms, epochs=4, run_dir=folder)
+    if world.leads:
+        shutil.rmtree(folder)
+    return result
+
+
 def gathered(world: World) -> dict[str, Any]:
     """The gradient of rkd through a layer in float64: own rows only, then the mean over the processes."""
     torch.manual_seed(3)
@@ -233,6 +249,7 @@ CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
         dropped_out,
         averaged,
         resumed,
+        grown,
         gathered,
         cached,
     )

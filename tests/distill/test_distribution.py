@@ -35,7 +35,7 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> Results:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     threads = [(folder / f"threads.{rank}").read_text() for rank in range(PROCESSES)]
@@ -108,6 +108,16 @@ def test_a_training_that_was_cut_goes_on_to_the_same_bytes(together: Results, al
         assert found["done"] == 1
         assert found["same"]
         assert not np.any(found["loss"])
+
+
+def test_processes_go_on_with_what_one_began_and_say_so(together: Results, alone: dict[str, Any]) -> None:
+    for found in together["grown"]:
+        compare(found, alone["grown"])
+        compare(found, alone["grown"], "loss", "val")
+        [note] = found["warnings"]
+        assert note.startswith("epochs up to 2 were trained by 1 process, those after it by 2: sums round in another")
+        assert note.endswith("so the weights are not the bytes of an uninterrupted training")
+    assert list(alone["grown"]["warnings"]) == []
 
 
 def test_the_gradient_of_what_was_gathered_is_exactly_that_of_one_process(
