@@ -187,6 +187,31 @@ def test_the_c_program_answers_as_the_bundle_does(bundle, tmp_path):
     assert subprocess.run([program], capture_output=True).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("task", "post"),
+    [
+        ("multilabel", [{"op": "sigmoid"}, {"op": "threshold", "value": 0.5}]),
+        ("regression", [{"op": "denormalize", "mean": [1.0, 20.0, 300.0], "std": [0.5, 2.0, 7.0]}]),
+    ],
+)
+def test_the_c_program_gives_labels_and_targets_in_their_units(bundle, tmp_path, task, post):
+    from edgekd.device.postprocess import apply_post, parse_post_steps
+
+    source, name = Bundle.open(bundle), "int8_u8s8"
+    golden = {key: value for key, value in source.golden().items() if "output" not in key or name in key}
+    manifest = {**source.manifest, "task": task, "postprocess": post, "default": {"*": name}}
+    manifest["variants"] = {name: source.manifest["variants"][name]}
+    made = Bundle.write(tmp_path / "b", manifest, {name: {"main": source.graph("main", name)}}, golden)
+    embed(made, "c", tmp_path / "app")
+    (tmp_path / "sample").write_bytes(golden["raw"][3].tobytes())
+    program = compile_c(tmp_path / "app", "main.c", "student.c")
+    done = subprocess.run([program, tmp_path / "sample"], capture_output=True, text=True, check=True)
+    told = dict(line.split() for line in done.stdout.splitlines())
+    assert list(told) == ["circle", "square", "triangle"]
+    wanted = apply_post(parse_post_steps(post), golden[f"output.{name}.logits"][3:4])[0]
+    assert [float(value) for value in told.values()] == pytest.approx(wanted.tolist(), rel=0.02, abs=0.02)
+
+
 def test_the_lines_of_the_c_readme_compile(bundle, tmp_path):
     ok("embed", bundle, "--app", "c", "--out", tmp_path)
     lines = re.search(r"```c\n(.*?)```", (tmp_path / "README.md").read_text(), flags=re.S)[1]

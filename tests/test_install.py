@@ -75,6 +75,8 @@ def test_wheel_holds_one_top_level_name_and_the_shipped_files(wheel: Path) -> No
         "edgekd/_export/recipes/digits.toml",
         "edgekd/_export/targets/cpu.toml",
         "edgekd/_export/schemas/bundle.schema.json",
+        "edgekd/_export/apps/python/student.py",
+        "edgekd/_export/apps/c/kernels.c",
         "edgekd/_export/templates/report.html.j2",
         "edgekd/_export/templates/project/recipe.toml",
         "edgekd/_benchmarks/suites/quick.toml",

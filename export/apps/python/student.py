@@ -251,6 +251,8 @@ class Files:
         self.path, self.zip = path, None
         try:
             if not path.is_dir():
+                if not path.is_file():  # a pipe would never end
+                    raise StudentError(f"{path} is no readable bundle (no file or folder is there); check the path")
                 self.zip = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
                 names = [item.filename for item in self.zip.infolist()]
                 if len(set(names)) != len(names):
@@ -291,8 +293,8 @@ class Files:
                     data = file.read(limit + 1)
             else:
                 place = self.path / name
-                inside = (self.path, *[self.path / part for part in Path(name).parents], place)
-                if any(part.is_symlink() for part in inside[1:] if part != self.path) or not place.is_file():
+                parts = [place, *(self.path / part for part in list(Path(name).parents)[:-1])]
+                if any(part.is_symlink() for part in parts) or not place.is_file():
                     raise StudentError(f"{name} is missing in {self.path}, or is a link; {FRESH}")
                 with place.open("rb") as file:
                     data = file.read(limit + 1)
