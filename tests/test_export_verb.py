@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,12 @@ import torch
 from commands import edgekd, refused
 
 from edgekd.distill.models.hub import hugging_face_model
-from edgekd.errors import ModelError, UsageError
+from edgekd.errors import MissingExtra, ModelError, UsageError
 from edgekd.graph.metadata import metadata as make_metadata
 from edgekd.spec import parse_steps
 from edgekd.stages.exporting import ExportRequest, export_model, parse_axis, parse_input
+
+ROOT = Path(__file__).parent.parent
 
 
 def needs(package: str) -> None:
@@ -175,3 +178,20 @@ def test_metadata_are_read_as_ultralytics_reads_them() -> None:
     assert [step["op"] for step in json.loads(told["preprocess"])] == ["scale", "layout"]
     assert told["license"] == "MIT"
     assert "imgsz" not in make_metadata(name="x", task="regression", sample_shape=(4,))
+
+
+def test_optimum_is_an_extra_of_its_own(tmp_path: Path) -> None:
+    """Its graph is proven like ours; it needs another transformers, so an environment of its own."""
+    needs("transformers")
+    folder = bert(tmp_path / "bert")
+    python = os.environ.get("EDGEKD_OPTIMUM_PYTHON")
+    if python is None:
+        with pytest.raises(MissingExtra, match=r"needs the package 'optimum-onnx'.*edgekd\[optimum\]"):
+            export_model(ExportRequest(f"hf:{folder}", exporter="optimum"), tmp_path / "a.onnx")
+    else:
+        command = [python, "-m", "edgekd", "export", f"hf:{folder}", tmp_path / "a.onnx", "--exporter", "optimum"]
+        done = subprocess.run([*map(str, command), "--json"], capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0, done.stderr
+        assert len(json.loads(done.stdout)["axes"]["sequence_length"]) >= 5
+    with pytest.raises(UsageError, match="optimum exports hf: models only"):
+        export_model(ExportRequest("cnn_s", inputs=("x:N,1,8,8",), exporter="optimum"), tmp_path / "a.onnx")

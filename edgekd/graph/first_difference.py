@@ -22,7 +22,7 @@ from edgekd.graph.traversal import reads
 from edgekd.spec import Array
 
 # Of the largest number of a tensor; rounding in the middle of a net is not yet averaged out.
-_SHARE = 1e-3
+FLOAT_SHARE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def layers_of(model: ModelProto, tensors: Mapping[str, Array]) -> list[Layer]:
     ]
 
 
-def first_layer(layers: Iterable[Layer], others: Iterable[Array], *, share: float = _SHARE) -> Difference | None:
+def first_layer(layers: Iterable[Layer], others: Iterable[Array], *, share: float = FLOAT_SHARE) -> Difference | None:
     """The first of `layers` whose inputs are found among `others` and whose outputs are not, nor those of any layer
     that reads them. None where every layer's output is found."""
     known: dict[tuple[int, ...], list[Array]] = {}
@@ -111,7 +111,7 @@ def compare_graphs(
     candidate: str | os.PathLike[str] | bytes,
     feeds: Mapping[str, Array],
     *,
-    share: float = _SHARE,
+    share: float = FLOAT_SHARE,
 ) -> Difference | None:
     """The first node of `reference` whose output `candidate` has not, by the tensor's name where both have it (a
     quantized graph keeps the names of what it was made from). None where none differs, or they cannot be run so."""

@@ -109,7 +109,7 @@ def export_model(request: ExportRequest, out: Path) -> ExportResult:
     With `inside` the graph of a run's student does its steps itself, as its recipe says them.
     """
     from edgekd.distill.models import load_weights
-    from edgekd.distill.models.hub import HuggingFace, example_feeds
+    from edgekd.distill.models.hub import HuggingFace, example_feeds, read_inputs
     from edgekd.distill.optimum_exporter import trace_with_optimum
     from edgekd.distill.to_onnx import export
 
@@ -131,6 +131,10 @@ def export_model(request: ExportRequest, out: Path) -> ExportResult:
     module = _build(request, specs)
     if request.weights is not None:
         load_weights(module, request.weights)
+    graph = None
+    if request.exporter == "optimum" and isinstance(module, HuggingFace):
+        graph = trace_with_optimum(model.partition(":")[2], type(module.model).__name__, opset=request.opset)
+        read_inputs(module, [value.name for value in graph.graph.input])
     if request.samples is not None:
         feeds = read_npz(request.samples)
     elif isinstance(module, HuggingFace) and not specs:
@@ -140,7 +144,6 @@ def export_model(request: ExportRequest, out: Path) -> ExportResult:
     if isinstance(module, HuggingFace):
         specs = specs or module.inputs
     shape = [size for size in specs[0].shape[1:] if isinstance(size, int)]
-    graph = trace_with_optimum(model.partition(":")[2], opset=request.opset) if request.exporter == "optimum" else None
     return export(
         module.eval(),
         out,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -99,6 +99,12 @@ def hugging_face_model(reference: str, *, num_outputs: int | None, args: Mapping
     return HuggingFace(model.eval(), _inputs(model), int(getattr(config, "vocab_size", 2) or 2))
 
 
+def read_inputs(module: HuggingFace, names: Sequence[str]) -> None:
+    """Let `module` take the inputs `names`, as another exporter chose them: token_type_ids beside the usual ones."""
+    known = {spec.name: spec for spec in module.inputs}
+    module.inputs = tuple(known.get(name, TensorSpec(name, "int64", ("N", "L"))) for name in names)
+
+
 def example_feeds(module: HuggingFace, count: int, seed: int) -> dict[str, Array]:
     """Random texts with padding behind them, or random images, for lack of real ones."""
     rng = np.random.default_rng(seed)
@@ -109,7 +115,7 @@ def example_feeds(module: HuggingFace, count: int, seed: int) -> dict[str, Array
             lengths = rng.integers(_TOKENS // 2, _TOKENS + 1, (count, 1))
             feeds[spec.name] = (np.arange(_TOKENS) < lengths).astype(np.int64)
         elif spec.dtype == "int64":
-            feeds[spec.name] = rng.integers(0, module.vocabulary, shape)
+            feeds[spec.name] = rng.integers(0, module.vocabulary if spec.name == "input_ids" else 1, shape)
         else:
             feeds[spec.name] = rng.standard_normal(shape).astype(np.float32)
     return feeds
