@@ -246,7 +246,7 @@ class QuantizeSection(Section):
 
     variants: Texts = ()
     calibration_samples: Annotated[int, Field(ge=1)] = 256
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration: Literal["minmax", "entropy", "percentile", "mse"] = "minmax"
     qat: QatSection = QatSection()
 
 

@@ -164,7 +164,8 @@ def quantize(
         str,
         typer.Option(
             "--config",
-            help="int8_static (the target's), int8_u8s8, int8_s8s8, int8_u8u8, int8_dynamic, fp16, int4_weight_only.",
+            help="int8_static (the target's for this CPU), int8_u8s8, int8_u8s7, int8_s8s8, int8_u8u8, int8_dynamic, "
+            "fp16, int4_weight_only, mixed.",
         ),
     ] = "int8_static",
     data: Annotated[
@@ -178,6 +179,17 @@ def quantize(
         str | None,
         typer.Option("--limits", metavar="K=V,...", help="Fail unless it holds: size_kb=..., label_agreement=..."),
     ] = None,
+    mixed: Annotated[
+        bool,
+        typer.Option("--mixed", help="As --config mixed: layers that int8 breaks stay in float, found by measuring."),
+    ] = False,
+    calibration: Annotated[
+        str | None, typer.Option("--calibration", metavar="METHOD", help="minmax, entropy, percentile or mse.")
+    ] = None,
+    calibration_cache: Annotated[
+        Path | None,
+        typer.Option("--calibration-cache", metavar="FILE.json", help="Keep the ranges here, and use those that are."),
+    ] = None,
 ) -> None:
     """Float ONNX to a smaller one: static or dynamic int8, fp16, 4-bit weights. Works on anybody's ONNX file."""
     require("graph", "cpu", purpose="quantizing")
@@ -186,7 +198,18 @@ def quantize(
     bounds = {
         key: number(value, option="--limits") for key, value in parse_pairs(limits or "", option="--limits").items()
     }
-    result = quantize_model(model, out, config=config, data=data, target=target, limits=bounds)
+    if mixed and config not in ("int8_static", "mixed"):
+        raise UsageError(f"--mixed and --config {config}: give one of them")
+    result = quantize_model(
+        model,
+        out,
+        config="mixed" if mixed else config,
+        data=data,
+        target=target,
+        limits=bounds,
+        calibration_method=calibration,
+        cache=calibration_cache,
+    )
     if common.as_json:
         common.print_json(result)
         return
@@ -194,6 +217,12 @@ def quantize(
         f"wrote {out}: {result['size_bytes'] / 1000:.1f} kB ({result['ratio']:.2f}x smaller), "
         f"{result['num_quantized']} layers in {result['config']}"
     )
+    if result["search"] is not None:
+        search = result["search"]
+        common.say(
+            f"left in float: {', '.join(search['put_back']) or 'nothing'}; {search['evaluations']} evaluations of at "
+            f"most {search['most_evaluations']}"
+        )
     if result["label_agreement"] is not None:
         common.say(f"same answer as the float model on {result['label_agreement']:.2%} of the samples")
     tables.print_next(

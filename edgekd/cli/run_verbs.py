@@ -109,10 +109,11 @@ def refuse_missed(run: RunResult, *, strict: bool) -> None:
     fail_unproven = strict or described["unproven"] == "fail"
     bad = [*run.missed, *(run.unproven if fail_unproven else [])]
     if bad:
-        lines = "\n".join(f"  {tables.limit_line(item)}" for item in bad)
+        lines = "\n".join(f"  {line}" for line in tables.limit_lines(described, fail_unproven=fail_unproven))
+        advice = "; ".join(dict.fromkeys(tables.ADVICE[item["name"]] for item in bad))
         raise AnswerIsNo(
             f"no variant meets every limit; the best one, {run.chosen}, is in {run.bundle}:\n{lines}\n"
-            "loosen the limit, give the student more epochs or choose a larger one; finished stages are kept"
+            f"to try: {advice}; or loosen the limit. Finished stages are kept"
         )
     verdict = run.results["verdict"]
     if strict and verdict["value"] != "VALID":

@@ -83,6 +83,34 @@ def print_run(common: Common, run: RunResult) -> None:
     )
 
 
+# What may help against a limit that is missed.
+ADVICE = {
+    "size_kb": "size_kb: quantize.variants with int8 or int4_weight_only, or a smaller student",
+    "latency_p90_ms": "latency_p90_ms: a smaller student, int8, or more benchmark.threads",
+    "peak_memory_mb": "peak_memory_mb: int8, or a smaller student",
+    "accuracy_drop_points": (
+        "accuracy_drop_points: quantize.variants with mixed or int8_qat, quantize.calibration = entropy or mse, more "
+        "distill.epochs, a larger student"
+    ),
+}
+
+
+def limit_lines(described: Mapping[str, Any], *, fail_unproven: bool) -> list[str]:
+    """One line for each limit that a variant does not meet, every variant in turn; those that were not chosen because
+    they are not proven faster say so."""
+    bad = ("missed", "unproven") if fail_unproven else ("missed",)
+    rows = [
+        (name, item["verdict"], limit_line(item))
+        for name, verdicts in described["all_limits"].items()
+        for item in verdicts
+        if item["verdict"] in bad
+    ]
+    rows += [(name, "not chosen", reason) for name, reason in described.get("held_back", {}).items()]
+    first = max((len(row[0]) for row in rows), default=0)
+    second = max((len(row[1]) for row in rows), default=0)
+    return [f"{name:<{first}}  {verdict:<{second}}  {text}" for name, verdict, text in rows]
+
+
 def limit_line(item: Mapping[str, Any]) -> str:
     """`size_kb <= 40: 12.3 kB`, with interval, overshoot and what a proof takes."""
     from edgekd.stages.choosing import UNITS

@@ -112,7 +112,7 @@ class Int8QAT:
     activation: Literal["uint8", "int8"] = "uint8"
     weight: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
-    calibration: Literal["minmax", "entropy", "percentile"] = "minmax"
+    calibration: Method = "minmax"
 
 
 TRAINED: dict[str, Int8QAT] = {"int8_qat": Int8QAT(), "int4_qat": Int8QAT(weight_bits=4)}

@@ -105,9 +105,32 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
         ("Calibration of the student on validation", facts(mapping(run.get("calibration")))),
         ("Samples", facts(mapping(run.get("counts")))),
         ("Variants that were refused", facts(mapping(run.get("refused_variants")))),
+        ("Variants that were not chosen", facts(mapping(run.get("held_back")))),
+        *mixtures(run),
         ("Files", facts(mapping(run.get("files")))),
     ]
     return [(heading, lines) for heading, lines in groups if lines]
+
+
+def mixtures(run: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What each mixture of int8 and float left in float, what its layers cost and save, and how often it was tried."""
+    groups = []
+    for name, value in mapping(run.get("mixtures")).items():
+        search = mapping(value)
+        back = [str(item) for item in search.get("put_back") or ()]
+        lines = [
+            ("left in float", ", ".join(back) or "nothing"),
+            ("evaluations", f"{search.get('evaluations')} of at most {search.get('most_evaluations')}"),
+        ]
+        for layer in map(mapping, search.get("layers") or ()):
+            error = number_of(layer.get("error"))
+            before, after = number_of(layer.get("float_ms")), number_of(layer.get("quantized_ms"))
+            if error is None:
+                continue
+            saved = "" if before is None or after is None else f", {format_exact(before - after)} ms saved by int8"
+            lines.append((str(layer.get("name")), f"error {error:.2g} of the outputs' variance{saved}"))
+        groups.append((f"Layers of {name}", lines))
+    return groups
 
 
 def profile_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgekd.data.npz import read_npz
+from edgekd.device.machine import cpu_kind
+from edgekd.device.runtimes import open_session
 from edgekd.errors import AnswerIsNo, UsageError, nearest
-from edgekd.graph.first_difference import FLOAT_SHARE, compare_graphs
+from edgekd.graph.calibration import METHODS
 from edgekd.graph.inspection import inspect
-from edgekd.graph.quantization import VARIANTS, Int8Static, quantize
+from edgekd.graph.quantization import VARIANTS, Config, Int8Static, MixedPrecision, quantize
+from edgekd.graph.schemes import SCHEME_OF_TARGET, static_scheme
 from edgekd.graph.targets import load_target
-from edgekd.graph.verification import PRECISIONS, feeds_at, verify
+from edgekd.graph.verification import verify
 from edgekd.spec import Array, TensorSpec
 from edgekd.stages.graphs import precision
+from edgekd.stages.mixing import MIXED
 
 RANDOM_SAMPLES = 256
 # Fewer of large ones: this many numbers altogether (256 MB), but a whole batch of the largest size that is tried.
 RANDOM_NUMBERS = 1 << 26
 LEAST_SAMPLES = 16
-# --config names that mean the target's own scheme.
-SCHEME_OF_TARGET = "int8_static"
 
 
 def random_feeds(specs: Sequence[TensorSpec], count: int, seed: int) -> dict[str, Array]:
@@ -46,25 +49,30 @@ def sample_count(specs: Sequence[TensorSpec]) -> int:
 
 
 def quantize_model(
-    model: Path, out: Path, *, config: str, data: Path | None, target: str, limits: Mapping[str, float]
+    model: Path,
+    out: Path,
+    *,
+    config: str,
+    data: Path | None,
+    target: str,
+    limits: Mapping[str, float],
+    calibration_method: str | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Quantize anybody's ONNX file; `limits` may hold size_kb and label_agreement. JSON-able result."""
-    name = config
-    if config == SCHEME_OF_TARGET:
-        name = next(
-            (item for item in load_target(target).variants if item.startswith("int8_") and item in VARIANTS), ""
-        )
-        if not name:
-            raise UsageError(
-                f"target {target} names no static int8 scheme; choose one with --config. {nearest('', VARIANTS)}"
-            )
+    """Quantize anybody's ONNX file; `limits` may hold size_kb and label_agreement. JSON-able result.
+
+    Where a static scheme misses label_agreement, layers are put back into float until it holds (`mixed`).
+    """
+    scheme = static_scheme(load_target(target), cpu_kind()) if config in (SCHEME_OF_TARGET, MIXED) else ""
+    name = scheme if config == SCHEME_OF_TARGET else config
     if name not in VARIANTS:
         raise UsageError(f"--config {config}: unknown. {nearest(config, [SCHEME_OF_TARGET, *VARIANTS])}")
     known = ("size_kb", "label_agreement")
     for key in limits:
         if key not in known:
             raise UsageError(f"--limits {key}: unknown. {nearest(key, known)}")
-    if isinstance(VARIANTS[name], Int8Static) and data is None:
+    chosen = _configured(name, scheme, calibration_method, limits)
+    if isinstance(chosen, (Int8Static, MixedPrecision)) and data is None:
         raise UsageError(
             f"--config {config} needs calibration samples as the model sees them: add --data FILE.npz, or take "
             "--config int8_dynamic, which needs none"
@@ -72,10 +80,18 @@ def quantize_model(
     if out.exists() and model.exists() and out.samefile(model):
         raise UsageError(f"{out} is the model itself, which would be lost; choose another name for the quantized one")
     calibration = None if data is None else read_npz(data)
-    result = quantize(model, out, VARIANTS[name], calibration=calibration)
+    result = quantize(model, out, chosen, calibration=calibration, cache=cache)
     agreement: float | None = None
     if calibration is not None:
         agreement = verify(model, out, calibration, tolerance=precision(name)).label_agreement
+        if isinstance(chosen, Int8Static) and agreement is not None and agreement < limits.get("label_agreement", 0.0):
+            mixture = replace(_mixed(limits), base=chosen)
+            try:
+                result = quantize(model, out, mixture, calibration=calibration, cache=cache)
+            except AnswerIsNo:
+                pass  # what the limit says of the static one is told below
+            else:
+                name, agreement = MIXED, verify(model, out, calibration, tolerance="int8").label_agreement
     original = model.stat().st_size
     broken = []
     if "size_kb" in limits and result.size_bytes / 1000 > limits["size_kb"]:
@@ -97,21 +113,43 @@ def quantize_model(
         "num_quantized": result.num_quantized,
         "ratio": original / result.size_bytes,
         "label_agreement": agreement,
+        "search": None if result.search is None else result.search.to_json(),
     }
+
+
+def _configured(name: str, scheme: str, calibration: str | None, limits: Mapping[str, float]) -> Config:
+    """The configuration of a variant, a mixture on the target's scheme, with the calibration that was asked for."""
+    chosen = VARIANTS[name]
+    base = VARIANTS[scheme] if isinstance(chosen, MixedPrecision) else chosen
+    if calibration is not None:
+        if not isinstance(base, Int8Static):
+            raise UsageError(f"--config {name} is not calibrated; leave --calibration {calibration} out")
+        method = next((item for item in METHODS if item == calibration), None)
+        if method is None:
+            raise UsageError(f"--calibration {calibration}: unknown. {nearest(calibration, METHODS)}")
+        base = replace(base, calibration=method)
+    if isinstance(chosen, MixedPrecision) and isinstance(base, Int8Static):
+        return replace(_mixed(limits), base=base)
+    return base
+
+
+def _mixed(limits: Mapping[str, float]) -> MixedPrecision:
+    """As many points may be lost as the limit on the agreement leaves."""
+    if "label_agreement" not in limits:
+        return MixedPrecision()
+    return MixedPrecision(budget=min(100.0, max(0.0, 100.0 * (1.0 - limits["label_agreement"]))))
 
 
 def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bool, seed: int) -> dict[str, Any]:
     """Parity of two ONNX files; random inputs where no samples are given. JSON-able result."""
-    specs = inspect(first).inputs
-    feeds = random_feeds(specs, sample_count(specs), seed) if samples is None else read_npz(samples)
-    wanted = "float32" if strict else inspect(second).precision
-    result = verify(first, second, feeds, tolerance=wanted)
-    problems = list(result.problems)
-    if result.place is not None:
-        there = feeds_at(specs, feeds, result.place)
-        share = FLOAT_SHARE if wanted == "float32" else PRECISIONS[wanted][0]
-        found = compare_graphs(first, second, there, share=share)
-        problems += [] if found is None else [str(found)]
+    if samples is None:
+        session = open_session(first, threads=1)
+        specs = session.inputs
+        session.close()
+        feeds = random_feeds(specs, sample_count(specs), seed)
+    else:
+        feeds = read_npz(samples)
+    result = verify(first, second, feeds, tolerance="float32" if strict else inspect(second).precision)
     return {
         "ok": result.ok,
         "max_abs_diff": result.max_abs_diff,
@@ -120,6 +158,5 @@ def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bo
         "num_samples": result.num_samples,
         "samples": "random" if samples is None else str(samples),
         "batch_sizes": list(result.batch_sizes),
-        "problems": problems,
-        "axes": {name: list(sizes) for name, sizes in result.axes.items()},
+        "problems": list(result.problems),
     }

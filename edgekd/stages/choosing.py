@@ -6,16 +6,18 @@ Test is not touched here: it is read once, by the benchmark stage, for the repor
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from edgekd.device.benchmark import Candidate, benchmark
 from edgekd.device.metrics import drop_points, needed_n
-from edgekd.device.statistics import early_stopping_minimum
+from edgekd.device.statistics import block_bootstrap_ratio, early_stopping_minimum
 from edgekd.device.suites import Suite
-from edgekd.errors import StageFailed
+from edgekd.errors import StageFailed, UsageError
 from edgekd.spec import Interval, Limits, LimitVerdict
-from edgekd.stages.graphs import load_outputs, variant_path
+from edgekd.stages.graphs import FLOAT, load_outputs, variant_path
 from edgekd.stages.inside import wrap
 from edgekd.stages.workspace import Workspace
 
@@ -37,13 +39,15 @@ def work_on_select(space: Workspace) -> tuple[dict[str, Any], str]:
     judged = {name: judge(space, name, rows[name], limits) for name in names}
     p50 = {name: rows[name]["latency_ms"]["p50"]["value"] for name in names}
     sizes = {name: shipped_size(space, name) for name in names}
-    chosen = choose(judged, p50_ms=p50, size_bytes=sizes)
+    held_back = not_proven_faster(rows, limits)
+    chosen = choose(judged, p50_ms=p50, size_bytes=sizes, held_back=held_back)
     for verdict in judged[chosen]:
         if verdict.verdict != "met":
             space.listener.warn(explain(verdict, limits.confidence))
     result = {
         "chosen": chosen,
-        "ranking": rank(judged, p50_ms=p50, size_bytes=sizes),
+        "ranking": rank(judged, p50_ms=p50, size_bytes=sizes, held_back=held_back),
+        "held_back": held_back,
         "limits": {name: [verdict.to_json() for verdict in verdicts] for name, verdicts in judged.items()},
         "latency_ms": {name: rows[name]["latency_ms"] for name in names},
     }
@@ -75,6 +79,7 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
     results = benchmark(
         candidates,
         suite=suite,
+        against=FLOAT if FLOAT in names else None,
         samples=prepared.labelled(prepared.dataset.val),
         seed=space.recipe.seed,
         progress=lambda text, done, total: space.listener.step(text, done, total, {}),
@@ -82,7 +87,43 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
     for item in results["candidates"]:
         if item.get("error"):
             space.listener.warn(f"variant {item['id']} is out: {item['error']}")
-    return {row["candidate"]: row for row in results["rows"] if not row.get("error")}
+    rows = {row["candidate"]: row for row in results["rows"] if not row.get("error")}
+    confidence = space.recipe.limits.confidence
+    return {
+        name: {**row, "speedup": speedup(results["samples"], name, confidence, seed=space.recipe.seed)}
+        for name, row in rows.items()
+    }
+
+
+def speedup(samples: Mapping[str, Any], name: str, confidence: float, *, seed: int) -> Interval | None:
+    """Median of the float student over this variant's, from blocks of calls that ran beside each other; None for the
+    float student itself, and where too few blocks were measured."""
+    if name == FLOAT or FLOAT not in samples:
+        return None
+    series = []
+    for item in (samples[FLOAT], samples[name]):
+        series += [item["latency_ns"], np.repeat(np.arange(len(item["block"])), item["block"])]
+    try:
+        return block_bootstrap_ratio(*series, seed=seed, confidence=confidence)
+    except UsageError:
+        return None
+
+
+def not_proven_faster(rows: Mapping[str, Mapping[str, Any]], limits: Limits) -> dict[str, str]:
+    """Variants that are not chosen: what is neither faster than the float student, beyond doubt, nor asked for
+    because it is smaller. Name -> reason."""
+    if FLOAT not in rows or limits.size_kb is not None or limits.peak_memory_mb is not None:
+        return {}
+    found: dict[str, str] = {}
+    for name, row in rows.items():
+        ratio = row["speedup"]
+        if name == FLOAT or (ratio is not None and ratio.low > 1.0):
+            continue
+        measured = (
+            "too few blocks were timed" if ratio is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
+        )
+        found[name] = f"not proven faster than {FLOAT} ({measured}), and no limit asks for a smaller one"
+    return found
 
 
 def shipped_size(space: Workspace, name: str) -> int:
@@ -157,18 +198,19 @@ def rank(
     *,
     p50_ms: Mapping[str, float],
     size_bytes: Mapping[str, int],
+    held_back: Collection[str] = (),
 ) -> list[str]:
-    """Variants from the best to the worst.
+    """Variants from the best to the worst; those in `held_back` after all others.
 
     First who misses fewest limits, then whose figures themselves exceed fewest (an unproven limit may be
     exceeded or not), then the fastest; within `TIE` of the fastest of its group, the smallest.
     """
 
-    def key(name: str) -> tuple[int, int]:
+    def key(name: str) -> tuple[bool, int, int]:
         verdicts = judged[name]
         missed = sum(verdict.verdict == "missed" for verdict in verdicts)
         exceeded = sum(v.value is not None and v.value.value > v.limit for v in verdicts)
-        return missed, exceeded
+        return name in held_back, missed, exceeded
 
     ranking: list[str] = []
     for group in sorted({key(name) for name in judged}):
@@ -187,9 +229,10 @@ def choose(
     *,
     p50_ms: Mapping[str, float],
     size_bytes: Mapping[str, int],
+    held_back: Collection[str] = (),
 ) -> str:
     """The first of `rank`."""
-    return rank(judged, p50_ms=p50_ms, size_bytes=size_bytes)[0]
+    return rank(judged, p50_ms=p50_ms, size_bytes=size_bytes, held_back=held_back)[0]
 
 
 # Limits whose figures are the same on every machine.

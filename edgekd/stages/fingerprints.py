@@ -15,6 +15,7 @@ from edgekd.device.suites import load_suite
 from edgekd.files import sha256_file
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256
+from edgekd.stages import mixing
 from edgekd.stages.aware import config as trained_config
 from edgekd.stages.aware import terms as trained_terms
 from edgekd.stages.caching import store_of
@@ -145,7 +146,21 @@ def quantize(space: Workspace) -> Inputs:
         "quantize": space.recipe.quantize.model_dump(mode="json"),
         "variants": list(variant_names(space)),
         "target": [limits.max_opset, limits.max_ir],
+        **_mixing(space),
         **_tools("edgekd", "onnx", "onnxruntime"),
+    }
+
+
+def _mixing(space: Workspace) -> Inputs:
+    """What a mixture of int8 and float depends on, where one may be made."""
+    wanted, limits = mixing.MIXED in variant_names(space), space.recipe.limits
+    if limits.accuracy_drop_points is None and not wanted:
+        return {}
+    scheme = mixing.mixed_config(space).base if wanted else None
+    return {
+        "accuracy": [limits.accuracy_drop_points, limits.confidence],
+        "scheme": None if scheme is None else asdict(scheme),
+        **_judging(space),
     }
 
 

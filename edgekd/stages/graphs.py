@@ -17,21 +17,31 @@ from typing import Any
 import numpy as np
 
 from edgekd.device.calibration import calibrate, wants_calibration
-from edgekd.device.metrics import drop_points, score_interval
+from edgekd.device.metrics import Contributions, drop_points, score_interval
 from edgekd.device.runtimes import open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors, nearest
 from edgekd.files import write_bytes
 from edgekd.graph.metadata import metadata as metadata_of
-from edgekd.graph.quantization import TRAINED, VARIANTS, Config, Int8Static, QuantizeResult, quantize
+from edgekd.graph.mixed import Evaluation
+from edgekd.graph.quantization import (
+    TRAINED,
+    VARIANTS,
+    Config,
+    Int8Static,
+    MixedPrecision,
+    QuantizeResult,
+    quantize,
+)
 from edgekd.graph.targets import Target, load_target
 from edgekd.graph.verification import Precision, VerifyResult, verify
-from edgekd.spec import Array
-from edgekd.stages import aware
+from edgekd.spec import Array, Interval
+from edgekd.stages import aware, mixing
 from edgekd.stages.training import load_teacher, load_trained
 from edgekd.stages.workspace import INPUT, OUTPUT, Workspace
 
 FLOAT = "float32"
+CALIBRATION = "calibration.json"
 PARITY_SAMPLES = 256
 OUTPUT_BATCH = 256
 
@@ -44,7 +54,7 @@ def variant_names(space: Workspace) -> tuple[str, ...]:
 
 def precision(name: str) -> Precision:
     """The precision of a variant, which decides how far it may be from the float student."""
-    families: dict[str, Precision] = {"int8": "int8", "fp16": "float16", "int4": "int4"}
+    families: dict[str, Precision] = {"int8": "int8", "fp16": "float16", "int4": "int4", mixing.MIXED: "int8"}
     return families.get(name.partition("_")[0], "float32")
 
 
@@ -143,32 +153,80 @@ def metadata(space: Workspace) -> dict[str, str]:
 def work_on_quantize(space: Workspace) -> tuple[dict[str, Any], str]:
     """Make each variant; one that cannot be made for this model is named with its reason, not passed over."""
     calibration = calibration_feeds(space)
+    # Ranges belong to one student; what an earlier one left would be refused.
+    (space.path / "variants" / CALIBRATION).unlink(missing_ok=True)
     made: dict[str, Any] = {}
     refused: dict[str, str] = {}
     names = variant_names(space)[1:]
     for index, name in enumerate(names):
         space.listener.step(f"quantize {name}", index, len(names), {})
-        try:
-            if name in TRAINED:
-                result = _write_trained(space, name)
-            else:
-                result = quantize(
-                    space.path / "export" / "student.onnx",
-                    variant_path(space, name),
-                    config(space, name),
-                    calibration=calibration,
-                    target=target(space),
-                )
-        except (AnswerIsNo, UsageError) as error:
-            refused[name] = str(error)
-            space.listener.warn(f"variant {name} cannot be made for this student: {error}")
-            continue
-        made[name] = {
-            "size_bytes": result.size_bytes,
-            "sha256": result.sha256,
-            "num_quantized": result.num_quantized,
-        }
+        _make(space, name, calibration, made, refused)
+    if mixing.MIXED not in names and _needs_mixture(space, list(made)):
+        space.listener.step(f"quantize {mixing.MIXED}", len(names), len(names) + 1, {})
+        _make(space, mixing.MIXED, calibration, made, refused)
     return {"made": made, "refused": refused}, ", ".join(made) or "no quantized variant"
+
+
+def _make(
+    space: Workspace, name: str, calibration: Mapping[str, Array], made: dict[str, Any], refused: dict[str, str]
+) -> None:
+    """One variant, into `made` or `refused`."""
+    try:
+        if name in TRAINED:
+            result = _write_trained(space, name)
+        else:
+            result = quantize(
+                space.path / "export" / "student.onnx",
+                variant_path(space, name),
+                config(space, name),
+                calibration=calibration,
+                cache=space.path / "variants" / CALIBRATION,
+                evaluation=_evaluation(space) if name == mixing.MIXED else None,
+                target=target(space),
+            )
+    except (AnswerIsNo, UsageError) as error:
+        refused[name] = str(error)
+        space.listener.warn(f"variant {name} cannot be made for this student: {error}")
+        return
+    made[name] = {
+        "size_bytes": result.size_bytes,
+        "sha256": result.sha256,
+        "num_quantized": result.num_quantized,
+        **({} if result.search is None else {"search": result.search.to_json()}),
+    }
+
+
+def _evaluation(space: Workspace) -> Evaluation:
+    """Points lost against the teacher where a limit allows some, else against the float student."""
+    name = "teacher" if space.recipe.limits.accuracy_drop_points is not None else FLOAT
+    return mixing.evaluation(space, _contributions(space, name))
+
+
+def _needs_mixture(space: Workspace, made: list[str]) -> bool:
+    """Whether the accuracy limit is set, float holds it, and no static int8 that was made does."""
+    limit = space.recipe.limits.accuracy_drop_points
+    static = [name for name in made if isinstance(VARIANTS.get(name), Int8Static)]
+    if limit is None or not static:
+        return False
+    reference = _contributions(space, "teacher")
+
+    def drop(name: str) -> Interval:
+        own = _contributions(space, name)
+        return drop_points(space.recipe.task, reference, own, confidence=space.recipe.limits.confidence)
+
+    student = drop(FLOAT)
+    return all(mixing.is_needed(limit, student, drop(name)) for name in static)
+
+
+def _contributions(space: Workspace, name: str) -> Contributions:
+    """What each validation sample adds to the metric for the teacher or a variant."""
+    prepared, val = space.prepared, space.prepared.dataset.val
+    path = variant_path(space, name) if name != "teacher" else space.path / "export" / "teacher.onnx"
+    if name == "teacher" and not space.recipe.teacher.has_graph:
+        outputs = told_answers(space)
+    else:
+        outputs = answers(path, prepared.feeds_in_pieces(val))
+    return prepared.judge(outputs, val, space.teacher_post if name == "teacher" else None)
 
 
 def _write_trained(space: Workspace, name: str) -> QuantizeResult:
@@ -199,6 +257,8 @@ def _parity(space: Workspace, name: str, feeds: Mapping[str, Array]) -> VerifyRe
 def config(space: Workspace, name: str) -> Config:
     """The quantization of a variant, with the recipe's calibration where it has one."""
     chosen = VARIANTS[name]
+    if isinstance(chosen, MixedPrecision):
+        return mixing.mixed_config(space)
     return replace(chosen, calibration=space.recipe.quantize.calibration) if isinstance(chosen, Int8Static) else chosen
 
 

@@ -286,6 +286,10 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         "confidence": recipe.limits.confidence,
         "unproven": recipe.limits.unproven,
         "all_limits": select["limits"],
+        "held_back": select["held_back"],
+        "mixtures": {
+            name: item["search"] for name, item in space.result("quantize")["made"].items() if "search" in item
+        },
         "licences": {
             "teacher": recipe.teacher.licence or "not stated",
             "data": space.prepared.dataset.licence,
