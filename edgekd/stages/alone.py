@@ -12,14 +12,14 @@ import numpy as np
 
 from edgekd.data.npz import read_npz
 from edgekd.device.machine import cpu_kind
-from edgekd.device.runtimes import open_session
 from edgekd.errors import AnswerIsNo, UsageError, nearest
 from edgekd.graph.calibration import METHODS
+from edgekd.graph.first_difference import FLOAT_SHARE, compare_graphs
 from edgekd.graph.inspection import inspect
 from edgekd.graph.quantization import VARIANTS, Config, Int8Static, MixedPrecision, quantize
 from edgekd.graph.schemes import SCHEME_OF_TARGET, static_scheme
 from edgekd.graph.targets import load_target
-from edgekd.graph.verification import verify
+from edgekd.graph.verification import PRECISIONS, feeds_at, verify
 from edgekd.spec import Array, TensorSpec
 from edgekd.stages.graphs import precision
 from edgekd.stages.mixing import MIXED
@@ -142,14 +142,16 @@ def _mixed(limits: Mapping[str, float]) -> MixedPrecision:
 
 def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bool, seed: int) -> dict[str, Any]:
     """Parity of two ONNX files; random inputs where no samples are given. JSON-able result."""
-    if samples is None:
-        session = open_session(first, threads=1)
-        specs = session.inputs
-        session.close()
-        feeds = random_feeds(specs, sample_count(specs), seed)
-    else:
-        feeds = read_npz(samples)
-    result = verify(first, second, feeds, tolerance="float32" if strict else inspect(second).precision)
+    specs = inspect(first).inputs
+    feeds = random_feeds(specs, sample_count(specs), seed) if samples is None else read_npz(samples)
+    wanted = "float32" if strict else inspect(second).precision
+    result = verify(first, second, feeds, tolerance=wanted)
+    problems = list(result.problems)
+    if result.place is not None:
+        there = feeds_at(specs, feeds, result.place)
+        share = FLOAT_SHARE if wanted == "float32" else PRECISIONS[wanted][0]
+        found = compare_graphs(first, second, there, share=share)
+        problems += [] if found is None else [str(found)]
     return {
         "ok": result.ok,
         "max_abs_diff": result.max_abs_diff,
@@ -158,5 +160,6 @@ def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bo
         "num_samples": result.num_samples,
         "samples": "random" if samples is None else str(samples),
         "batch_sizes": list(result.batch_sizes),
-        "problems": list(result.problems),
+        "problems": problems,
+        "axes": {name: list(sizes) for name, sizes in result.axes.items()},
     }
