@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -17,8 +18,15 @@ from edgekd.errors import AnswerIsNo, UsageError, nearest
 Samples = Annotated[
     Path | None,
     typer.Option(
-        "--samples", metavar="FILE.npz", help="Real inputs, one array per input name, first axis the samples."
+        "--samples",
+        metavar="FILE.npz|FOLDER",
+        help="Real inputs, one array per input name, first axis the samples; or images, with --preprocess.",
     ),
+]
+
+Preprocess = Annotated[
+    str | None,
+    typer.Option("--preprocess", metavar="JSON", help="Steps for a folder of images, as in a recipe."),
 ]
 
 
@@ -171,8 +179,14 @@ def quantize(
     data: Annotated[
         Path | None,
         typer.Option(
-            "--data", metavar="FILE.npz", help="Calibration samples as the model sees them: an array per input name."
+            "--data",
+            metavar="FILE.npz|FOLDER",
+            help="Calibration samples: as the model sees them (an array per input name), or images, with --preprocess.",
         ),
+    ] = None,
+    preprocess: Preprocess = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", metavar="FILE.json", help="Write what --json prints, missed limits too.")
     ] = None,
     target: Annotated[str, typer.Option("--target", help="Device kind; chooses the scheme of int8_static.")] = "cpu",
     limits: Annotated[
@@ -205,6 +219,8 @@ def quantize(
         out,
         config="mixed" if mixed else config,
         data=data,
+        steps=parse_steps_option(preprocess, option="--preprocess"),
+        report=report,
         target=target,
         limits=bounds,
         calibration_method=calibration,
@@ -238,6 +254,7 @@ def verify(
     first: Annotated[Path, typer.Argument(metavar="A", help="A bundle; or the reference model.")],
     second: Annotated[Path | None, typer.Argument(metavar="[B]", help="The model to compare with it.")] = None,
     samples: Samples = None,
+    preprocess: Preprocess = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Two models: float tolerance instead of the quantized one.")
     ] = False,
@@ -300,7 +317,8 @@ def verify(
     require("graph", "cpu", purpose="comparing two models")
     from edgekd.stages.alone import verify_models
 
-    result = verify_models(first, second, samples=samples, strict=strict, seed=common.seed or 0)
+    steps = parse_steps_option(preprocess, option="--preprocess")
+    result = verify_models(first, second, samples=samples, steps=steps, strict=strict, seed=common.seed or 0)
     if common.as_json:
         common.print_json(result)
     else:
@@ -356,6 +374,10 @@ def inspect(
         from edgekd.graph.inspection import inspect as inspect_model
 
         found = inspect_model(path).to_json()
+        if importlib.util.find_spec("onnxruntime") is not None:
+            from edgekd.stages.inspecting import ask_runtimes
+
+            found["runtimes"] = ask_runtimes(path)
         if common.as_json:
             common.print_json(found)
         else:

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from edgekd.data.npz import read_npz
 from edgekd.device.machine import cpu_kind
 from edgekd.errors import AnswerIsNo, UsageError, nearest
+from edgekd.files import write_json
 from edgekd.graph.calibration import METHODS
 from edgekd.graph.first_difference import FLOAT_SHARE, compare_graphs
 from edgekd.graph.inspection import inspect
@@ -22,6 +22,7 @@ from edgekd.graph.targets import load_target
 from edgekd.graph.verification import PRECISIONS, feeds_at, verify
 from edgekd.spec import Array, TensorSpec
 from edgekd.stages.graphs import precision
+from edgekd.stages.inputs import read_feeds
 from edgekd.stages.mixing import MIXED
 
 RANDOM_SAMPLES = 256
@@ -58,8 +59,10 @@ def quantize_model(
     limits: Mapping[str, float],
     calibration_method: str | None = None,
     cache: Path | None = None,
+    steps: Sequence[Mapping[str, object]] | None = None,
+    report: Path | None = None,
 ) -> dict[str, Any]:
-    """Quantize anybody's ONNX file; `limits` may hold size_kb and label_agreement. JSON-able result.
+    """Quantize anybody's ONNX file; `limits` may hold size_kb and label_agreement. JSON-able result, also in `report`.
 
     Where a static scheme misses label_agreement, layers are put back into float until it holds (`mixed`).
     """
@@ -79,7 +82,7 @@ def quantize_model(
         )
     if out.exists() and model.exists() and out.samefile(model):
         raise UsageError(f"{out} is the model itself, which would be lost; choose another name for the quantized one")
-    calibration = None if data is None else read_npz(data)
+    calibration = None if data is None else read_feeds(data, inspect(model).inputs, steps)
     result = quantize(model, out, chosen, calibration=calibration, cache=cache)
     agreement: float | None = None
     if calibration is not None:
@@ -101,12 +104,9 @@ def quantize_model(
             raise UsageError("--limits label_agreement needs samples: add --data FILE.npz")
         if agreement < limits["label_agreement"]:
             broken.append(f"label_agreement is {agreement:.4f}, limit {limits['label_agreement']:g}")
-    if broken:
-        rejected = out.with_suffix(".rejected.onnx")
-        out.replace(rejected)
-        raise AnswerIsNo(f"{'; '.join(broken)}; the file was put aside as {rejected}")
-    return {
-        "path": str(out),
+    rejected = out.with_suffix(".rejected.onnx")
+    told = {
+        "path": str(rejected if broken else out),
         "config": name,
         "size_bytes": result.size_bytes,
         "sha256": result.sha256,
@@ -114,7 +114,15 @@ def quantize_model(
         "ratio": original / result.size_bytes,
         "label_agreement": agreement,
         "search": None if result.search is None else result.search.to_json(),
+        "limits": dict(limits),
+        "missed": broken,
     }
+    if report is not None:
+        write_json(report, {"model": str(model), "data": None if data is None else str(data), **told})
+    if broken:
+        out.replace(rejected)
+        raise AnswerIsNo(f"{'; '.join(broken)}; the file was put aside as {rejected}")
+    return told
 
 
 def _configured(name: str, scheme: str, calibration: str | None, limits: Mapping[str, float]) -> Config:
@@ -140,10 +148,18 @@ def _mixed(limits: Mapping[str, float]) -> MixedPrecision:
     return MixedPrecision(budget=min(100.0, max(0.0, 100.0 * (1.0 - limits["label_agreement"]))))
 
 
-def verify_models(first: Path, second: Path, *, samples: Path | None, strict: bool, seed: int) -> dict[str, Any]:
+def verify_models(
+    first: Path,
+    second: Path,
+    *,
+    samples: Path | None,
+    strict: bool,
+    seed: int,
+    steps: Sequence[Mapping[str, object]] | None = None,
+) -> dict[str, Any]:
     """Parity of two ONNX files; random inputs where no samples are given. JSON-able result."""
     specs = inspect(first).inputs
-    feeds = random_feeds(specs, sample_count(specs), seed) if samples is None else read_npz(samples)
+    feeds = random_feeds(specs, sample_count(specs), seed) if samples is None else read_feeds(samples, specs, steps)
     wanted = "float32" if strict else inspect(second).precision
     result = verify(first, second, feeds, tolerance=wanted)
     problems = list(result.problems)

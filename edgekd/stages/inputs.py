@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from edgekd.data.npz import read_npz
-from edgekd.errors import DataError
-from edgekd.spec import Array
+from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
+from edgekd.errors import DataError, RecipeError, UsageError
+from edgekd.spec import Array, Decode, TensorSpec, parse_steps
 
 ARRAYS = (".npy", ".npz")
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# As many as change a calibration; spread evenly over a larger folder.
+MOST_IMAGES = 512
 
 
 def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:
@@ -47,3 +51,53 @@ def read_array(path: Path) -> Array:
     if array.ndim < 2 or len(array) == 0:
         raise DataError(f"{path} has the shape {array.shape}; expected samples along the first axis, (N, ...)")
     return array
+
+
+def read_feeds(
+    path: Path, inputs: Sequence[TensorSpec], steps: Sequence[Mapping[str, object]] | None
+) -> dict[str, Array]:
+    """Samples as a model with these `inputs` reads them: a folder of images, an .npz with an array per input, an .npy.
+
+    Images go through `steps` (as a recipe's preprocess.steps), and so does a single array where steps are given. Of a
+    large folder 512 are taken, spread evenly. Raises `UsageError` for images without steps, and where several inputs
+    would be fed from one array; `DataError` for what cannot be read, or does not end in the shape of the input.
+    """
+    if path.suffix == ".npz" and steps is None:
+        arrays = read_npz(path)
+        if len(inputs) == 1 and len(arrays) > 1 and inputs[0].name not in arrays and "x" in arrays:
+            return {inputs[0].name: arrays["x"]}  # x and y, as edgekd's own files have them
+        return arrays
+    if len(inputs) != 1:
+        names = ", ".join(spec.name for spec in inputs)
+        raise UsageError(f"{path} is one array, but the model reads {names}; give an .npz with an array for each")
+    spec = inputs[0]
+    try:
+        spatial, arithmetic = split_steps(parse_steps(steps or (), where="--preprocess"))
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
+        if not files:
+            raise DataError(f"{path} holds no image ({', '.join(IMAGES[:3])}, ...), nor do its folders; check the path")
+        if not spatial or not isinstance(spatial[0], Decode):
+            raise UsageError(
+                f"{path} holds images, and how the model reads them is not known: add --preprocess, for example "
+                '\'[{"op":"decode"},{"op":"to_rgb"},{"op":"resize","size":[224,224]},{"op":"scale"},{"op":"layout"}]\''
+            )
+        chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES)).astype(int)]
+        prepared = [prepare(spatial, file) for file in chosen]
+    else:
+        prepared = [prepare(spatial, sample) for sample in read_array(path)]
+    shapes = {sample.shape for sample in prepared}
+    if len(shapes) > 1:
+        raise DataError(f"{path}: samples have the shapes {sorted(shapes)}, expected one; add resize to --preprocess")
+    ready = apply_arithmetic(arithmetic, np.stack(prepared)).astype(spec.dtype, copy=False)
+    fits = len(ready.shape) == len(spec.shape) and all(
+        isinstance(wanted, str) or wanted == found for wanted, found in zip(spec.shape[1:], ready.shape[1:])
+    )
+    if not fits:
+        raise DataError(
+            f"{path}: samples end in {list(ready.shape[1:])}, but '{spec.name}' reads {list(spec.shape)}; "
+            "check resize and layout in --preprocess"
+        )
+    return {spec.name: ready}
