@@ -12,8 +12,8 @@ PROMISED = {
     "edgekd": "Bundle Prediction Predictor __version__ load open_session",
     "edgekd.device": "Bundle Candidate Prediction Predictor RUNTIMES Samples Session Suite load load_suite "
     "open_session self_test",
-    "edgekd.graph": "Fp16 Inspection Int4WeightOnly Int8Dynamic Int8QAT Int8Static QuantizeResult Target Tolerance "
-    "VARIANTS VerifyResult inspect load_target quantize verify",
+    "edgekd.graph": "Fp16 Inspection Int4WeightOnly Int8Dynamic Int8QAT Int8Static MixedPrecision QuantizeResult "
+    "Target Tolerance VARIANTS VerifyResult inspect load_target quantize verify",
     "edgekd.distill": "CachedTeacher EnsembleTeacher ExportResult FakeQuantized HttpTeacher LOSSES LogitsFile MODELS "
     "ModuleTeacher Objective OnnxTeacher Schedule Stage Taps Teacher Term TrainResult build_model distill evaluate "
     "export fake_quantize list_taps write_quantized",

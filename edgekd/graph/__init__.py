@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Int8Dynamic,
         Int8QAT,
         Int8Static,
+        MixedPrecision,
         QuantizeResult,
         quantize,
     )
@@ -29,6 +30,7 @@ __all__ = [
     "Int8Dynamic",
     "Int8QAT",
     "Int8Static",
+    "MixedPrecision",
     "QuantizeResult",
     "Target",
     "Tolerance",
@@ -48,6 +50,7 @@ __getattr__ = lazy_names(
         "Int8Dynamic": "edgekd.graph.quantization",
         "Int8QAT": "edgekd.graph.quantization",
         "Int8Static": "edgekd.graph.quantization",
+        "MixedPrecision": "edgekd.graph.quantization",
         "QuantizeResult": "edgekd.graph.quantization",
         "Target": "edgekd.graph.targets",
         "Tolerance": "edgekd.graph.verification",
