@@ -36,6 +36,7 @@ from edgekd.recipe_sections import (
     TargetSection,
     TeacherSection,
     TermSection,
+    TransferSection,
     as_tuple,
 )
 
@@ -50,6 +51,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
     data: DataSection
+    transfer: TransferSection | None = None
     preprocess: PreprocessSection = PreprocessSection()
     postprocess: PostprocessSection = PostprocessSection()
     teacher: TeacherSection

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from edgekd import assets
 from edgekd.data.registry import KINDS
+from edgekd.data.synthetic import SOURCES
 from edgekd.device.postprocess import parse_post_steps
 from edgekd.device.preprocess import split_steps
 from edgekd.device.suites import load_suite
@@ -70,6 +71,8 @@ ANSWERS = ("logits", "topk_indices", "topk_log_probabilities")
 # Teachers of which only the answers are seen.
 BLACK_BOXES = ("onnx", "logits", "url")
 CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder")
+# Images that are made here: a kind of [transfer].
+SYNTHETIC = "synthetic"
 # What data.root must be, where it has to be given.
 ROOTS = {
     "image_folder": "the folder of images",
@@ -92,6 +95,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
             if name not in FORMATS:
                 raise RecipeError(f"export.formats: unknown format '{name}'. {nearest(name, FORMATS)}")
         _check_data(recipe)
+        _check_transfer(recipe)
         _check_teacher(recipe)
         _check_more_teachers(recipe)
         _check_terms(recipe)
@@ -140,6 +144,28 @@ def _check_data(recipe: Recipe) -> None:
         raise RecipeError(
             f"data.val_fraction + data.test_fraction = {data.val_fraction + data.test_fraction:g}: nothing is left "
             "to train on; expected a sum below 1"
+        )
+
+
+def _check_transfer(recipe: Recipe) -> None:
+    transfer, data = recipe.transfer, recipe.data
+    if data.wrong_labels and recipe.task != "classification":
+        raise RecipeError(f"data.wrong_labels swaps classes, but task = '{recipe.task}'; remove it")
+    if transfer is None:
+        return
+    kinds = (SYNTHETIC, *KINDS)
+    if transfer.kind not in kinds and ":" not in transfer.kind:
+        raise RecipeError(
+            f"transfer.kind: found '{transfer.kind}'. {nearest(transfer.kind, kinds)}, or your own "
+            "'package.module:function'"
+        )
+    if transfer.source not in SOURCES:
+        raise RecipeError(f"transfer.source: found '{transfer.source}'. {nearest(transfer.source, SOURCES)}")
+    if transfer.kind in ROOTS and transfer.root is None:
+        raise RecipeError(f"transfer.root is missing: transfer.kind = '{transfer.kind}' needs {ROOTS[transfer.kind]}")
+    if recipe.teacher.logits is not None:
+        raise RecipeError(
+            "transfer brings samples that teacher.logits holds no answers to; take a teacher that can be asked"
         )
 
 

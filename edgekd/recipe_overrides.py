@@ -15,6 +15,7 @@ from edgekd.recipe_checks import DEFAULT_TERMS
 KINDS_IN_EDGEKD_DATA = ("mnist", "fashion_mnist")
 PATHS = (
     ("data", "root"),
+    ("transfer", "root"),
     ("teacher", "weights"),
     ("teacher", "onnx"),
     ("teacher", "logits"),

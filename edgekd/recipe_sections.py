@@ -42,7 +42,10 @@ class Section(BaseModel):
 
 
 class DataSection(Section):
-    """`[data]`: where the samples come from and how they are split."""
+    """`[data]`: where the samples come from and how they are split.
+
+    `wrong_labels` and `labelled` are shares of the training labels, for the students (edgekd.stages.lesson).
+    """
 
     kind: str
     root: str | None = None
@@ -54,6 +57,22 @@ class DataSection(Section):
     licence: str | None = None
     augment: dict[str, Any] = {}
     views: Annotated[int, Field(ge=1)] | None = None
+    wrong_labels: Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)] = 0.0
+    labelled: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 1.0
+
+
+class TransferSection(Section):
+    """`[transfer]`: samples without labels that the student learns from in place of the data's, or beside them.
+
+    Any data kind, of which the training split is taken, or "synthetic" (edgekd.data.synthetic) with its `source`.
+    """
+
+    kind: str
+    root: str | None = None
+    target: Texts = ()
+    source: str = "mixed"
+    limit: Annotated[int, Field(ge=1)] | None = None
+    with_train: bool = False
 
 
 class PreprocessSection(Section):
@@ -84,12 +103,16 @@ class TrainSection(Section):
 
 
 class RequestSection(Section):
-    """`[teacher.request]`: how a teacher at a `url` is asked. `headers` name environment variables, never secrets."""
+    """`[teacher.request]`: how a teacher at a `url` is asked. `headers` name environment variables, never secrets.
+
+    `concurrency` requests are on their way at a time, `per_s` begin per second.
+    """
 
     batch_size: Annotated[int, Field(ge=1)] = 32
     timeout_s: Positive = 60.0
     retries: Annotated[int, Field(ge=0)] = 5
     per_s: Positive | None = None
+    concurrency: Annotated[int, Field(ge=1, le=64)] = 1
     encoding: Literal["json", "npy"] = "json"
     headers: dict[str, str] = {}
     insecure: bool = False

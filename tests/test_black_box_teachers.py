@@ -87,7 +87,8 @@ def outputs_on_validation(run: Path) -> np.ndarray:
 
 
 def test_a_teacher_behind_a_url(server: Server, trained: Path, digits: Dataset, quick: Any, tmp_path: Path) -> None:
-    recipe = black_box(tmp_path, f'url = "{server.url}"\nlicence = "MIT"\nrequest = {{batch_size = 200}}')
+    request = "request = {batch_size = 200, concurrency = 3}"
+    recipe = black_box(tmp_path, f'url = "{server.url}"\nlicence = "MIT"\n{request}')
     settings = ("distill.epochs=10", "data.views=2", "distill.baseline=true")
     environment = ("--cache", tmp_path / "answers")
     results = job(recipe, tmp_path / "run", *settings, options=(*quick, *environment))

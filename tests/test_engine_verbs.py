@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import signal
@@ -209,6 +210,7 @@ def test_a_run_that_learns_from_features(run: tuple[Path, dict[str, Any]]) -> No
     Bundle.open(path / "student.edgekd").verify_files()
     report = (path / "report.html").read_text()
     assert "loss per epoch and term (hints: epochs 1 to 3; soft: 4 to 18)" in report
+    assert "Student: norm of each term's gradient, in one step of an epoch" in html.unescape(report)
     assert ">hint<" in report
     assert ">at<" in report
 

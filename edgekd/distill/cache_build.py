@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +26,7 @@ from edgekd.distill.distribution import ALONE, World
 from edgekd.distill.journal import Journal
 from edgekd.distill.stored import PIXELS, Store, encode, pixels_of
 from edgekd.distill.teachers import Teacher
-from edgekd.errors import StorageError, UsageError
+from edgekd.errors import EdgekdError, StorageError, UsageError
 from edgekd.files import TEMPORARY, sha256_file, write_atomically, write_json
 from edgekd.spec import Array
 
@@ -46,6 +48,7 @@ class Order:
     batch_size  samples per question
     journal     write down each answer as it comes
     place       brings a batch to where the teacher computes
+    concurrency so many questions at a time, of a teacher that is far away
     """
 
     teacher: Teacher
@@ -56,6 +59,7 @@ class Order:
     batch_size: int = 512
     journal: bool = False
     place: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = dict
+    concurrency: int = 1
 
     @cached_property
     def positions(self) -> Positions:
@@ -81,7 +85,10 @@ class Order:
 
     def ask(self, start: int, end: int) -> dict[str, Array]:
         """The teacher's answers to these rows, as they are kept."""
-        batch = self.batch(start, end)
+        return self.ask_about(self.batch(start, end))
+
+    def ask_about(self, batch: Mapping[str, Tensor]) -> dict[str, Array]:
+        """The teacher's answers to a batch, as they are kept."""
         named = self.teacher(batch)
         missing = [tap for tap in self.store.taps if tap not in named]
         if missing:
@@ -129,20 +136,16 @@ def _build(
     given = {} if journal is None else {(start, end): arrays for start, end, arrays in journal.replay(row)}
     asked = 0
 
-    def answer(start: int, end: int) -> Mapping[str, Array]:
+    def note(piece: Piece, arrays: Mapping[str, Array]) -> None:
         nonlocal asked
-        arrays: Mapping[str, Array] | None = given.pop((start, end), None)
-        if arrays is None:
-            arrays = order.ask(start, end)
-            asked += end - start
-            if journal is not None:
-                journal.append(start, end, arrays)
-        return arrays
+        asked += piece[1] - piece[0]
+        if journal is not None:
+            journal.append(*piece, arrays)
 
     pieces = list(_pieces(order, row, given))
     size = 0
     if world.leads:  # how wide an answer is shows the first one
-        given[pieces[0]] = dict(answer(*pieces[0]))
+        given[pieces[0]] = dict(next(answers(order, pieces[:1], given, note)))
         size = row_bytes(given[pieces[0]])
     size = world.share(size) if crew > 1 else size
     shards = _shards(pieces, rows, _shard_rows(size))
@@ -152,8 +155,8 @@ def _build(
             own = shards[first + world.rank]
             _check_room(path, (rows - shards[first][0][0]) * size)
             pending = []
-            for start, end in own:
-                pending.append(answer(start, end))
+            for (_, end), arrays in zip(own, answers(order, own, given, note)):
+                pending.append(arrays)
                 if progress is not None:
                     done = shards[first][0][0] + (end - own[0][0]) * crew
                     progress(f"{order.name}: answers of the teacher", min(done, rows), rows)
@@ -188,16 +191,64 @@ def _begin(path: Path, facts: Facts, order: Order) -> dict[str, Any]:
 
 
 Piece = tuple[int, int]
+Note = Callable[[Piece, Mapping[str, Array]], None]
+
+
+def answers(
+    order: Order, pieces: Sequence[Piece], given: dict[Piece, dict[str, Array]], note: Note
+) -> Iterator[Mapping[str, Array]]:
+    """The answers to `pieces` in their order; those in `given` are taken out of it, the others asked for.
+
+    `note` hears of each answer as it comes, in whatever order: also of those that were on their way when another
+    question failed, whose error is raised after them.
+    """
+    if order.concurrency == 1:
+        for piece in pieces:
+            arrays = given.pop(piece, None)
+            if arrays is None:
+                arrays = order.ask(*piece)
+                note(piece, arrays)
+            yield arrays
+        return
+    waiting = deque(piece for piece in pieces if piece not in given)
+    flying: dict[Future[dict[str, Array]], Piece] = {}
+    come = {piece: given.pop(piece) for piece in pieces if piece in given}
+    with ThreadPoolExecutor(order.concurrency) as pool:
+
+        def receive() -> None:
+            done, _ = wait(flying, return_when=FIRST_COMPLETED)
+            failed = None
+            for future in done:
+                piece = flying.pop(future)
+                failed = failed or future.exception()
+                if future.exception() is None:
+                    come[piece] = future.result()
+                    note(piece, come[piece])
+            if failed is not None:
+                raise failed
+
+        try:
+            for piece in pieces:
+                while piece not in come:
+                    while waiting and len(flying) < order.concurrency:
+                        asked = waiting.popleft()
+                        flying[pool.submit(order.ask_about, order.batch(*asked))] = asked
+                    receive()
+                yield come.pop(piece)
+        finally:
+            while flying:
+                with suppress(EdgekdError):  # the first failure is the one to tell
+                    receive()
 
 
 def _pieces(order: Order, row: int, given: Iterable[Piece]) -> Iterator[Piece]:
-    """(start, end) of the questions from `row` on, each within one view; first those `given`: asked before."""
-    for start, end in given:
-        yield start, end
-        row = end
+    """(start, end) of the questions from `row` on, each within one view; among them those `given`: asked before."""
+    known = {start: end for start, end in given}
+    starts = [*sorted(known), order.rows]
     samples = len(order.positions)
     while row < order.rows:
-        end = min(row + order.batch_size, (row // samples + 1) * samples)
+        following = next(start for start in starts if start > row)
+        end = known.get(row, min(row + order.batch_size, (row // samples + 1) * samples, following))
         yield row, end
         row = end
 

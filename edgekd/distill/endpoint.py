@@ -9,6 +9,7 @@ import ipaddress
 import json
 import math
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,7 +65,9 @@ class _Again(Exception):
 
 
 class Endpoint:
-    """Posts JSON to one URL. `sleep`, `clock` (seconds that only grow) and `now` (seconds since 1970) are the world.
+    """Posts JSON to one URL, from several threads at once too.
+
+    `sleep`, `clock` (seconds that only grow) and `now` (seconds since 1970) are the world.
 
     Raises `UsageError` for a URL that must not be used, `MissingExtra` without the HTTP library, and `StageFailed`
     when there is no answer after all retries, or one that cannot be read: what was answered before is kept.
@@ -91,6 +94,7 @@ class Endpoint:
         self._sleep, self._clock, self._now = sleep, clock, now
         self._random = random.Random(seed)
         self._next = -math.inf
+        self._turn = threading.Lock()
         self._client = httpx2.Client(
             headers={"accept": "application/json", **options.headers},
             timeout=options.timeout_s,
@@ -191,10 +195,12 @@ class Endpoint:
     def _keep_rate(self) -> None:
         if self._options.per_s is None:
             return
-        early = self._next - self._clock()
-        if early > 0:
-            self._sleep(early)
-        self._next = max(self._next, self._clock()) + 1.0 / self._options.per_s
+        with self._turn:  # each request takes a place in the row, however many wait
+            now = self._clock()
+            place = max(self._next, now)
+            self._next = place + 1.0 / self._options.per_s
+        if place > now:
+            self._sleep(place - now)
 
 
 @contextmanager

@@ -37,18 +37,19 @@ class Journal:
             os.fsync(file.fileno())
 
     def replay(self, row: int) -> Iterator[tuple[int, int, dict[str, Array]]]:
-        """(start, end, arrays) of what was written down from `row` on, without a gap."""
+        """(start, end, arrays) of what was written down from `row` on, by `start`; there may be gaps between them."""
         if not self._path.is_file():
             return
+        records = []
         with explain_os_errors(self._path), self._path.open("rb") as file:
             for line in file:
                 digest, _, text = line.strip().partition(b" ")
-                if sha256_bytes(text).encode() != digest:
-                    continue
-                record = json.loads(text)
-                if record["start"] == row:
-                    row = record["end"]
-                    yield record["start"], row, {k: _read_array(v) for k, v in record["arrays"].items()}
+                if sha256_bytes(text).encode() == digest:
+                    records.append(json.loads(text))
+        for record in sorted(records, key=lambda item: int(item["start"])):
+            if record["start"] >= row:
+                row = record["end"]
+                yield record["start"], row, {k: _read_array(v) for k, v in record["arrays"].items()}
 
     def clear(self) -> None:
         """Forget: the answers are in a shard."""

@@ -129,7 +129,7 @@ def _nearest(root: Path, facts: Mapping[str, Any]) -> str:
 def facts_of(space: Workspace, split: str) -> dict[str, Any]:
     """What the answers depend on; the same facts in another run lead to the same cache."""
     recipe, prepared = space.recipe, space.prepared
-    dataset = prepared.dataset
+    dataset = space.shown if split == "train" else prepared.dataset
     augment = {key: value for key, value in recipe.data.augment.items() if value} if split == "train" else {}
     mixing = [recipe.distill.mixup, recipe.distill.cutmix] if split == "train" else [0.0, 0.0]
     varies = bool(augment) or any(mixing)
@@ -192,7 +192,7 @@ def batches_of(space: Workspace, split: str) -> Batches:
 
     recipe = space.recipe
     return Batches(
-        getattr(space.prepared.dataset, split),
+        getattr(space.shown if split == "train" else space.prepared.dataset, split),
         space.prepared.arithmetic,
         batch_size=recipe.distill.batch_size,
         seed=recipe.seed,
@@ -215,8 +215,17 @@ def asking(space: Workspace, split: str) -> Iterator[Order]:
     url = space.recipe.teacher.url
     if url is not None:
         with _open_url(space, url) as teacher:
-            size = space.recipe.teacher.request.batch_size
-            yield Order(teacher, batches, store, outputs, name, batch_size=size, journal=True)
+            asked = space.recipe.teacher.request
+            yield Order(
+                teacher,
+                batches,
+                store,
+                outputs,
+                name,
+                batch_size=asked.batch_size,
+                journal=True,
+                concurrency=asked.concurrency,
+            )
         return
     with _computing(space, batches, features(store.taps)) as (computing, place):
         yield Order(computing, batches, store, outputs, name, batch_size=space.recipe.distill.batch_size, place=place)

@@ -13,6 +13,7 @@ from edgekd.data.registry import source_signature
 from edgekd.device.machine import cpu_kind, describe, versions
 from edgekd.device.suites import load_suite
 from edgekd.files import sha256_file
+from edgekd.recipe_checks import SYNTHETIC
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256
 from edgekd.stages import mixing
@@ -25,6 +26,8 @@ from edgekd.stages.workspace import Workspace
 Inputs = Mapping[str, Any]
 # How answers are kept; what is learned from them depends on the result of the stage `cache`.
 CACHE_KEYS = frozenset({"cache", "cache_top_k", "cache_dtype"})
+# What students see of the labels.
+LABELS = frozenset({"wrong_labels", "labelled"})
 # What the student alone does not see, and what changes nothing.
 ELSEWHERE = frozenset({"terms", "stages", "baseline", "trackers"})
 
@@ -38,7 +41,7 @@ def data(space: Workspace) -> Inputs:
     source = source_signature(kind=recipe.data.kind, root=recipe.data.root, search_path=space.search_path)
     return {
         "signature": source,
-        "data": recipe.data.model_dump(mode="json", exclude={"augment", "views", "licence"}),
+        "data": recipe.data.model_dump(mode="json", exclude={"augment", "views", "licence", *LABELS}),
         "preprocess": recipe.preprocess.model_dump(mode="json"),
         "postprocess": recipe.postprocess.model_dump(mode="json"),
         "task": recipe.task,
@@ -61,6 +64,7 @@ def student(space: Workspace) -> Inputs:
     adapters = [term.adapter for term in terms if term.adapter is not None]
     return {
         **student_alone(space),
+        **_transfer(space),
         "terms": [term.model_dump(mode="json") for term in terms],
         "stages": [stage.model_dump(mode="json", exclude={"lr"}) for stage in stages],
         "stage_lr": [stage.lr for stage in stages],
@@ -82,6 +86,7 @@ def student_alone(space: Workspace) -> Inputs:
         **_model(space, space.recipe.student),
         "distill": budget,
         "views": space.recipe.data.views,
+        **_labels(space),
         **_training(space),
     }
 
@@ -98,6 +103,8 @@ def aware(space: Workspace, name: str) -> Inputs:
         "losses": {term.loss: code_sha256(term.loss, space.search_path) for term in named},
         "mixing": [distill.mixup, distill.cutmix, distill.clip_norm],
         "views": space.recipe.data.views,
+        **_labels(space),
+        **_transfer(space),
         **_training(space),
         **_tools("edgekd", "torch", "onnx", "onnxruntime"),
     }
@@ -114,6 +121,7 @@ def cache(space: Workspace) -> Inputs:
         "seed": recipe.seed if recipe.data.augment or any(mixing) else None,
         "keys": recipe.distill.model_dump(mode="json", include=set(CACHE_KEYS - {"cache"})),
         "taps": store_of(space, "train").facts()["taps"],
+        **_transfer(space),
         **_tools("torch"),
     }
 
@@ -215,6 +223,23 @@ def _model(
         "code": code_sha256(reference, space.search_path),
         **(_tools("torchvision") if reference.startswith("torchvision:") else {}),
     }
+
+
+def _labels(space: Workspace) -> Inputs:
+    """Nothing for usual labels: what was learned from them before stays."""
+    data = space.recipe.data
+    return {key: getattr(data, key) for key in sorted(LABELS) if key in data.model_dump(exclude_defaults=True)}
+
+
+def _transfer(space: Workspace) -> Inputs:
+    section = space.recipe.transfer
+    if section is None:
+        return {}
+    known = {"transfer": section.model_dump(mode="json"), "transfer_seed": space.recipe.seed}
+    if section.kind == SYNTHETIC:
+        return known
+    source = source_signature(kind=section.kind, root=section.root, search_path=space.search_path)
+    return {**known, "transfer_source": source}
 
 
 def _training(space: Workspace) -> Inputs:

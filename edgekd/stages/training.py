@@ -13,7 +13,7 @@ from edgekd.files import sha256_file
 from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.spec import Array
-from edgekd.stages import aware, caching, together
+from edgekd.stages import aware, caching, lesson, together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def check(space: Workspace) -> None:
         mixing=mixing(space),
     )
     objective = student_objective(space)
+    lesson.check(space, objective.truth_terms)
     if teacher is not None or not objective.teacher_terms:
         rehearse(
             student,
@@ -302,6 +303,9 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     teachers, objective = _lesson(space, name)
     is_teacher, is_variant = name in space.recipe.all_teachers, name in TRAINED
     schedule: Any = section.train if is_teacher else space.recipe.distill
+    learned = lesson.Lesson(space.prepared.dataset, None) if is_teacher else lesson.for_students(space)
+    if name == "student_alone":
+        learned = lesson.for_student_alone(space)
     if is_variant:
         schedule = space.recipe.quantize.qat
     # A generation begins where no other did; teachers of one kind are different ones.
@@ -313,9 +317,10 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     result = distill(
         module,
         teachers,
-        space.prepared.dataset,
+        learned.data,
         objective,
         steps=space.prepared.arithmetic,
+        extras=learned.extras,
         epochs=_epochs(space, section, schedule.epochs),
         batch_size=schedule.batch_size,
         optimizer=schedule.optimizer,
@@ -341,8 +346,9 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     )
     for warning in result.warnings:
         space.listener.warn(f"{name}: {warning}")
+    unusual = "" if is_teacher or name == "student_alone" else lesson.describe(space)
     parameters, macs = count(module, space.prepared.input_shape)
-    return {"trained": True, "parameters": parameters, "macs": macs, **_numbers(result)}
+    return {"trained": True, "parameters": parameters, "macs": macs, "lesson": unusual, **_numbers(result)}
 
 
 def _only_students(space: Workspace, name: str) -> dict[str, Any]:
@@ -457,7 +463,8 @@ def _save_model_json(space: Workspace, name: str, section: Any) -> None:
 def summary(space: Workspace, trained: Mapping[str, Any]) -> str:
     from edgekd.device.metrics import METRIC
 
+    unusual = f", learned from {trained['lesson']}" if trained.get("lesson") else ""
     return (
         f"validation {METRIC[space.recipe.task]} {trained['best']:.4f} "
-        f"(epoch {trained['best_epoch']} of {trained['epochs']}), {trained['parameters']:,} parameters"
+        f"(epoch {trained['best_epoch']} of {trained['epochs']}), {trained['parameters']:,} parameters{unusual}"
     )

@@ -123,6 +123,13 @@ class Workspace:
         found = self.result("verify").get("calibration") if "verify" in self.records else None
         return with_temperature(self.prepared.post, 1.0 if found is None else found["temperature"])
 
+    @cached_property
+    def shown(self) -> Dataset:
+        """The data set with the training samples that the teacher answers to (edgekd.stages.lesson)."""
+        from edgekd.stages import lesson
+
+        return lesson.shown(self)
+
     @property
     def teacher_is_finished(self) -> bool:
         """Whether the teacher comes trained, from somewhere else."""

@@ -6,7 +6,9 @@ import base64
 import io
 import json
 import socket
+import threading
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -316,3 +318,80 @@ def test_a_server_that_dies_in_the_middle_is_not_asked_twice(tmp_path: Path) -> 
         assert asked == 14
         found = CachedTeacher(cache)(next(batches.full()))["logits"]
     np.testing.assert_allclose(found.numpy(), linear(x[:8]), rtol=1e-6)
+
+
+# Several requests on their way
+
+
+class Crowd:
+    """Answers when `together` requests are there at once, and remembers how many there were at most."""
+
+    def __init__(self, together: int, refused: int | None = None) -> None:
+        self.barrier = threading.Barrier(together)
+        self.refused = refused
+        self.lock = threading.Lock()
+        self.now = self.most = 0
+
+    def __call__(self, x: np.ndarray, ids: list[int]) -> Mapping[str, Any]:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        if 0 not in ids:  # the first one is asked alone: it shows how wide an answer is
+            self.barrier.wait(timeout=60)
+        with self.lock:
+            self.now -= 1
+        return {"error": "died"} if self.refused in ids else logits(x, ids)
+
+
+def crowded(url: str, concurrency: int) -> Order:
+    x = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float32)
+    batches = Batches(Split(x, np.zeros(30, np.int64), np.arange(30)), batch_size=8)
+    teacher = open_teacher(url)
+    return Order(teacher, batches, Store(), 3, "test", batch_size=3, journal=True, concurrency=concurrency)
+
+
+def test_requests_overlap_and_the_answers_stay_in_order(tmp_path: Path) -> None:
+    crowd = Crowd(3)
+    with serving(crowd) as server:
+        cache, asked = build_cache(tmp_path / "three", {"a": 1}, crowded(server.url, 3))
+        assert crowd.most == 3
+        assert asked == 30
+        assert sorted(server.ids) == list(range(30))
+        server.answer = logits
+        alone, _ = build_cache(tmp_path / "one", {"a": 1}, crowded(server.url, 1))
+    files = sorted(path.name for path in alone.path.glob("*.npy"))
+    assert files
+    for name in files:
+        assert (cache.path / name).read_bytes() == (alone.path / name).read_bytes()
+
+
+def test_what_was_on_its_way_when_one_failed_is_not_asked_for_again(tmp_path: Path) -> None:
+    crowd = Crowd(3, refused=4)
+    with serving(crowd) as server:
+        with pytest.raises(StageFailed, match="it says 'died'"):
+            build_cache(tmp_path, {"a": 1}, crowded(server.url, 3))
+        answered = set(server.ids) - {3, 4, 5}
+        assert len(answered) >= 9
+        server.bodies.clear()
+        server.answer = logits
+        cache, asked = build_cache(tmp_path, {"a": 1}, crowded(server.url, 2))
+        assert sorted(server.ids) == sorted(set(range(30)) - answered)
+        assert asked == 30 - len(answered)
+        found = CachedTeacher(cache)(next(crowded(server.url, 1).batches.full()))["logits"]
+    x = np.random.default_rng(2).normal(size=(30, 4)).astype(np.float32)
+    np.testing.assert_allclose(found.numpy(), linear(x[:8]), rtol=1e-6)
+
+
+def test_several_threads_keep_the_rate() -> None:
+    """Each takes a place of its own in the row, a quarter of a second behind the one before it."""
+
+    class Standing(World):
+        def sleep(self, seconds: float) -> None:
+            self.slept.append(seconds)
+
+    world = Standing()
+    with serving(logits) as server:
+        teacher = open_teacher(server.url, world, per_s=4)
+        with ThreadPoolExecutor(5) as pool:
+            list(pool.map(teacher, [batch_of() for _ in range(5)]))
+    assert sorted(world.slept) == pytest.approx([0.25, 0.5, 0.75, 1.0])
