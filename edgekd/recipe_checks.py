@@ -102,6 +102,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_stages(recipe)
         _check_views(recipe)
         _check_trained_variants(recipe)
+        _check_diet(recipe)
         _check_trackers(recipe)
         if check_files:
             _check_root(recipe)
@@ -323,6 +324,17 @@ def _check_trained_variants(recipe: Recipe) -> None:
         raise RecipeError(
             "quantize.qat.weight = 'uint8', but the 4-bit weights of int4_qat are signed; expected 'int8'"
         )
+
+
+def _check_diet(recipe: Recipe) -> None:
+    student = recipe.student
+    if student.prune is None and student.prune_by != "l1":
+        raise RecipeError(
+            f"student.prune_by = '{student.prune_by}' says which channels go, but none do; add student.prune = 0.5, "
+            "for example, or remove it"
+        )
+    if student.low_rank is not None and (student.low_rank.rank is None) == (student.low_rank.energy is None):
+        raise RecipeError("student.low_rank: expected either rank (how many) or energy (a share, such as 0.95)")
 
 
 def _check_views(recipe: Recipe) -> None:

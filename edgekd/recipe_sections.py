@@ -148,13 +148,26 @@ class TeacherSection(Section):
         return self.model is not None or self.onnx is not None
 
 
+class LowRankSection(Section):
+    """`[student.low_rank]`: linear layers as two thin ones; either so many singular values, or this share of energy."""
+
+    rank: Annotated[int, Field(ge=1)] | None = None
+    energy: Share | None = None
+
+
 class StudentSection(Section):
-    """`[student]`: a model by reference; `weights` are those that its training starts from."""
+    """`[student]`: a model by reference; `weights` are those that its training starts from.
+
+    With `prune` (the share of channels that goes) or `low_rank` it is trained whole, cut, and trained again.
+    """
 
     model: str
     args: dict[str, Any] = {}
     weights: str | None = None
     licence: str | None = None
+    prune: Share | None = None
+    prune_by: Literal["l1", "batch_norm", "taylor"] = "l1"
+    low_rank: LowRankSection | None = None
 
 
 class AssistantSection(Section):

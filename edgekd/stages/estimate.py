@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.stages import diet
 from edgekd.stages.aware import trained_variants
 from edgekd.stages.caching import features, store_of
 from edgekd.stages.graphs import variant_names
@@ -57,6 +58,7 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         "cache": answers * teacher_forward_s / recipe.distill.batch_size,
         "student": steps * (train_s + (0.0 if recipe.keeps_answers else teacher_forward_s)),
         "student_alone": steps * train_s,
+        diet.WHOLE: steps * (train_s + (0.0 if recipe.keeps_answers else teacher_forward_s)),
         "export": EXPORT_SECONDS * models,
         "quantize": QUANTIZE_SECONDS * num_variants,
         "verify": VERIFY_SECONDS,

@@ -16,7 +16,7 @@ from edgekd.files import sha256_file
 from edgekd.recipe_checks import SYNTHETIC
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256
-from edgekd.stages import mixing
+from edgekd.stages import diet, mixing
 from edgekd.stages.aware import config as trained_config
 from edgekd.stages.aware import terms as trained_terms
 from edgekd.stages.caching import store_of
@@ -72,6 +72,11 @@ def student(space: Workspace) -> Inputs:
         "adapters": {adapter: code_sha256(adapter, space.search_path) for adapter in adapters},
         "teachers": {name: [item.weight, item.labels] for name, item in space.recipe.all_teachers.items()},
     }
+
+
+def student_whole(space: Workspace) -> Inputs:
+    """As `student`, whatever will be cut out of it."""
+    return {**student(space), **_model(space, space.recipe.student, without=diet.KEYS)}
 
 
 def assistant(space: Workspace, name: str) -> Inputs:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgekd.graph.quantization import TRAINED
 from edgekd.run_folder import Stage
-from edgekd.stages import aware, caching, choosing, fingerprints, graphs, shipping, training
+from edgekd.stages import aware, caching, choosing, diet, fingerprints, graphs, shipping, training
 from edgekd.stages.workspace import Workspace, work_on_data
 
 Inputs = Callable[[Workspace], Mapping[str, Any]]
@@ -16,7 +16,7 @@ Work = Callable[[Workspace], tuple[Mapping[str, Any], str]]
 
 DIVERGED = "diverged.json"  # edgekd.distill.checkpoint writes it beside the last good checkpoint
 STUDENTS = ("student", "student_alone")
-TRAINING = ("data", "teacher", "cache", *STUDENTS)
+TRAINING = ("data", "teacher", "cache", diet.WHOLE, *STUDENTS)
 MORE_MODELS = ("teacher_", "assistant_")
 Row = tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]
 # name: (the stages whose results it reads, what it leaves in the run folder, what else it depends on, what it does)
@@ -24,8 +24,19 @@ STAGES: dict[str, Row] = {
     "data": ((), (), fingerprints.data, work_on_data),
     "teacher": (("data",), ("teacher",), fingerprints.teacher, training.work_on_teacher),
     "cache": (("data", "teacher"), (), fingerprints.cache, caching.work_on_cache),
-    "student": (("data", "teacher", "cache"), ("student",), fingerprints.student, training.work_on_student),
-    "student_alone": (("data",), ("student_alone",), fingerprints.student_alone, training.work_on_student_alone),
+    diet.WHOLE: (
+        ("data", "teacher", "cache"),
+        (diet.WHOLE,),
+        fingerprints.student_whole,
+        training.work_on_student_whole,
+    ),
+    "student": (("data", "teacher", "cache", diet.WHOLE), ("student",), fingerprints.student, training.work_on_student),
+    "student_alone": (
+        ("data", diet.WHOLE),
+        ("student_alone",),
+        fingerprints.student_alone,
+        training.work_on_student_alone,
+    ),
     "export": (("data", "teacher", *STUDENTS), ("export",), fingerprints.export, graphs.work_on_export),
     "quantize": (("data", "export"), ("variants",), fingerprints.quantize, graphs.work_on_quantize),
     "verify": (("data", "export", "quantize"), ("outputs",), fingerprints.verify, graphs.work_on_verify),
@@ -54,13 +65,18 @@ STAGES: dict[str, Row] = {
 def stages(space: Workspace) -> tuple[Stage, ...]:
     """The stages of this run, in an order in which they can run.
 
-    Without a baseline no student is trained alone, and nothing is cached unless the recipe keeps the answers.
+    Without a baseline no student is trained alone, and nothing is cached unless the recipe keeps the answers. One that
+    is cut is trained whole first, unless it comes with weights.
     """
 
     def salvage(inputs: Inputs) -> Mapping[str, Any]:
         return fingerprints.without_cures(inputs(space))
 
-    wanted = {"student_alone": space.recipe.distill.baseline, "cache": space.recipe.keeps_answers}
+    wanted = {
+        "student_alone": space.recipe.distill.baseline,
+        "cache": space.recipe.keeps_answers,
+        diet.WHOLE: diet.is_wanted(space) and space.recipe.student.weights is None,
+    }
     table = _with_more_models(space)
     left_out = [name for name, is_wanted in wanted.items() if not is_wanted]
     return tuple(
@@ -105,7 +121,7 @@ def _with_more_models(space: Workspace) -> dict[str, Row]:
                     train,
                 )
             row = ((*row[0], *trained), *row[1:])
-        if name == "student":
+        if name == diet.WHOLE:
             for other in list(space.recipe.all_teachers)[1:]:
                 inputs: Inputs = partial(fingerprints.teacher, name=other)
                 work: Work = partial(training.work_on_teacher, name=other)
@@ -116,6 +132,7 @@ def _with_more_models(space: Workspace) -> dict[str, Row]:
                 work = partial(training.work_on_assistant, name=other)
                 table[other] = (("data", "teacher", *more), (other,), inputs, work)
                 more.append(other)
+        if name in (diet.WHOLE, "student"):
             needs, outputs, own_inputs, own_work = row
             row = ((*needs, *more), outputs, own_inputs, own_work)
         table[name] = row

@@ -13,7 +13,7 @@ from edgekd.files import sha256_file
 from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.spec import Array
-from edgekd.stages import aware, caching, lesson, together
+from edgekd.stages import aware, caching, diet, lesson, together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from edgekd.distill.objective import Objective
     from edgekd.distill.teachers import Teacher
 
+# The stages whose student is smaller where the recipe cuts it.
+CUT = ("student", "student_alone")
 # The loss that a model without a teacher learns from, by task.
 ALONE = {
     "classification": "cross_entropy",
@@ -65,6 +67,8 @@ def check(space: Workspace) -> None:
     recipe, dataset = space.recipe, space.prepared.dataset
     check_trackers(recipe.distill.trackers)
     student = build(space, recipe.student, seed=recipe.seed)
+    if diet.is_wanted(space) and (recipe.student.low_rank is None or recipe.student.low_rank.rank is not None):
+        diet.cut(space, student, by="l1")
     teacher = None
     if recipe.teacher.model is not None:
         teacher = ModuleTeacher(build(space, recipe.teacher, seed=recipe.seed))
@@ -148,7 +152,10 @@ def load_trained(space: Workspace, name: str) -> nn.Module:
 
     section = section_of(space, name)
     module = build(space, section, seed=space.recipe.seed)
-    load_weights(module, space.path / name / "weights.safetensors")
+    path = space.path / name / "weights.safetensors"
+    if name in CUT and diet.is_wanted(space):
+        diet.shape(module, path)
+    load_weights(module, path)
     return module.eval()
 
 
@@ -250,6 +257,11 @@ def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
     return {"trained": False, **facts, **scored}, f"{where}, validation {scored['best']:.4f}"
 
 
+def work_on_student_whole(space: Workspace) -> tuple[dict[str, Any], str]:
+    """Distil the student as it is before the cut."""
+    return _trained(space, diet.WHOLE)
+
+
 def work_on_student(space: Workspace) -> tuple[dict[str, Any], str]:
     """Distil the student from the teacher, or from the last assistant, with the recipe's terms."""
     return _trained(space, "student")
@@ -296,7 +308,7 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     """Train the model of the stage `name`, together with the other processes, which `edgekd.stages.together` calls."""
     from edgekd.distill.distribution import ALONE
     from edgekd.distill.engine import distill
-    from edgekd.distill.models import count, load_weights
+    from edgekd.distill.models import count
 
     together.call(space, name)
     section: Any = section_of(space, name)
@@ -308,12 +320,7 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
         learned = lesson.for_student_alone(space)
     if is_variant:
         schedule = space.recipe.quantize.qat
-    # A generation begins where no other did; teachers of one kind are different ones.
-    module = (
-        aware.build(space, name) if is_variant else build(space, section, seed=space.recipe.seed + _number_of(name))
-    )
-    if name in ("student", "student_alone") and section.weights is not None:
-        load_weights(module, Path(section.weights))
+    module = _beginning(space, name, section)
     result = distill(
         module,
         teachers,
@@ -349,6 +356,21 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     unusual = "" if is_teacher or name == "student_alone" else lesson.describe(space)
     parameters, macs = count(module, space.prepared.input_shape)
     return {"trained": True, "parameters": parameters, "macs": macs, "lesson": unusual, **_numbers(result)}
+
+
+def _beginning(space: Workspace, name: str, section: Any) -> nn.Module:
+    """The module of a training stage before its first step."""
+    from edgekd.distill.models import load_weights
+
+    if name in TRAINED:
+        return aware.build(space, name)
+    if name in CUT and diet.is_wanted(space):
+        return diet.begin(space, name)
+    # A generation begins where no other did; teachers of one kind are different ones.
+    module = build(space, section, seed=space.recipe.seed + _number_of(name))
+    if name in CUT and section.weights is not None:
+        load_weights(module, Path(section.weights))
+    return module
 
 
 def _only_students(space: Workspace, name: str) -> dict[str, Any]:
