@@ -9,6 +9,7 @@ from spaces import make_space, write_project
 
 from edgekd.files import canonical_json
 from edgekd.stages import fingerprints
+from edgekd.stages.diet import WHOLE
 from edgekd.stages.table import STAGES, stages
 
 CODE = {
@@ -56,7 +57,9 @@ def recipe(tmp_path: Path) -> Path:
 def changed(recipe: Path, *overrides: str, threads: int = 1) -> set[str]:
     """The stages whose own inputs differ from those of the recipe as it was when `before` was taken."""
     space = make_space(recipe, *overrides, threads=threads)
-    return {name for name, (_, _, inputs, _) in STAGES.items() if canonical_json(inputs(space)) != BEFORE[name]}
+    found = {name for name, (_, _, inputs, _) in STAGES.items() if canonical_json(inputs(space)) != BEFORE[name]}
+    assert (WHOLE in found) == ("student" in found), "a student that will be cut is trained as the others are"
+    return found - {WHOLE}
 
 
 BEFORE: dict[str, str] = {}
@@ -173,7 +176,18 @@ def test_without_a_baseline_no_student_is_trained_alone(recipe: Path) -> None:
     table = stages(make_space(recipe, "distill.baseline=false"))
     assert "student_alone" not in {stage.name for stage in table}
     assert not any("student_alone" in stage.needs for stage in table)
-    assert [stage.name for stage in stages(make_space(recipe, "distill.cache=true"))] == list(STAGES)
+    everything = make_space(recipe, "distill.cache=true", "student.prune=0.5")
+    assert [stage.name for stage in stages(everything)] == list(STAGES)
+
+
+def test_only_a_student_that_is_cut_is_trained_whole_first(recipe: Path) -> None:
+    assert WHOLE not in {stage.name for stage in stages(make_space(recipe))}
+    cut = {stage.name: stage for stage in stages(make_space(recipe, "student.prune=0.5"))}
+    assert WHOLE in cut["student"].needs
+    before, space = make_space(recipe, "student.prune=0.4"), make_space(recipe, "student.prune=0.5")
+    inputs = {name: row[2] for name, row in STAGES.items()}
+    assert inputs["student"](before) != inputs["student"](space)
+    assert inputs[WHOLE](before) == inputs[WHOLE](space), "another share is cut out of the same network"
 
 
 def test_answers_are_kept_only_when_asked_for(recipe: Path) -> None:
