@@ -222,11 +222,11 @@ def test_a_killed_build_goes_on(tmp_path: Path, built: Path) -> None:
         "import os, signal\n"
         "from edgekd.distill import cache_build\n"
         "cache_build.SHARD_ROWS = 500\n"
-        "write = cache_build._write_shard\n"
+        "write = cache_build.write_json  # the index, which names the shard\n"
         "def killed(*args):\n"
         "    write(*args)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "cache_build._write_shard = killed\n"
+        "cache_build.write_json = killed\n"
         "from edgekd.cli import main\n"
         "main()\n"
     )
