@@ -100,9 +100,10 @@ def _nearest(nodes: Nodes, old: str, new: str) -> str:
     """The old pixel of each new one: positions are summed step by step in float64, as Pillow does."""
     wide = {"to": TensorProto.DOUBLE}
     step = nodes.add("Div", *(nodes.add("Cast", size, attributes=wide) for size in (old, new)))
-    rest = nodes.add("Sub", new, nodes.whole(1))
     first = nodes.add("Div", step, nodes.constant(np.array([2.0])))
-    steps = nodes.add("Concat", first, nodes.add("Expand", step, rest), attributes={"axis": 0})
-    places = nodes.add("CumSum", steps, nodes.constant(np.array(0, np.int64)))
+    # One step too many, cut off again: onnxruntime takes an expansion to no element at all for one to one element.
+    steps = nodes.add("Concat", first, nodes.add("Expand", step, new), attributes={"axis": 0})
+    sums = nodes.add("CumSum", steps, nodes.constant(np.array(0, np.int64)))
+    places = nodes.add("Slice", sums, nodes.whole(0), new, nodes.whole(0))
     whole = nodes.add("Cast", places, attributes={"to": TensorProto.INT64})
     return nodes.add("Min", whole, nodes.add("Sub", old, nodes.whole(1)))

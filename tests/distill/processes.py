@@ -24,6 +24,7 @@ from edgekd.distill import cache_build
 from edgekd.distill.batches import Batches
 from edgekd.distill.distribution import ALONE, Division, World, joined
 from edgekd.distill.engine import distill
+from edgekd.distill.execution import contained
 from edgekd.distill.losses.relations import rkd
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.stored import Store
@@ -225,7 +226,8 @@ def cached(world: World) -> dict[str, Any]:
 
     order = cache_build.Order(counting, views, Store(), 3, "noise", batch_size=7)
     try:
-        with torch.inference_mode():
+        # As the stage does it: sums over another number of threads round differently.
+        with torch.inference_mode(), contained(torch.device("cpu"), threads=1):
             cache, asked = cache_build.build_cache(folder, {"data": "noise"}, order, world=world)
             _, again = cache_build.build_cache(folder, {"data": "noise"}, order, world=world)
         files = {f"file {path.name}": np.frombuffer(path.read_bytes(), np.uint8) for path in cache.path.glob("[i0]*")}
