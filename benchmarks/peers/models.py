@@ -6,6 +6,8 @@ import itertools
 
 from torch import nn
 
+from edgekd.distill.models.resnet import ResidualBlock
+
 
 def cnn_teacher() -> nn.Module:
     """1.9 M parameters, (N, 1, 28, 28) to (N, 10): 3x3 convolutions of 64 to 320 channels, as in VGG."""
@@ -44,3 +46,17 @@ def _mlp(*widths: int) -> nn.Module:
     for before, after in itertools.pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def fashion_teacher() -> nn.Module:
+    """1.95 M parameters, (N, 1, 28, 28) to (N, 10): pairs of 3x3 convolutions, a wide dense layer, dropout."""
+    dropout = nn.Dropout(0.25)
+    dense = [nn.Linear(3136, 600), nn.BatchNorm1d(600), nn.ReLU(), nn.Dropout(0.5), nn.Linear(600, 10)]
+    return nn.Sequential(*_stage(1, 32, 32), dropout, *_stage(32, 64, 64), dropout, nn.Flatten(), *dense)
+
+
+def fashion_student() -> nn.Module:
+    """36 thousand parameters, (N, 1, 28, 28) to (N, 10): residual blocks of 11, 22 and 44 channels from 14x14 on."""
+    first = [nn.Conv2d(1, 11, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(11), nn.ReLU()]
+    blocks = [ResidualBlock(11, 11, stride=1), ResidualBlock(11, 22, stride=2), ResidualBlock(22, 44, stride=2)]
+    return nn.Sequential(*first, *blocks, *_head(44))
