@@ -72,7 +72,7 @@ def test_the_demo_reaches_its_promise(folder: Path) -> None:
 
 def test_the_stages_alone(folder: Path) -> None:
     commands = [line.split("#")[0].strip() for line in blocks("The stages alone")[0].splitlines()]
-    assert len(commands) == 10
+    assert len(commands) == 11
     for command in commands:
         program, *args = shlex.split(command)
         assert program == "edgekd"
