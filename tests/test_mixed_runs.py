@@ -51,6 +51,9 @@ def test_no_variant_fits_ends_with_1_a_line_for_each_and_what_to_try(run: Path) 
     done = edgekd(*command, "--set=limits.size_kb=0.1", "--out", run)
     assert done.returncode == 1
     assert "no variant meets every limit" in done.stderr
+    lines = done.stderr.splitlines()
     for name in ("float32", "int8_u8u8", "mixed"):
-        assert any(line.strip().startswith(name) and "missed" in line for line in done.stderr.splitlines()), done.stderr
+        said = [line for line in lines if line.strip().startswith(name)]
+        # On a busy machine a variant may be impossible to time: then it is left out, and that is its line.
+        assert any("missed" in line or "could not be timed" in line for line in said), done.stderr
     assert "to try: size_kb: quantize.variants with int8 or int4_weight_only, or a smaller student" in done.stderr

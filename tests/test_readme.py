@@ -100,7 +100,7 @@ def embed(folder: Path) -> None:
     assert len(commands) == len(APPS)
     for command in commands:
         args = shlex.split(command)
-        done = run([sys.executable, "-m", "edgekd", *args], folder)
+        done = run([sys.executable, "-m", "edgekd", *args, "--force"], folder)
         assert done.returncode == 0, done.stderr
 
 

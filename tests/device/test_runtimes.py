@@ -263,14 +263,30 @@ def test_integer_inputs_and_unnamed_axes_have_specs():
         session.run({"ids": np.zeros((1, 7), np.float32)})
 
 
-def test_text_tensors_are_refused():
+def test_text_tensors_go_in_and_out_and_numbers_for_text_are_refused():
     model = to_bytes(
         [helper.make_node("Identity", ["words"], ["same"])],
         [("words", TensorProto.STRING, ["N"])],
         [("same", TensorProto.STRING, ["N"])],
     )
-    with pytest.raises(ModelError, match=r"'words' is tensor\(string\), expected a tensor of numbers"):
-        open_session(model)
+    session = open_session(model)
+    assert session.inputs == (TensorSpec("words", "str", ("N",)),)
+    assert session.run({"words": np.array(["a", "ß"])})["same"].tolist() == ["a", "ß"]
+    with pytest.raises(UsageError, match="input 'words' is float32, expected str"):
+        session.run({"words": np.zeros(2, np.float32)})
+
+
+def test_what_is_no_tensor_is_refused():
+    sequence = helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, None)
+    graph = helper.make_graph(
+        [helper.make_node("SequenceConstruct", ["x"], ["parts"])],
+        "test",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N"])],
+        [sequence],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    with pytest.raises(ModelError, match=r"'parts' is seq\(tensor\(float\)\), expected a tensor of numbers"):
+        open_session(model.SerializeToString())
 
 
 # --- fake -------------------------------------------------------------------------------------------------------------

@@ -336,7 +336,8 @@ class Crowd:
         with self.lock:
             self.now += 1
             self.most = max(self.most, self.now)
-        if 0 not in ids:  # the first one is asked alone: it shows how wide an answer is
+        # The first one is asked alone: it shows how wide an answer is. After a refusal nobody knows how many come.
+        if 0 not in ids and (self.refused is None or max(ids) < 12):
             self.barrier.wait(timeout=60)
         with self.lock:
             self.now -= 1
