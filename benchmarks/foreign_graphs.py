@@ -2,6 +2,7 @@
 
     python benchmarks/foreign_graphs.py --out foreign_graphs.json
     python benchmarks/foreign_graphs.py --torchvision all --out foreign_graphs.json      # every one of its models
+    python benchmarks/foreign_graphs.py --only regnet --add --out foreign_graphs.json    # into the rows that are there
 
 onnx's own backend test models (`light_*`: the nets of its zoo, whose weights are made by ConstantOfShape nodes),
 torchvision's classification models with random weights, a transformer encoder at every opset from 11 on, and one whose
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,15 @@ from edgekd.graph.verification import verify
 from edgekd.stages.alone import random_feeds
 
 STEPS = ("inspect", "clean, verify", "int8_dynamic", "int8_u8s8", "benchmark load")
-TORCHVISION = ("mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")
+# At least one of each family.
+TORCHVISION = (
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet", "inception_v3",
+    "maxvit_t", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small", "regnet_x_400mf",
+    "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t",
+    "swin_v2_t", "vgg11", "vit_b_16", "wide_resnet50_2",
+)  # fmt: skip
+# Where 64 x 64 is too small, or the model is made for one size.
+SIZES = {"alexnet": 96, "inception_v3": 96, "maxvit_t": 224}
 FIRST_OPSET, TRACED_OPSET, LAST_OPSET = 11, 17, 26
 SAMPLES = 4
 
@@ -57,15 +67,18 @@ def export_torch(
 
 
 def torchvision_graph(name: str, folder: Path) -> Path:
-    """A classification model with random weights, traced at 64 x 64."""
+    """A classification model with random weights, traced at 64 x 64 where it takes that."""
     import torch
 
     from edgekd.distill.models.vision import torchvision_model
 
     torch.manual_seed(0)
-    args = {"image_size": 64} if name.startswith("vit_") else {}
+    size = SIZES.get(name, 64)
+    args: dict[str, Any] = {"image_size": size} if name.startswith("vit_") else {}
+    if name in ("googlenet", "inception_v3"):
+        args = {"aux_logits": False, "init_weights": False}
     module = torchvision_model(name, num_outputs=10, args=args)
-    return export_torch(module, folder / f"{name}.onnx", ["input"], (torch.zeros(2, 3, 64, 64),), {0: "N"})
+    return export_torch(module, folder / f"{name}.onnx", ["input"], (torch.zeros(2, 3, size, size),), {0: "N"})
 
 
 def encoder_graph(path: Path, opset: int) -> Path:
@@ -90,27 +103,36 @@ def encoder_graph(path: Path, opset: int) -> Path:
     return export_torch(module, path, ["x"], (torch.zeros(2, 12, 32),), {0: "N"}, opset)
 
 
-def collect(folder: Path, torchvision: list[str]) -> dict[str, Path | str]:
-    """Name -> file, or why there is none."""
-    found: dict[str, Path | str] = {path.stem: path for path in light_models()}
+def collect(folder: Path, torchvision: list[str]) -> dict[str, Callable[[], Path | str]]:
+    """Name -> what gives its file, or why there is none."""
+    found: dict[str, Callable[[], Path | str]] = {path.stem: partial(Path, path) for path in light_models()}
     for name in torchvision:
-        found[f"torchvision {name}"] = torchvision_graph(name, folder)
+        found[f"torchvision {name}"] = partial(torchvision_graph, name, folder)
     for opset in range(FIRST_OPSET, LAST_OPSET + 1):
-        path = folder / f"encoder_{opset}.onnx"
-        if opset <= TRACED_OPSET:
-            found[f"encoder, opset {opset}"] = encoder_graph(path, opset)
-            continue
-        try:
-            older = onnx.load(folder / f"encoder_{TRACED_OPSET}.onnx")
-            onnx.save(version_converter.convert_version(older, opset), path)
-            found[f"encoder, opset {opset}"] = path
-        except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
-            found[f"encoder, opset {opset}"] = f"onnx cannot convert it: {str(error).splitlines()[0]}"
-    encoder = onnx.load(folder / f"encoder_{TRACED_OPSET}.onnx")
-    beside = folder / "beside.onnx"
-    onnx.save(encoder, beside, save_as_external_data=True, location="beside.data", size_threshold=0)
-    found["encoder, weights beside it"] = beside
+        found[f"encoder, opset {opset}"] = partial(encoder_at, folder, opset)
+    found["encoder, weights beside it"] = partial(encoder_beside, folder)
     return found
+
+
+def encoder_at(folder: Path, opset: int) -> Path | str:
+    """The encoder at an opset: traced there, or lifted to it where torch's tracer is too old; or why there is none."""
+    path = folder / f"encoder_{opset}.onnx"
+    if opset <= TRACED_OPSET:
+        return encoder_graph(path, opset)
+    older = onnx.load(encoder_graph(folder / "traced.onnx", TRACED_OPSET))
+    try:
+        onnx.save(version_converter.convert_version(older, opset), path)
+    except (RuntimeError, ValueError, onnx.checker.ValidationError) as error:
+        return f"onnx cannot convert it: {str(error).splitlines()[0]}"
+    return path
+
+
+def encoder_beside(folder: Path) -> Path:
+    """The encoder whose weights lie in a file of their own."""
+    path = folder / "beside.onnx"
+    encoder = onnx.load(encoder_graph(folder / "traced.onnx", TRACED_OPSET))
+    onnx.save(encoder, path, save_as_external_data=True, location="beside.data", size_threshold=0)
+    return path
 
 
 def examine(path: Path, folder: Path) -> dict[str, str]:
@@ -175,6 +197,7 @@ def main() -> int:
     parser.add_argument("--torchvision", default=",".join(TORCHVISION), help="names with commas between, or all")
     parser.add_argument("--only", default="", help="words with commas between: models whose names hold one of them")
     parser.add_argument("--seconds", type=float, default=600, help="for one model")
+    parser.add_argument("--add", action="store_true", help="keep the rows that --out has already, but for those named")
     parser.add_argument("--out", type=Path, default=Path("foreign_graphs.json"))
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -188,16 +211,19 @@ def main() -> int:
 
             models = import_torchvision().models
             names = models.list_models(module=models)
-        rows: dict[str, dict[str, str]] = {}
+        rows: dict[str, dict[str, str]] = json.loads(given.out.read_text())["rows"] if given.add else {}
         words = given.only.split(",")
-        for title, source in collect(Path(name), names).items():
+        for title, make in collect(Path(name), names).items():
             if not any(word in title for word in words):
                 continue
+            source = make()
             rows[title] = (
                 dict.fromkeys(STEPS, f"no graph: {source}")
                 if isinstance(source, str)
                 else examine_apart(source, given.seconds)
             )
+            if isinstance(source, Path) and source.parent == Path(name):
+                source.unlink(missing_ok=True)
             print(f"{title}: {', '.join(f'{key} {value[:70]}' for key, value in rows[title].items())}", flush=True)
     failed = [title for title, row in rows.items() if any(value.startswith("FAILED") for value in row.values())]
     write_json(given.out, {"versions": versions(), "rows": rows, "failed": failed})
