@@ -138,9 +138,9 @@ class RunFiles:
             "adapters, another folder, or delete this one"
         )
 
-    def finish(self, student: nn.Module, record: Record) -> None:
+    def finish(self, student: nn.Module, record: Record, metadata: Mapping[str, str] | None = None) -> None:
         """Write the best weights (which `student` holds) and the history; then the checkpoint is not needed."""
-        save_weights(student, self.folder / "weights.safetensors")
+        save_weights(student, self.folder / "weights.safetensors", metadata=metadata)
         write_json(
             self._history,
             {"version": VERSION, "settings": self.settings, **dataclasses.asdict(record)},

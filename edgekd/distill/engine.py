@@ -38,6 +38,7 @@ from edgekd.distill.trackers import check_trackers, opened
 from edgekd.distill.training import Progress, Run, continued, fresh, train_phases
 from edgekd.errors import UsageError, nearest
 from edgekd.files import sha256_bytes
+from edgekd.graph.metadata import meaning
 from edgekd.spec import Array, Dataset, Step, steps_to_json
 
 __all__ = ["Progress", "TrainResult", "distill", "evaluate"]
@@ -133,8 +134,9 @@ def distill(
     sync_batch_norm    batch norm over the batches of all processes (on GPUs)
     world              the processes that train together (`edgekd.distill.distribution`), each of which calls this with
                        the same arguments; all get the same result, and process 0 writes
-    run_dir            where checkpoints go. A training that was killed goes on from its last checkpoint, one that
-                       is finished is returned as it is; None keeps everything in memory
+    run_dir            where checkpoints go, and in the end the weights with the labels and steps that they mean. A
+                       training that was killed goes on from its last checkpoint, one that is finished is returned
+                       as it is; None keeps everything in memory
     checkpoint_epochs  epochs between two checkpoints
     trackers           where the figures of each epoch go: csv, tensorboard, wandb, ... (`edgekd.distill.trackers`)
     log_dir            the folder of the trackers; None: `run_dir`/logs
@@ -280,7 +282,7 @@ def distill(
             checkpoint = fresh(run, Record(num_threads, warnings=notes, processes=world.size))
         record = train_phases(run, continued(checkpoint, world))
     if files is not None:
-        files.finish(student, record)
+        files.finish(student, record, meaning(data.labels, steps))
     return _result(student, record, f"{numbers.name}: {numbers.reason}")
 
 

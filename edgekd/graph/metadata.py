@@ -32,8 +32,7 @@ def metadata(
     pairs = {
         "description": f"{name}: {task} model made with edgekd",
         "license": licence or "not stated",
-        "names": str(dict(enumerate(labels))),
-        "preprocess": json.dumps(steps_to_json(tuple(steps))),
+        **meaning(labels, steps),
         "producer": "edgekd",
         "task": _TASKS.get(task, task),
         "version": __version__,
@@ -42,3 +41,8 @@ def metadata(
         channels, height, width = sample_shape
         pairs |= {"batch": "1", "channels": str(channels), "imgsz": str([height, width]), "stride": "1"}
     return pairs
+
+
+def meaning(labels: Sequence[str], steps: Sequence[Step]) -> dict[str, str]:
+    """The pairs that say what goes in and what comes out: of a graph, and of weights alone."""
+    return {"names": str(dict(enumerate(labels))), "preprocess": json.dumps(steps_to_json(tuple(steps)))}

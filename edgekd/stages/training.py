@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from edgekd.distill.endpoint import shown_url
 from edgekd.errors import ModelError, RecipeError, explain_os_errors, nearest
 from edgekd.files import sha256_file
+from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
-from edgekd.spec import Array
-from edgekd.stages import aware, caching, diet, lesson, together
+from edgekd.spec import Array, Step
+from edgekd.stages import acquaintance, aware, caching, diet, lesson, together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(section.onnx, folder / "teacher.onnx")
+        _check_stated(space, Path(section.onnx), space.prepared.steps)
         return {"trained": False, "source": "onnx", **_scored(space, name)}, "taken from its ONNX file"
     if section.model is None:
         return _take_answers(space)
@@ -230,13 +232,21 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
 
         module = build(space, section, seed=space.recipe.seed)
         load_weights(module, Path(section.weights))
-        save_weights(module, folder / "weights.safetensors")
+        _check_stated(space, Path(section.weights), space.prepared.arithmetic)
+        metadata = meaning(space.prepared.dataset.labels, space.prepared.arithmetic)
+        save_weights(module, folder / "weights.safetensors", metadata=metadata)
         _save_model_json(space, name, section)
         scored = _scored(space, name)
         return {"trained": False, "source": "weights", **scored}, f"loaded, validation {scored['best']:.4f}"
     trained = train(space, name)
     _save_model_json(space, name, section)
     return trained, summary(space, trained)
+
+
+def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:
+    acquaintance.check_stated(
+        acquaintance.stated(path), space.prepared.dataset.labels, steps, where=f"the teacher {path.name}"
+    )
 
 
 def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -440,6 +450,8 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
             "the teacher gives probabilities, expected logits: scores before the softmax or sigmoid, which the losses "
             "apply themselves; take its last layer off"
         )
+    if task == "classification":
+        acquaintance.check_order(outputs, prepared.dataset.val.y, prepared.dataset.labels, where="the teacher")
     value = score(task, prepared.judge(outputs, prepared.dataset.val, space.teacher_post))
     if task == "regression" and value < 0:
         raise ModelError(

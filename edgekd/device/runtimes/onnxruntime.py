@@ -169,7 +169,9 @@ def _settings(onnxruntime: Any, threads: int, options: Mapping[str, object]) -> 
 
 def _spec(value: Any) -> TensorSpec:
     if value.type not in DTYPES:
-        raise ModelError(f"'{value.name}' is {value.type}, expected a tensor of numbers or text; edgekd cannot run this model")
+        raise ModelError(
+            f"'{value.name}' is {value.type}, expected a tensor of numbers or text; edgekd cannot run this model"
+        )
     shape = tuple(
         size if isinstance(size, int) else (size or f"{value.name}_{axis}") for axis, size in enumerate(value.shape)
     )

@@ -22,8 +22,8 @@ _PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 _NESTED = ("state_dict", "model_state_dict", "model")
 
 
-def save_weights(module: nn.Module, path: str | PathLike[str]) -> Path:
-    """Write the state dict of `module` as safetensors, atomically; equal weights give equal bytes.
+def save_weights(module: nn.Module, path: str | PathLike[str], *, metadata: Mapping[str, str] | None = None) -> Path:
+    """Write the state dict of `module` as safetensors, atomically; equal weights and metadata give equal bytes.
 
     Raises `ModelError` when the state dict holds something other than tensors.
     """
@@ -33,7 +33,9 @@ def save_weights(module: nn.Module, path: str | PathLike[str]) -> Path:
         raise ModelError(f"the state dict holds values that are no tensors: {', '.join(odd)}; safetensors refuses them")
     # Tied weights are written twice: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    return write_bytes(path, safetensors.torch.save(tensors))
+    return write_bytes(
+        path, safetensors.torch.save(tensors, metadata=dict(sorted(metadata.items())) if metadata else None)
+    )
 
 
 def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:

@@ -1,0 +1,131 @@
+"""Whether a teacher that was made elsewhere means the same as the data: the order of its classes, what it expects to
+see. A student would learn from one that does not without a word.
+
+What a file says of itself is compared with the recipe; the order of classes is looked for in the answers, too.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.errors import ModelError, RecipeError
+from edgekd.spec import Array, Step, parse_steps, steps_to_json
+
+# Another order of the classes is believed when it makes the teacher right at least this often, and this many times as
+# often as the data's own.
+_LEAST_ACCURACY = 0.5
+_LEAST_GAIN = 2.0
+_LEAST_SAMPLES = 20
+_NAMED = 5
+# How far means and deviations may be apart that were measured on two splits of one data set.
+_NEAR, _NEAR_ZERO = 0.05, 0.01
+
+
+def stated(path: Path) -> dict[str, str]:
+    """What a model file says of itself: the metadata of an ONNX or safetensors file; nothing for other files."""
+    if path.suffix == ".onnx":
+        import onnx
+
+        return {pair.key: pair.value for pair in onnx.load(path, load_external_data=False).metadata_props}
+    if path.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy") as file:
+            return dict(file.metadata() or {})
+    return {}
+
+
+def check_stated(said: Mapping[str, str], labels: Sequence[str], steps: Sequence[Step], *, where: str) -> None:
+    """Raise `ModelError` when a teacher's file names the data's classes in another order, or other preprocessing.
+
+    said  the pairs of `edgekd.graph.metadata`; `names` are those of Ultralytics' files. What is not there, or names
+          classes that the data does not have, says nothing
+    """
+    names = _names(said.get("names", ""))
+    if sorted(names) == sorted(labels) and list(names) != list(labels):
+        raise ModelError(_other_order(where, "its file names", list(names), list(labels), range(len(labels))))
+    theirs = _steps(said.get("preprocess", ""))
+    if theirs is None or theirs == tuple(steps):
+        return
+    found, expected = (steps_to_json(given) for given in (theirs, steps))
+    for place in range(max(len(found), len(expected))):
+        one, other = (given[place] if place < len(given) else None for given in (found, expected))
+        if not _alike(one, other):
+            raise ModelError(
+                f"{where} was made for other preprocessing than the data gets: its file says {_shown(one)} in step "
+                f"{place + 1}, the recipe {_shown(other)}. Give the recipe the teacher's: preprocess.steps = "
+                f"{json.dumps(found)}"
+            )
+
+
+def check_order(answers_NC: Array, y_N: NDArray[np.int64], labels: Sequence[str], *, where: str) -> None:
+    """Raise `ModelError` when the answers fit the labels in another order of the classes far better than in their own.
+
+    The order is the assignment of answers to labels that is right most often (Kuhn 1955, through scipy).
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    known = y_N >= 0
+    given_N, y_N = answers_NC[known].argmax(axis=1), y_N[known]
+    if len(y_N) < _LEAST_SAMPLES:
+        return
+    count_CC = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(count_CC, (given_N, y_N), 1)
+    _, meaning = linear_sum_assignment(count_CC, maximize=True)
+    own, best = np.trace(count_CC) / len(y_N), count_CC[np.arange(len(labels)), meaning].sum() / len(y_N)
+    if best < _LEAST_ACCURACY or best < _LEAST_GAIN * own:
+        return
+    # Classes that it never says are where nothing is known of them.
+    said = np.flatnonzero(count_CC.sum(axis=1)).tolist()
+    rates = f"right for {own:.0%} of the validation samples, in another order for {best:.0%}; by that"
+    raise ModelError(_other_order(where, rates, [labels[index] for index in meaning], list(labels), said))
+
+
+def _other_order(where: str, by: str, found: list[str], expected: list[str], known: Sequence[int]) -> str:
+    differing = [index for index in known if found[index] != expected[index]]
+    pairs = ", ".join(f"{index} is '{found[index]}', not '{expected[index]}'" for index in differing[:_NAMED])
+    more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+    return (
+        f"{where} has the classes in another order than the data: {by} {pairs}{more}. Name the data's classes in its "
+        f"order: data.labels = {json.dumps(found, ensure_ascii=False)}"
+    )
+
+
+def _alike(one: object, other: object) -> bool:
+    """Equal, but for numbers that were measured on other samples of the same data."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(value, other[key]) for key, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=_NEAR, abs_tol=_NEAR_ZERO)
+    return one == other
+
+
+def _shown(step: object) -> str:
+    return "nothing" if step is None else json.dumps(step)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """The classes of a Python or JSON literal {0: "name", ...} or ["name", ...]; none where it is something else."""
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return ()
+    if isinstance(value, dict):
+        value = [value.get(index) for index in range(len(value))]
+    return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
+
+
+def _steps(text: str) -> tuple[Step, ...] | None:
+    try:
+        return parse_steps(json.loads(text)) if text else None
+    except (ValueError, TypeError, AttributeError, RecipeError):
+        return None
