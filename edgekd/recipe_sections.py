@@ -222,7 +222,10 @@ class StageSection(Section):
 
 
 class DistillSection(Section):
-    """`[distill]`: the student's budget, and what it minimizes. With stages, `epochs` is their sum."""
+    """`[distill]`: the student's budget, and what it minimizes. With stages, `epochs` is their sum.
+
+    `compile` sends the students through torch.compile, which needs a C++ compiler and takes half a minute to begin.
+    """
 
     epochs: Annotated[int, Field(ge=1)] = 20
     batch_size: Annotated[int, Field(ge=1)] = 128
@@ -232,6 +235,7 @@ class DistillSection(Section):
     schedule: Literal["cosine", "linear", "constant", "onecycle"] = "cosine"
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    compile: bool = False
     ema: Share | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     keep: Literal["best", "last"] = "best"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.distill.endpoint import shown_url
-from edgekd.errors import ModelError, RecipeError, explain_os_errors, nearest
+from edgekd.errors import ModelError, RecipeError, StageFailed, explain_os_errors, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
@@ -316,6 +317,8 @@ def _alone(space: Workspace, label_smoothing: float) -> Objective:
 
 def train(space: Workspace, name: str) -> dict[str, Any]:
     """Train the model of the stage `name`, together with the other processes, which `edgekd.stages.together` calls."""
+    import torch
+
     from edgekd.distill.distribution import ALONE
     from edgekd.distill.engine import distill
     from edgekd.distill.models import count
@@ -331,41 +334,61 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     if is_variant:
         schedule = space.recipe.quantize.qat
     module = _beginning(space, name, section)
-    result = distill(
-        module,
-        teachers,
-        learned.data,
-        objective,
-        steps=space.prepared.arithmetic,
-        extras=learned.extras,
-        epochs=_epochs(space, section, schedule.epochs),
-        batch_size=schedule.batch_size,
-        optimizer=schedule.optimizer,
-        lr=schedule.lr,
-        weight_decay=schedule.weight_decay,
-        schedule=schedule.schedule,
-        warmup_epochs=schedule.warmup_epochs,
-        precision="float32" if is_variant else space.recipe.distill.precision,
-        device=space.device,
-        seed=space.recipe.seed,
-        threads=space.threads,
-        augment=space.recipe.data.augment,
-        # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
-        views=None if is_teacher else space.recipe.data.views,
-        **({} if is_teacher else _only_students(space, name)),
-        accumulate=1 if is_variant else schedule.accumulate,
-        sync_batch_norm=False if is_variant else schedule.sync_batch_norm,
-        world=space.world or ALONE,
-        run_dir=space.path / name,
-        trackers=space.recipe.distill.trackers,
-        log_dir=space.path / "logs" / name,
-        progress=space.listener.step,
-    )
+    is_compiled = space.recipe.distill.compile and not is_teacher and not is_variant
+    with _explained_compiling(is_compiled):
+        result = distill(
+            torch.compile(module) if is_compiled else module,
+            teachers,
+            learned.data,
+            objective,
+            steps=space.prepared.arithmetic,
+            extras=learned.extras,
+            epochs=_epochs(space, section, schedule.epochs),
+            batch_size=schedule.batch_size,
+            optimizer=schedule.optimizer,
+            lr=schedule.lr,
+            weight_decay=schedule.weight_decay,
+            schedule=schedule.schedule,
+            warmup_epochs=schedule.warmup_epochs,
+            precision="float32" if is_variant else space.recipe.distill.precision,
+            device=space.device,
+            seed=space.recipe.seed,
+            threads=space.threads,
+            augment=space.recipe.data.augment,
+            # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
+            views=None if is_teacher else space.recipe.data.views,
+            **({} if is_teacher else _only_students(space, name)),
+            accumulate=1 if is_variant else schedule.accumulate,
+            sync_batch_norm=False if is_variant else schedule.sync_batch_norm,
+            world=space.world or ALONE,
+            run_dir=space.path / name,
+            trackers=space.recipe.distill.trackers,
+            log_dir=space.path / "logs" / name,
+            progress=space.listener.step,
+        )
     for warning in result.warnings:
         space.listener.warn(f"{name}: {warning}")
     unusual = "" if is_teacher or name == "student_alone" else lesson.describe(space)
     parameters, macs = count(module, space.prepared.input_shape)
     return {"trained": True, "parameters": parameters, "macs": macs, "lesson": unusual, **_numbers(result)}
+
+
+@contextmanager
+def _explained_compiling(is_compiled: bool) -> Iterator[None]:
+    """Raise `StageFailed` for what torch.compile cannot do, in place of its own errors."""
+    if not is_compiled:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        told = " ".join(str(error).split("\n\n")[0].split()).rstrip(".")
+        raise StageFailed(
+            f"torch.compile failed: {told}. It needs a C++ compiler (g++ or clang++) and a student that it can trace; "
+            "go on with --set distill.compile=false: finished stages are kept"
+        ) from error
 
 
 def _beginning(space: Workspace, name: str, section: Any) -> nn.Module:

@@ -124,7 +124,8 @@ def project(folder: Path, order: list[int], metadata: dict[str, str] | None = No
     path = folder / "recipe.toml"
     path.write_text(
         'task = "classification"\n[data]\nkind = "arrays"\nroot = "flowers.csv"\ntarget = "kind"\n'
-        '[teacher]\nonnx = "teacher.onnx"\nlicence = "MIT"\n[student]\nmodel = "mlp_s"\n[distill]\nepochs = 2\nbaseline = false\n'
+        '[teacher]\nonnx = "teacher.onnx"\nlicence = "MIT"\n[student]\nmodel = "mlp_s"\n'
+        "[distill]\nepochs = 2\nbaseline = false\n"
     )
     return path
 
