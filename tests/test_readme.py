@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from c_builds import compile_c
+from cpp_builds import onnxruntime_root, tool
 
 from edgekd.recipe import load_recipe
 from edgekd.stages.embedding import APPS
@@ -124,6 +125,23 @@ int main(void) {
     pixels = (digits.images[0] * (255 / 16)).astype(np.uint8)
     said = subprocess.run([program], input=pixels.tobytes(), capture_output=True, check=True).stdout
     assert said.decode().strip() == str(digits.target[0])
+
+
+def test_the_cpp_example(folder: Path) -> None:
+    from PIL import Image
+
+    embed(folder)
+    (code,) = blocks("In your app", "cpp")
+    place = folder / "cpp_app"
+    (place / "mine.cpp").write_text(code)
+    Image.open(folder / "digit.png").save(place / "digit.pgm")
+    root = onnxruntime_root(folder)
+    flags = ["-std=c++17", "-DEDGEKD_ONNXRUNTIME", f"-I{root}/include", f"-L{root}/lib", f"-Wl,-rpath,{root}/lib"]
+    done = subprocess.run([tool("g++"), *flags, "mine.cpp", "-o", "mine", "-lonnxruntime", "-pthread"], cwd=place)
+    assert done.returncode == 0
+    said = subprocess.run([place / "mine"], cwd=place, capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] == "0"
+    assert float(said.split()[1]) > 0.5
 
 
 def test_the_app_sees_the_digit(folder: Path) -> None:

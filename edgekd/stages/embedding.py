@@ -29,7 +29,7 @@ class App:
     title     what a list shows
     glue      the files that one's own app needs, without the example around them
     skipped   files of the folder that are material, not part of the app
-    bundle    whether the bundle itself goes into the app, as student.edgekd
+    bundle    where the bundle itself lies in the app; empty: it is not in it
     generate  "module:function" of (bundle, variant) that gives more files and more words for README.md
     run       the command that proves the app
     """
@@ -38,7 +38,7 @@ class App:
     glue: tuple[str, ...]
     run: str
     skipped: tuple[str, ...] = ()
-    bundle: bool = True
+    bundle: str = STUDENT
     generate: str | None = None
 
 
@@ -49,8 +49,14 @@ APPS: dict[str, App] = {
         ("student.c", "student.h"),
         "make test",
         skipped=("kernels.c", "student.h.in"),
-        bundle=False,
+        bundle="",
         generate="edgekd.stages.embedding_c:generate",
+    ),
+    "cpp": App(
+        "C++17: one header on onnxruntime or OpenVINO, a CMake project",
+        ("edgekd.hpp",),
+        "cmake -B build && cmake --build build && ctest --test-dir build",
+        skipped=("fuzz.cpp",),
     ),
 }
 
@@ -110,7 +116,7 @@ def embed(
     files |= made.files
     files[NOTICE] = notice(bundle).encode()
     if kind.bundle:
-        files |= {f"{STUDENT}/{name}": data for name, data in _bundle_files(bundle).items()}
+        files |= {f"{kind.bundle}/{name}": data for name, data in _bundle_files(bundle).items()}
     if only_glue:
         files = {name: files[name] for name in kind.glue}
     _write(out, files, force=force)
