@@ -19,6 +19,7 @@ from edgekd.cli.progress import counting
 from edgekd.errors import AnswerIsNo, InputRefused, MissingHere, UsageError, explain_os_errors
 
 if TYPE_CHECKING:
+    from edgekd.device.loadgen import LoadGen
     from edgekd.device.plans import Request
     from edgekd.device.remote import Device
 
@@ -41,7 +42,7 @@ def benchmark(
         typer.Option(
             "--runtime",
             metavar="a,b",
-            help="Runtimes: onnxruntime, onnxruntime-mobile, openvino, litert, ncnn, torch, torch-compiled, ... "
+            help="Runtimes: onnxruntime, onnxruntime-mobile, openvino, litert, ncnn, mnn, torch, torch-compiled, ... "
             "(default: the suite's, or the usual one of each file).",
         ),
     ] = None,
@@ -85,6 +86,24 @@ def benchmark(
     profile: Annotated[
         bool, typer.Option("--profile", help="Also the ten costliest operators (onnxruntime, openvino).")
     ] = False,
+    loadgen: Annotated[
+        Path | None,
+        typer.Option(
+            "--loadgen",
+            metavar="FOLDER",
+            help="Also let MLPerf LoadGen ask, and keep its logs there: single-stream (batch 1), multi-stream (batch "
+            "8), offline (others).",
+        ),
+    ] = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            "--server",
+            metavar="QPS:MS",
+            help="With --loadgen: also as a server that gets QPS queries per second at random times and has to "
+            "answer 99 % of them within MS milliseconds.",
+        ),
+    ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 when the result is INVALID.")] = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the result with all raw samples.")
@@ -111,9 +130,11 @@ def benchmark(
     from edgekd.device.suites import load_suite
     from edgekd.results import write_results
 
-    effort, device = load_suite(suite), None
+    effort, device, driver = load_suite(suite), None, loadgen_of(loadgen, server)
     names = [*candidates, *([against] if against is not None and against not in candidates else [])]
     if on is not None:
+        if driver is not None:
+            raise UsageError("--loadgen drives models on this machine, --on measures on another one; leave one out")
         if cpus is not None:
             raise UsageError("--cpus chooses cores of this machine, --on another one; leave --cpus out")
         asked = [
@@ -142,7 +163,7 @@ def benchmark(
         common.seed or 0,
         profile,
     )
-    results = measure_here(common, request) if device is None else measure_there(common, device, request)
+    results = measure_here(common, request, driver) if device is None else measure_there(common, device, request)
     results["command"] = shlex.join(["edgekd", *sys.argv[1:]])
     if out is not None:
         out = write_results(out, results)
@@ -152,6 +173,7 @@ def benchmark(
         tables.print_results_table(common, results)
         if profile:
             print_profiles(common, results)
+        print_loadgen(common, results)
         tables.print_next(
             common,
             tables.command("benchmark", *candidates, "--out", "here.json")
@@ -163,7 +185,7 @@ def benchmark(
     end(results, out, strict=strict)
 
 
-def measure_here(common: Common, request: Request) -> dict[str, Any]:
+def measure_here(common: Common, request: Request, loadgen: LoadGen | None = None) -> dict[str, Any]:
     """The result of a request on this machine."""
     from edgekd.device.benchmark import benchmark as run_benchmark
 
@@ -177,7 +199,25 @@ def measure_here(common: Common, request: Request) -> dict[str, Any]:
             progress=counter,
             keep_partial=True,
             profile=request.profile,
+            loadgen=loadgen,
         )
+
+
+def loadgen_of(folder: Path | None, server: str | None) -> LoadGen | None:
+    """What --loadgen and --server ask for. Raises `UsageError` for a server without a folder, or other text."""
+    from edgekd.device.loadgen import LoadGen
+
+    if folder is None:
+        if server is not None:
+            raise UsageError("--server is a scenario of LoadGen; give --loadgen FOLDER too, where its logs are kept")
+        return None
+    if server is None:
+        return LoadGen(folder)
+    try:
+        qps, bound_ms = map(float, server.split(":"))
+    except ValueError as error:
+        raise UsageError(f"--server {server}: expected QPS:MS, for example 200:10") from error
+    return LoadGen(folder, qps=qps, bound_ms=bound_ms)
 
 
 def connect_to(
@@ -229,6 +269,25 @@ def print_profiles(common: Common, results: Mapping[str, Any]) -> None:
             (item["kind"], item["name"], f"{item['ms']:.4g}", f"{item['share']:.1%}") for item in found["operators"]
         ]
         common.out.print(tables.plain_table(("operator", "node", "ms", "share"), cells, left=2))
+
+
+def print_loadgen(common: Common, results: Mapping[str, Any]) -> None:
+    """What MLPerf LoadGen says, and what we say of the same latencies."""
+    from edgekd.device.loadgen import JUDGED_BY
+
+    for row in results["rows"]:
+        for found in row.get("loadgen", ()):
+            name, verdict = found["scenario"], "VALID" if found["valid"] else "INVALID"
+            if name == "offline":
+                said = f"{found['samples_per_s']:,.0f} samples/s"
+            else:
+                percent = f"{100 * JUDGED_BY[name]:g}"
+                ours = found["edgekd"]["percentiles_ns"][percent]
+                said = f"p{percent} {found['percentiles_ns'][percent] / 1e6:.4g} ms (by edgekd {ours / 1e6:.4g})"
+            early = found["early_stopping_ns"]
+            proven = "" if early is None else f", proven within {early / 1e6:.4g} ms"
+            reasons = "".join(f"; {text.strip()}" for text in found["reasons"] if text.strip())
+            common.say(f"{row['candidate']}: LoadGen {name} {verdict}, {said}{proven}{reasons}")
 
 
 def wrong(candidate: Mapping[str, Any]) -> str:

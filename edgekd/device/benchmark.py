@@ -2,6 +2,7 @@
 
 prepare     one process per candidate: load, golden check, accuracy; one more for its memory; side by side
 time        warm up until steady, then blocks A B C | C B A | A B C ...; one process runs, all others sleep
+drive       if asked for: MLPerf LoadGen's scenarios
 cold start  load and first call in fresh processes, in turns
 judge       VALID, or INVALID with reasons and advice
 """
@@ -20,11 +21,12 @@ from typing import Any
 from edgekd.device import verdict
 from edgekd.device.candidates import Candidate, Samples, check_request
 from edgekd.device.isolation import Crew
+from edgekd.device.loadgen import LoadGen, why_missing
 from edgekd.device.machine import describe, versions
 from edgekd.device.rows import describe_candidate, judged, make_row, raw_samples
 from edgekd.device.running import Progress, Run
 from edgekd.device.suites import Suite, load_suite
-from edgekd.errors import UsageError
+from edgekd.errors import MissingHere, UsageError
 from edgekd.spec import Array
 
 __all__ = ["Candidate", "Progress", "Samples", "benchmark"]
@@ -44,6 +46,7 @@ def benchmark(
     progress: Progress | None = None,
     keep_partial: bool = False,
     profile: bool = False,
+    loadgen: LoadGen | None = None,
 ) -> dict[str, Any]:
     """Measure the candidates beside each other; the result has the shape of results.json.
 
@@ -54,6 +57,7 @@ def benchmark(
     golden   arrays `input.NAME` to time on when there are no samples (default: the bundle's own, else random numbers)
     keep_partial  Ctrl-C, once timing has begun, ends the measurement and gives what there is, with "interrupted": true
     profile  also what each operator takes, where the runtime can tell
+    loadgen  also MLPerf LoadGen's scenarios, for those that timing did not put out
     A candidate that fails or hangs is a row with `error`, one that does not give its golden outputs reads WRONG and is
     not timed; the others go on. Raises `UsageError` for a request that cannot
     be measured: no candidate, equal ids, an unknown reference, more threads than cores.
@@ -63,6 +67,8 @@ def benchmark(
         raise UsageError(
             f"found {len(samples.x)} samples and {len(samples.y)} labels, expected equally many, at least one"
         )
+    if loadgen is not None and (missing := why_missing()) is not None:
+        raise MissingHere(missing)
     effort = suite if isinstance(suite, Suite) else load_suite(suite)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     with tempfile.TemporaryDirectory(prefix="edgekd-benchmark-") as name, Crew(Path(name)) as crew:
@@ -70,6 +76,9 @@ def benchmark(
         run.lay_out(samples, golden)
         run.prepare()
         conditions = run.time()
+        if loadgen is not None:
+            run.drive(loadgen)
+        run.dismiss()
         run.start_cold()
         if profile:
             run.profile()

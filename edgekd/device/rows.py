@@ -40,6 +40,7 @@ class Measured:
     cold: list[tuple[float, float]] = field(default_factory=list)
     outputs: Array | None = None
     profile: dict[str, Any] | None = None
+    loadgen: list[dict[str, Any]] = field(default_factory=list)
 
 
 def make_row(
@@ -73,6 +74,8 @@ def make_row(
         row["memory_mb"] = measured.memory_mb
     if measured.profile is not None:
         row["profile"] = measured.profile
+    if measured.loadgen:
+        row["loadgen"] = measured.loadgen
     if plan.error is not None:
         return {**row, "error": plan.error}
     if len(measured.latency_ns):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -15,6 +16,7 @@ from edgekd.device import verdict
 from edgekd.device.archive import arrays_to_bytes
 from edgekd.device.candidates import Candidate, Plan, Samples, make_plan
 from edgekd.device.isolation import Child, ChildFailed, Crew
+from edgekd.device.loadgen import LoadGen
 from edgekd.device.machine import allowed_cores, available_cores
 from edgekd.device.rows import Measured
 from edgekd.device.suites import Suite
@@ -22,6 +24,7 @@ from edgekd.rows import save_rows
 from edgekd.spec import Array
 
 WARM_UP_SECONDS = 0.5
+_NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 # A bootstrap over fewer blocks says nothing, so slow models exceed the time of the suite rather than have fewer.
 LEAST_BLOCKS = 4
 
@@ -115,8 +118,6 @@ class Run:
         for index in self._alive():
             with self._guard(index):
                 self._collect(index)
-        for child in self._children.values():
-            child.close()
         measured = [item for _, item in self.timed()]
         waited = [item.waited_s for item in measured]
         return verdict.between(
@@ -127,6 +128,31 @@ class Run:
             waited_s=None if None in waited else sum(value for value in waited if value is not None),
             timed_s=sum(item.seconds for item in measured),
         )
+
+    def drive(self, loadgen: LoadGen) -> None:
+        """MLPerf LoadGen's scenarios, one candidate after the other, in the processes that were timed."""
+        alive = [] if self.interrupted else self._alive()
+        with self._may_end_early():
+            for place, index in enumerate(alive):
+                candidate = self._plans[index].candidate
+                for scenario in loadgen.scenarios(candidate.batch):
+                    self._progress(f"LoadGen, {scenario}", place, len(alive))
+                    command = {
+                        "do": "loadgen",
+                        "scenario": scenario,
+                        "batch": candidate.batch,
+                        "seconds": loadgen.seconds,
+                        "folder": str(loadgen.folder.resolve() / folder_name(candidate.id) / scenario),
+                        "qps": loadgen.qps,
+                        "bound_ms": loadgen.bound_ms,
+                    }
+                    with self._guard(index):
+                        self._measured[index].loadgen.append(self._ask(self._children[index], command))
+
+    def dismiss(self) -> None:
+        """End the processes that were timed."""
+        for child in self._children.values():
+            child.close()
 
     def start_cold(self) -> None:
         """Load and first call in fresh processes: each candidate once, then each once more, ..., one at a time."""
@@ -251,3 +277,8 @@ class Run:
             return False
         calls = min(self._measured[index].calls for index in alive)
         return blocks < self._suite.min_blocks or calls < self._suite.min_calls
+
+
+def folder_name(candidate: str) -> str:
+    """The id of a candidate as one name in a folder, on any system."""
+    return _NOT_IN_FILE_NAMES.sub("-", candidate).strip(".-") or "candidate"

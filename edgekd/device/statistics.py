@@ -26,9 +26,10 @@ PLACEMENT = 0.02
 
 
 def percentile(samples_ns: ArrayLike, q: float) -> float:
-    """The smallest sample that at least a share `q` (0 < q < 1) of all samples does not exceed (nearest rank).
+    """The sample with a share `q` (0 < q < 1) of all samples before it, in their order: number floor(q * n) from 0.
 
-    Always one of the samples, as in MLPerf LoadGen; never an average of two. Raises `UsageError` on no samples.
+    Always one of the samples, never an average of two: the one that MLPerf LoadGen takes (results.cc).
+    Raises `UsageError` on no samples.
     """
     ordered = np.sort(_samples(samples_ns))
     return float(ordered[_rank(q, len(ordered))])
@@ -60,6 +61,29 @@ def early_stopping_minimum(q: float) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
+
+
+def early_stopping_met(n: int, over: int, q: float) -> bool:
+    """Whether `n` independent calls of which `over` were above a bound prove the percentile `q` to be within it.
+
+        P(Binomial(n, 1 - q) <= over) < 1 - 0.99
+
+    MLPerf LoadGen, results.cc (`EarlyStopping`, server).
+    """
+    tail = _binomial_cdf(n, 1 - q)[over] if over <= n else 1.0
+    return bool(tail < 1 - LOADGEN_CONFIDENCE)
+
+
+def early_stopping_estimate(samples_ns: ArrayLike, q: float) -> float | None:
+    """The least bound that the samples prove the percentile `q` to be within; None when they are too few for any.
+
+    With t the most calls above it for which P(Binomial(n, 1 - q) <= t) < 1 - 0.99, at least one: the t-th sample from
+    the end. MLPerf LoadGen, results.cc (`EarlyStopping`, single-stream and multi-stream).
+    """
+    ordered = np.sort(_samples(samples_ns))
+    n = len(ordered)
+    over = int(np.searchsorted(_binomial_cdf(n, 1 - q), 1 - LOADGEN_CONFIDENCE, side="left")) - 1
+    return float(ordered[n - over]) if over >= 1 else None
 
 
 def effective_n(samples: ArrayLike, q: float) -> float:
@@ -182,8 +206,8 @@ def weighted_percentiles(
         values = values[np.linspace(0, len(values) - 1, GRID).round().astype(np.intp)]
     below = np.array([np.searchsorted(part, values, side="right") for part in parts])
     reached = counts @ below
-    # As `percentile` ranks: the small shift keeps q * n = 9.000000000000002 from counting as ten.
-    needed = np.ceil(q * (counts @ np.array([len(part) for part in parts])) - 1e-9)
+    totals = counts @ np.array([len(part) for part in parts])
+    needed = np.minimum(totals, np.floor(totals * q) + 1)  # as `percentile` ranks
     found: NDArray[np.float64] = values[(reached >= needed[:, np.newaxis]).argmax(axis=1)]
     return found
 
@@ -199,8 +223,7 @@ def _binomial_cdf(n: int, q: float) -> NDArray[np.float64]:
 
 def _rank(q: float, n: int) -> int:
     _check_quantile(q)
-    # The small shift keeps q * n = 9.000000000000002 from counting as ten.
-    return min(n - 1, max(0, math.ceil(q * n - 1e-9) - 1))
+    return min(n - 1, int(n * q))
 
 
 def _check_quantile(q: float) -> None:

@@ -185,6 +185,22 @@ def samples(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     return {"n": len(state.latency_ns)}
 
 
+def loadgen(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
+    """Let MLPerf LoadGen call the model that was timed."""
+    from edgekd.device.loadgen import drive
+
+    return drive(
+        state.call,
+        command["scenario"],
+        batch=command["batch"],
+        expected_ns=float(np.median(state.latency_ns)),
+        seconds=command["seconds"],
+        folder=Path(command["folder"]),
+        qps=command["qps"],
+        bound_ms=command["bound_ms"],
+    )
+
+
 def pin(cores: list[int]) -> bool:
     """Keep every thread of this process on `cores`; False where the system offers no affinity.
 
@@ -219,6 +235,7 @@ COMMANDS: dict[str, Callable[[State, Mapping[str, Any]], dict[str, Any]]] = {
     "steady": steady,
     "block": block,
     "samples": samples,
+    "loadgen": loadgen,
 }
 
 

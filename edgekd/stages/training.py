@@ -335,9 +335,10 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
         schedule = space.recipe.quantize.qat
     module = _beginning(space, name, section)
     is_compiled = space.recipe.distill.compile and not is_teacher and not is_variant
+    pupil: Any = torch.compile(module) if is_compiled else module
     with _explained_compiling(is_compiled):
         result = distill(
-            torch.compile(module) if is_compiled else module,
+            pupil,
             teachers,
             learned.data,
             objective,
