@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from c_builds import compile_c
 from cpp_builds import onnxruntime_root, tool
+from javascript import node_modules, run_node
 
 from edgekd.recipe import load_recipe
 from edgekd.stages.embedding import APPS
@@ -125,6 +126,19 @@ int main(void) {
     pixels = (digits.images[0] * (255 / 16)).astype(np.uint8)
     said = subprocess.run([program], input=pixels.tobytes(), capture_output=True, check=True).stdout
     assert said.decode().strip() == str(digits.target[0])
+
+
+def test_the_node_example(folder: Path) -> None:
+    modules = node_modules("onnxruntime-node")
+    embed(folder)
+    (code,) = blocks("In your app", "js")
+    place = folder / "node_app"
+    if not (place / "node_modules").exists():
+        (place / "node_modules").symlink_to(modules)
+    (place / "mine.js").write_text(code)
+    shutil.copy(folder / "digit.png", place)
+    done = run_node("mine.js", cwd=place)
+    assert done.stdout.startswith("0 0."), done.stderr
 
 
 def test_the_cpp_example(folder: Path) -> None:

@@ -38,8 +38,8 @@ def embed(
     from edgekd.stages.embedding import APPS
     from edgekd.stages.embedding import embed as embed_bundle
 
-    if app in APPS and APPS[app].generate is not None:
-        require("graph", purpose=f"making the {app} app")
+    if app in APPS and (extra := APPS[app].extra) is not None:
+        require(extra, purpose=f"making the {app} app")
     bundle = Bundle.open(path)
     if bundle.manifest.get("samples") is not None and not only_glue:
         common.warn(f"{path} holds {bundle.manifest['samples']['count']} labelled samples; they go into the app")

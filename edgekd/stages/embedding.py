@@ -27,10 +27,12 @@ class App:
     """A kind of app.
 
     title     what a list shows
-    glue      the files that one's own app needs, without the example around them
+    glue      the files and folders that one's own app needs, without the example around them
     skipped   files of the folder that are material, not part of the app
+    shared    a folder of the app, and the folder of export/apps whose files several apps have in it
     bundle    where the bundle itself lies in the app; empty: it is not in it
     generate  "module:function" of (bundle, variant) that gives more files and more words for README.md
+    extra     of edgekd, that making the app needs
     run       the command that proves the app
     """
 
@@ -38,8 +40,10 @@ class App:
     glue: tuple[str, ...]
     run: str
     skipped: tuple[str, ...] = ()
+    shared: tuple[str, str] | None = None
     bundle: str = STUDENT
     generate: str | None = None
+    extra: str | None = None
 
 
 APPS: dict[str, App] = {
@@ -51,6 +55,14 @@ APPS: dict[str, App] = {
         skipped=("kernels.c", "student.h.in"),
         bundle="",
         generate="edgekd.stages.embedding_c:generate",
+        extra="graph",
+    ),
+    "node": App(
+        "Node: an npm package on onnxruntime-node",
+        ("index.js", "index.d.ts", "student"),
+        "npm install --ignore-scripts && node cli.js --self-test",
+        skipped=("tsconfig.json",),
+        shared=("student", "javascript"),
     ),
     "cpp": App(
         "C++17: one header on onnxruntime or OpenVINO, a CMake project",
@@ -105,12 +117,10 @@ def embed(
         made = generate(bundle, variant)
     elif variant is not None:
         raise UsageError(f"--variant is for apps without a bundle inside; choose one when the {app} app loads it")
-    folder = assets.folder("export", "apps") / app
-    files = {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in kind.skipped and "__pycache__" not in path.parts
-    }
+    files = _app_files(app, kind.skipped)
+    if kind.shared is not None:
+        inside, source = kind.shared
+        files |= {f"{inside}/{name}": data for name, data in _app_files(source, kind.skipped).items()}
     words = {**describe(bundle), **made.words}
     files["README.md"] = fill(files["README.md"].decode(), words).encode()
     files |= made.files
@@ -118,7 +128,7 @@ def embed(
     if kind.bundle:
         files |= {f"{kind.bundle}/{name}": data for name, data in _bundle_files(bundle).items()}
     if only_glue:
-        files = {name: files[name] for name in kind.glue}
+        files = {name: data for name, data in files.items() if name in kind.glue or name.split("/")[0] in kind.glue}
     _write(out, files, force=force)
     return Embedded(out, tuple(files), kind.run, made.figures)
 
@@ -164,6 +174,16 @@ def _bundle_files(bundle: Bundle) -> dict[str, bytes]:
     if is_signed(bundle):
         files[SIGNATURE] = bundle.reader.read(SIGNATURE, limit=SIGNATURE_BYTES)
     for name, record in bundle.manifest["files"].items():
+def _app_files(name: str, skipped: tuple[str, ...]) -> dict[str, bytes]:
+    """The files of a folder of export/apps, by their path in it."""
+    folder = assets.folder("export", "apps") / name
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in skipped and "__pycache__" not in path.parts
+    }
+
+
         files[name] = bundle.reader.read(name, limit=record["size_bytes"])
     return files
 

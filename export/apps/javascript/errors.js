@@ -1,0 +1,23 @@
+/** What cannot be used, and what to do about it. `exitCode` is 3 for an input, 2 for an argument, 4 for a lack. */
+export class StudentError extends Error {
+  /**
+   * @param {string} text
+   * @param {number} [exitCode]
+   */
+  constructor(text, exitCode = 3) {
+    super(text);
+    this.name = "StudentError";
+    this.exitCode = exitCode;
+  }
+}
+
+export const FRESH = "get a fresh copy of the bundle";
+
+/**
+ * What went wrong, in words, whatever was thrown.
+ * @param {unknown} error
+ * @returns {string}
+ */
+export function told(error) {
+  return error instanceof Error ? error.message : String(error);
+}
