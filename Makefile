@@ -32,7 +32,7 @@ $(VENV)/demo.done: $(VENV)/torch-$(TORCH).done pyproject.toml
 	touch $@
 
 $(VENV)/test.done: $(VENV)/torch-$(TORCH).done pyproject.toml
-	$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[cpu,train,sign,http,hf,timm,openvino,litert,ncnn,mlperf,dev]'
+	$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[cpu,train,sign,http,hf,timm,openvino,litert,ncnn,mnn,mlperf,dev]'
 	touch $@ $(VENV)/demo.done
 
 demo: $(VENV)/demo.done

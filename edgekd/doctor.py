@@ -27,6 +27,8 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "openvino": ("run models on OpenVINO", ("openvino",)),
     "litert": ("run .tflite models", ("ai-edge-litert",)),
     "ncnn": ("run ncnn models", ("ncnn",)),
+    "mnn": ("run and convert MNN models", ("MNN",)),
+    "executorch": ("run and convert ExecuTorch models", ("executorch",)),
     "image": ("read image files", ("pillow",)),
     "graph": ("quantize, verify and inspect ONNX files", ("onnx",)),
     "report": ("draw report.html", ("jinja2",)),

@@ -17,16 +17,19 @@ def convert(
     common: Common,
     path: Annotated[Path, typer.Argument(metavar="BUNDLE")],
     out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Gets VARIANT.ort, VARIANT.xml, ...")],
-    to: Annotated[str, typer.Option("--to", metavar="F,...", help="Formats: ort, openvino, ncnn.")] = "ort",
+    to: Annotated[
+        str, typer.Option("--to", metavar="F,...", help="Formats: ort, openvino, ncnn, mnn, litert, executorch.")
+    ] = "ort",
     variant: Annotated[
-        str | None, typer.Option("--variant", metavar="V,...", help="Which variants (default: all of the bundle).")
+        str | None,
+        typer.Option("--variant", metavar="V,...", help="Which variants (default: all that the format takes)."),
     ] = None,
     target: Annotated[
         str, typer.Option("--target", help="Device kind: .ort files for x86-64 do not run elsewhere.")
     ] = "cpu",
     converter_env: Annotated[
         Path | None,
-        typer.Option("--converter-env", metavar="PATH", help="A virtual environment that has the converter (pnnx)."),
+        typer.Option("--converter-env", metavar="PATH", help="A virtual environment that has the converter."),
     ] = None,
 ) -> None:
     """A bundle's graphs in other runtimes' own formats, each proven by the golden vectors before it counts.
@@ -35,7 +38,7 @@ def convert(
 
       edgekd convert student.edgekd mobile --to ort,openvino --target android
 
-      edgekd convert student.edgekd mobile --to ncnn --converter-env converters
+      edgekd convert student.edgekd mobile --to litert --converter-env converters
     """
     require("graph", "cpu", purpose="converting")
     from edgekd.device.bundle import Bundle

@@ -47,7 +47,7 @@ class OnnxModule(nn.Module):
         sort_nodes(source.graph)
         replaced = dict(replaced or {})
         self.inputs = [value.name for value in source.graph.input]
-        self.output = source.graph.output[0].name
+        self.outputs = [value.name for value in source.graph.output]
         self.parts = nn.ModuleDict({tidy(name): part for name, part in replaced.items()})
         self.weights = nn.ParameterDict()
         self.whole: dict[str, Tensor] = {}
@@ -93,27 +93,35 @@ class OnnxModule(nn.Module):
             last.update(dict.fromkeys(reads, index))
         self.done: list[list[str]] = [[] for _ in self.nodes]
         for name, index in last.items():
-            self.done[index].append(name)
+            if name not in self.outputs:
+                self.done[index].append(name)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """The inputs in the graph's order, (N, ...) each, to its first output."""
+        return self._compute(inputs, self.outputs[:1])[0]
+
+    def all_outputs(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The same, to all outputs in the graph's order."""
+        return self._compute(inputs, self.outputs)
+
+    def _compute(self, inputs: tuple[Tensor, ...], wanted: list[str]) -> tuple[Tensor, ...]:
         values: dict[str, Tensor | None] = {"": None, **dict(zip(self.inputs, inputs)), **self.whole}
         values.update({name: self.weights[tidy(name)] for name in self.weight_names})
         values.update({name: self.get_buffer(f"fixed/{tidy(name)}") for name in self.fixed_names})
         values.update({name: self.parts[tidy(name)]() for name in self.sources})
-        result = None
         for (operator, attributes, reads, makes), done in zip(self.nodes, self.done):
             read = [values[name] for name in reads]
             made = OPERATORS[operator](attributes, read) if operator else self.parts[tidy(makes[0])](read[0])
             values.update(zip(makes, made if isinstance(made, tuple) else (made,)))
-            result = values.get(self.output, result)
             for name in done:
                 del values[name]
-        if not isinstance(result, Tensor):
-            raise ModelError(
-                f"the graph gives no tensor for its output '{self.output}'; expected one that a node makes"
-            )
-        return result
+        found = []
+        for name in wanted:
+            value = values.get(name)
+            if not isinstance(value, Tensor):
+                raise ModelError(f"the graph gives no tensor for its output '{name}'; expected one that a node makes")
+            found.append(value)
+        return tuple(found)
 
 
 def tidy(name: str) -> str:

@@ -153,7 +153,7 @@ def compare(
     labels: bool = True,
 ) -> VerifyResult:
     """The trained module beside its ONNX file, at several batch sizes and on all samples."""
-    output = module.network.output
+    output = module.network.outputs[0]
 
     def reference(feeds: Mapping[str, Array]) -> dict[str, Array]:
         with torch.no_grad(), evaluating(module):

@@ -45,12 +45,13 @@ def convert_bundle(
             raise UsageError(f"{bundle.path} has no variant '{variant}'. {nearest(variant, bundle.variants)}")
     if env is not None and not env.is_dir():
         raise UsageError(f"--converter-env {env}: there is no such folder; expected a virtual environment")
+    env = None if env is None else env.absolute()  # converters run in folders of their own
     made: dict[str, Any] = {}
     refused: dict[str, str] = {}
     with explain_os_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     for name in formats:
-        for variant in variants or bundle.variants:
+        for variant in variants or _usual(bundle, name):
             file = f"{variant}{FORMATS[name].suffix}"
             try:
                 with tempfile.TemporaryDirectory(prefix=".tmp-", dir=out) as work:
@@ -64,10 +65,21 @@ def convert_bundle(
     return {"made": made, "refused": refused}
 
 
+def _usual(bundle: Bundle, name: str) -> list[str]:
+    """The variants that a format is made of where none is named: float ones for a converter that takes no others."""
+    return [item for item in bundle.variants if not FORMATS[name].float_only or _is_float(bundle, item)]
+
+
+def _is_float(bundle: Bundle, variant: str) -> bool:
+    return bool(bundle.manifest["variants"][variant].get("precision", "float32") == "float32")
+
+
 def _convert_one(
     bundle: Bundle, variant: str, name: str, work: Path, file: str, *, platform: Platform, env: Path | None
 ) -> dict[str, Any]:
     form = find_format(name)
+    if form.float_only and not _is_float(bundle, variant):
+        raise AnswerIsNo(f"the converter for {name} takes float32 graphs only; convert a variant in float32")
     model, target = work / "source" / "model.onnx", work / file
     model.parent.mkdir()
     model.write_bytes(bundle.graph(variant=variant))

@@ -32,6 +32,8 @@ RUNTIMES: dict[str, str] = {
     "openvino": "edgekd.device.runtimes.openvino:open_model",
     "litert": "edgekd.device.runtimes.litert:open_model",
     "ncnn": "edgekd.device.runtimes.ncnn:open_model",
+    "mnn": "edgekd.device.runtimes.mnn:open_model",
+    "executorch": "edgekd.distill.executorch_runtime:open_model",
     "torch": "edgekd.distill.torch_runtime:open_model",
     "torch-compiled": "edgekd.distill.torch_runtime:open_model",
     "fake": "edgekd.device.runtimes.fake:open_model",
@@ -53,6 +55,8 @@ READS: dict[str, tuple[str, ...]] = {
     "openvino": (".onnx", ".xml"),
     "litert": (".tflite",),
     "ncnn": (".param",),
+    "mnn": (".mnn",),
+    "executorch_runtime": (".pte",),
     "torch_runtime": (".json",),
     "fake": (".json",),
 }
@@ -63,6 +67,8 @@ MODULES: dict[str, str] = {
     "openvino": "openvino",
     "litert": "ai_edge_litert",
     "ncnn": "ncnn",
+    "mnn": "MNN",
+    "executorch_runtime": "executorch",
     "torch_runtime": "torch",
 }
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,12 +43,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Format:
-    """A format: the suffix of the file to open, the runtime that proves it, the converter, and what it is for."""
+    """A format: the suffix of the file to open, the runtime that proves it, the converter, what it is for, and
+    whether its converter takes float graphs only."""
 
     suffix: str
     runtime: str
     converter: str
     description: str
+    float_only: bool = False
 
 
 FORMATS: dict[str, Format] = {
@@ -56,7 +60,16 @@ FORMATS: dict[str, Format] = {
     "openvino": Format(
         ".xml", "openvino", "edgekd.graph.formats.openvino:convert", "OpenVINO IR, with its weights in a .bin"
     ),
-    "ncnn": Format(".param", "ncnn", "edgekd.graph.formats.ncnn:convert", "ncnn, with its weights in a .bin; CNNs"),
+    "ncnn": Format(
+        ".param", "ncnn", "edgekd.graph.formats.ncnn:convert", "ncnn, with its weights in a .bin; CNNs", float_only=True
+    ),
+    "mnn": Format(".mnn", "mnn", "edgekd.graph.formats.mnn:convert", "MNN's own", float_only=True),
+    "litert": Format(
+        ".tflite", "litert", "edgekd.distill.formats.litert:convert", "LiteRT (TensorFlow Lite)", float_only=True
+    ),
+    "executorch": Format(
+        ".pte", "executorch", "edgekd.distill.formats.executorch:convert", "ExecuTorch on XNNPACK", float_only=True
+    ),
 }
 
 
@@ -86,11 +99,39 @@ def find_program(name: str, *, env: Path | None, package: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.exe"):
         if candidate.is_file():
             return candidate
-    place = "this environment" if env is None else str(env)
-    raise MissingHere(
-        f"{name} is not in {place}; make one for it (python -m venv converters && converters/bin/pip install "
+    raise _missing(package, env, name=name)
+
+
+def _missing(package: str, env: Path | None, *, name: str = "") -> MissingHere:
+    found = f"{name or package} is not in {'this environment' if env is None else env}"
+    return MissingHere(
+        f"{found}; make one for it (python -m venv converters && converters/bin/pip install "
         f"{package}) and name it: --converter-env converters"
     )
+
+
+@contextmanager
+def working_folder(request: Request) -> Iterator[Path]:
+    """An empty folder beside the file to write, for what lies in between."""
+    with tempfile.TemporaryDirectory(dir=request.out.parent) as name:
+        yield Path(name)
+
+
+def run_python(
+    program: str, arguments: Sequence[str], *, module: str, package: str, request: Request, made: Path
+) -> None:
+    """Run `program` in the Python of the request's environment, in the folder of `made`; that becomes `request.out`.
+
+    Raises `MissingHere` where that Python has no `module`, and what `run_program` raises.
+    """
+    python = find_program("python", env=request.env, package=package)
+    asked = "import importlib.util, sys; sys.exit(importlib.util.find_spec(sys.argv[1]) is None)"
+    if subprocess.run([python, "-I", "-c", asked, module], capture_output=True, check=False).returncode != 0:
+        raise _missing(package, request.env)
+    run_program([python, "-I", "-c", program, *arguments], folder=made.parent)
+    if not made.is_file():
+        raise AnswerIsNo(f"{package} wrote no file and did not say why; an operator may have no counterpart in it")
+    made.replace(request.out)
 
 
 def run_program(command: Sequence[str | Path], *, folder: Path) -> str:

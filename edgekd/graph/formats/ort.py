@@ -12,7 +12,8 @@ from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, session_options
 def convert(request: Request) -> None:
     """Save the session of the model, with all optimizations: what onnxruntime's converter does in the style "Fixed".
 
-    The blocked layout of x86 (NCHWc) is left out for arm: such a file would run on x86 only.
+    The blocked layout of x86 (NCHWc) is left out for arm: such a file would run on x86 only. Two conversions differ in
+    bytes: onnxruntime writes its kernels' types in the order of a hash table that is seeded by an address (1.31).
     """
     options = session_options()
     options.optimized_model_filepath = str(request.out)
