@@ -141,7 +141,7 @@ def test_what_cannot_go_there_is_refused_before_anything_is_sent(folder: Path, t
     assert "is a PyTorch model, which stays here" in refused(2, "benchmark", tmp_path / "teacher.json", *there)
     assert "nowhere.onnx is not there" in refused(3, "benchmark", "nowhere.onnx", *there)
     assert "--cpus chooses cores of this machine" in refused(2, "benchmark", folder / "a.edgekd", *there, "--cpus", "0")
-    assert "expected ssh://user@host" in refused(2, "benchmark", folder / "a.edgekd", "--on", "adb")
+    assert "expected ssh://user@host" in refused(2, "benchmark", folder / "a.edgekd", "--on", "pi@board")
 
 
 def test_the_runner_is_written_and_runs(folder: Path, tmp_path: Path) -> None:

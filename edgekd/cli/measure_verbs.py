@@ -75,9 +75,9 @@ def benchmark(
         str | None,
         typer.Option(
             "--on",
-            metavar="ssh://USER@HOST[:PORT]",
+            metavar="ssh://USER@HOST[:PORT]|adb[:SERIAL]",
             help="Measure on that device: it needs Python 3.10, numpy and a runtime, no edgekd. Add ?python=PATH for "
-            "its Python. A lost connection costs nothing: run the same command again.",
+            "its Python. A lost connection costs nothing: run the same command again. (adb: not run on a phone yet.)",
         ),
     ] = None,
     cpus: Annotated[
@@ -226,9 +226,8 @@ def connect_to(
     """The device of --on with the runner on it."""
     from edgekd.device import remote
     from edgekd.device.requests import split_name
-    from edgekd.device.ssh import parse_host
 
-    host = parse_host(url)
+    host = remote.find_host(url)
     models = [str(split_name(name)[0]) for name in (*names, *([same_as] if same_as is not None else []))]
     for model in models:
         if not Path(model).exists():

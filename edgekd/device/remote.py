@@ -11,24 +11,25 @@ import hashlib
 import io
 import json
 import shlex
+import subprocess
 import time
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from edgekd.device.adb import parse_adb
 from edgekd.device.archive import write_zip
 from edgekd.device.bundle import Bundle, looks_like_bundle
 from edgekd.device.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from edgekd.device.plans import Request, to_json
-from edgekd.device.ssh import ConnectionLost, Host
+from edgekd.device.ssh import ConnectionLost, parse_host
 from edgekd.device.zipapp import runner_bytes
 from edgekd.errors import InputRefused, MissingHere, StageFailed, UsageError
 
-PARENT = "${XDG_CACHE_HOME:-$HOME/.cache}/edgekd"
 RECONNECTS = 6
 MAX_RESULT_BYTES = 1 << 30
 # The files in the folder over there.
@@ -36,6 +37,44 @@ RUNNER, PROBED, PLAN, SAMPLES = "bench.pyz", "probed.json", "plan.json", "sample
 RESULT, LOG = "result.json.gz", "log.txt"
 
 Told = Callable[[str], None]
+
+
+class Host(Protocol):
+    """A way to a device: over ssh (`edgekd.device.ssh`) or adb (`edgekd.device.adb`).
+
+    url     how the user names it
+    python  the Python over there
+    parent  the folder, as a POSIX shell reads it, in which ours is made
+    """
+
+    @property
+    def url(self) -> str: ...
+    @property
+    def python(self) -> str: ...
+    @property
+    def parent(self) -> str: ...
+
+    def run(self, remote: str, *, data: bytes | None = None) -> subprocess.CompletedProcess[bytes]:
+        """Run a shell command over there. Raises `MissingHere`, or `ConnectionLost` when it breaks later."""
+        ...
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file over there. Raises `StorageError`."""
+        ...
+
+
+def find_host(url: str) -> Host:
+    """The device of --on. Raises `UsageError` for a kind that is none."""
+    kind = url.partition(":")[0].partition("?")[0]
+    if kind not in HOSTS:
+        raise UsageError(
+            f"--on {url}: expected ssh://user@host[:port] or adb[:serial], each with ?python=/path/to/python3 if "
+            "Python is not on its path"
+        )
+    return HOSTS[kind](url)
+
+
+HOSTS: dict[str, Callable[[str], Host]] = {"ssh": parse_host, "adb": parse_adb}
 
 
 @dataclass(frozen=True)
@@ -54,12 +93,12 @@ def connect(host: Host, key: str, *, told: Told = lambda text: None) -> Device:
     `running` says that an earlier command has already begun this very benchmark. Raises `MissingHere` for a device that
     cannot be reached, refuses the login, or has no Python, numpy or runtime.
     """
-    folder = f'"{PARENT}/bench-{key}"'
+    folder = f'"{host.parent}/bench-{key}"'
     told(f"connecting to {host.url}")
     found = host.run(f"mkdir -p {folder} && chmod 700 {folder} && ls {folder}")
     if found.returncode != 0:
         said = found.stderr.decode(errors="replace").strip()
-        raise MissingHere(f"{host.url} cannot make a folder in ~/.cache: {said}; is the disk full?")
+        raise MissingHere(f"{host.url} cannot make a folder in {host.parent}: {said}; is the disk full?")
     names = set(found.stdout.decode(errors="replace").split())
     running = {"pid", PLAN} <= names
     if not running:

@@ -33,6 +33,7 @@ class Host:
     port: int | None = None
     python: str = "python3"
     program: tuple[str, ...] = ("ssh",)
+    parent: str = "${XDG_CACHE_HOME:-$HOME/.cache}/edgekd"
 
     @property
     def url(self) -> str:

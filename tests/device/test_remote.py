@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from device_models import IMAGE_STEPS, linear_model, weights, write_bundle
+from fake_adb import SERIAL, adb_server
 from fake_ssh import fake_ssh
 from make_models import FOLDER
 
 from edgekd.device import remote
+from edgekd.device.adb import AdbHost
 from edgekd.device.candidates import Candidate, Samples
 from edgekd.device.plans import Request
 from edgekd.device.preprocess import split_steps
@@ -26,9 +29,15 @@ TINY = Suite("tiny", min_calls=16, max_seconds=1.0, block_ms=1.0, cold_starts=0,
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the fake ssh is a shell script")
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host("device", user="pi", port=2222, python=sys.executable, program=fake_ssh(tmp_path / "home"))
+@pytest.fixture(params=["ssh", "adb"])
+def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Host | AdbHost]:
+    """The same device over both ways."""
+    folder = tmp_path / "home"
+    if request.param == "ssh":
+        yield Host("device", user="pi", port=2222, python=sys.executable, program=fake_ssh(folder))
+        return
+    with adb_server(folder) as server:
+        yield AdbHost(SERIAL, python=sys.executable, server=server, parent=str(folder / ".cache" / "edgekd"))
 
 
 @pytest.fixture
@@ -49,24 +58,24 @@ def request_(tmp_path: Path) -> Request:
     )
 
 
-def home(host: Host) -> Path:
-    return Path(host.program[1])
+def home(host: Host | AdbHost) -> Path:
+    return Path(host.program[1]) if isinstance(host, Host) else Path(host.parent).parents[1]
 
 
-def left(host: Host) -> list[Path]:
+def left(host: Host | AdbHost) -> list[Path]:
     """What lies on the device."""
     return list((home(host) / ".cache" / "edgekd").glob("bench-*"))
 
 
-def measure(host: Host, request: Request, **more: object) -> dict:
+def measure(host: Host | AdbHost, request: Request, **more: object) -> dict:
     return remote.run(remote.connect(host, "k"), request, sleep=lambda seconds: None, **more)  # type: ignore[arg-type]
 
 
-def test_a_benchmark_goes_there_and_its_result_comes_back(host: Host, request_: Request) -> None:
+def test_a_benchmark_goes_there_and_its_result_comes_back(host: Host | AdbHost, request_: Request) -> None:
     told: list[str] = []
     found = measure(host, request_, told=told.append)
     assert found["schema"] == "edgekd.results/1"
-    assert found["on"] == "ssh://pi@device:2222"
+    assert found["on"] == host.url
     assert {item["id"]: item["golden"] for item in found["candidates"]} == {"a": "ok", "teacher": None, "ncnn": "ok"}
     rows = {row["candidate"]: row for row in found["rows"]}
     assert all(row["n"] >= 16 for row in rows.values())
@@ -79,7 +88,7 @@ def test_a_benchmark_goes_there_and_its_result_comes_back(host: Host, request_: 
     assert told[-2:] == ["measuring there", "fetching the result"]
 
 
-def test_the_device_is_asked_what_it_is(host: Host) -> None:
+def test_the_device_is_asked_what_it_is(host: Host | AdbHost) -> None:
     device = remote.connect(host, "k")
     assert device.probed["cores"] >= 1
     assert "onnxruntime" not in device.probed["missing"]
@@ -88,7 +97,7 @@ def test_the_device_is_asked_what_it_is(host: Host) -> None:
     assert oct(left(host)[0].stat().st_mode)[-3:] == "700"
 
 
-def test_a_lost_connection_is_taken_up_again(host: Host, request_: Request) -> None:
+def test_a_lost_connection_is_taken_up_again(host: Host | AdbHost, request_: Request) -> None:
     slept: list[float] = []
     (home(host) / "break").write_text("while [ ! -s exit ]\nwhile [ ! -s exit ]\n")
     found = remote.run(remote.connect(host, "k"), request_, sleep=slept.append)
@@ -97,7 +106,7 @@ def test_a_lost_connection_is_taken_up_again(host: Host, request_: Request) -> N
     assert left(host) == []
 
 
-def test_a_connection_that_stays_lost_loses_nothing(host: Host, request_: Request) -> None:
+def test_a_connection_that_stays_lost_loses_nothing(host: Host | AdbHost, request_: Request) -> None:
     (home(host) / "break").write_text("while [ ! -s exit ]\n" * (remote.RECONNECTS + 1))
     with pytest.raises(StageFailed, match=r"was lost: .*The benchmark goes on there; run the same command again"):
         measure(host, request_)
@@ -112,7 +121,7 @@ def test_a_connection_that_stays_lost_loses_nothing(host: Host, request_: Reques
     assert left(host) == []
 
 
-def test_a_connection_lost_while_copying_begins_anew(host: Host, request_: Request) -> None:
+def test_a_connection_lost_while_copying_begins_anew(host: Host | AdbHost, request_: Request) -> None:
     (home(host) / "break").write_text("samples.npz\n")
     with pytest.raises(ConnectionLost):
         measure(host, request_)
@@ -137,7 +146,7 @@ while True:
 
 
 def test_ctrl_c_ends_it_there_and_brings_back_what_there_is(
-    host: Host, request_: Request, monkeypatch: pytest.MonkeyPatch
+    host: Host | AdbHost, request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = remote.connect(host, "k")
     (left(host)[0] / "bench.pyz").write_text(STUBBORN)
@@ -155,18 +164,18 @@ def test_ctrl_c_ends_it_there_and_brings_back_what_there_is(
     assert left(host) == []
 
 
-def test_a_runner_that_ends_without_a_result_says_its_last_words(host: Host, request_: Request) -> None:
+def test_a_runner_that_ends_without_a_result_says_its_last_words(host: Host | AdbHost, request_: Request) -> None:
     device = remote.connect(host, "k")
     (left(host)[0] / "bench.pyz").write_text("import sys; sys.exit('no more memory')")
-    with pytest.raises(StageFailed, match=r"ssh://pi@device:2222 ended with 1: no more memory"):
+    with pytest.raises(StageFailed, match=rf"{host.url} ended with 1: no more memory"):
         remote.run(device, request_, sleep=lambda seconds: None)
     assert left(host) == []
 
 
-def test_a_result_that_is_damaged_is_refused(host: Host, request_: Request) -> None:
+def test_a_result_that_is_damaged_is_refused(host: Host | AdbHost, request_: Request) -> None:
     device = remote.connect(host, "k")
     (left(host)[0] / "bench.pyz").write_text("open('result.json.gz', 'w').write('garbage')")
-    with pytest.raises(StageFailed, match=r"the result from ssh://pi@device:2222 is damaged: .* run the same"):
+    with pytest.raises(StageFailed, match=rf"the result from {host.url} is damaged: .* run the same"):
         remote.run(device, request_, sleep=lambda seconds: None)
 
 
@@ -188,7 +197,7 @@ def test_devices_that_cannot_be_reached(tmp_path: Path, stderr: str, error: type
         remote.connect(Host("device", "pi", 2222, program=(str(script),)), "k")
 
 
-def test_devices_without_python_or_numpy_or_with_an_old_one(host: Host, tmp_path: Path) -> None:
+def test_devices_without_python_or_numpy_or_with_an_old_one(host: Host | AdbHost, tmp_path: Path) -> None:
     with pytest.raises(
         MissingHere, match=r"has no 'nopython'; install Python 3.10 or newer there, or name yours: --on"
     ):
@@ -234,7 +243,7 @@ def test_urls() -> None:
 
 @pytest.mark.parametrize(
     "url",
-    ["board", "adb", "http://board", "ssh://", "ssh://pi:secret@board", "ssh://board:port", "ssh://board/folder",
+    ["board", "adb:phone", "http://board", "ssh://", "ssh://pi:secret@board", "ssh://board:port", "ssh://board/folder",
      "ssh://board?speed=1", "ssh://-oProxyCommand=x", "ssh://board#x", "ssh://board?python"],
 )  # fmt: skip
 def test_urls_that_are_none(url: str) -> None:
