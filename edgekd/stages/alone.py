@@ -16,7 +16,7 @@ from edgekd.files import write_json
 from edgekd.graph.calibration import METHODS
 from edgekd.graph.first_difference import FLOAT_SHARE, compare_graphs
 from edgekd.graph.inspection import inspect
-from edgekd.graph.quantization import VARIANTS, Config, Int8Static, MixedPrecision, quantize
+from edgekd.graph.quantization import TRAINED, VARIANTS, Config, Int8Static, MixedPrecision, quantize
 from edgekd.graph.schemes import SCHEME_OF_TARGET, static_scheme
 from edgekd.graph.targets import load_target
 from edgekd.graph.verification import PRECISIONS, feeds_at, verify
@@ -68,6 +68,13 @@ def quantize_model(
     """
     scheme = static_scheme(load_target(target), cpu_kind()) if config in (SCHEME_OF_TARGET, MIXED) else ""
     name = scheme if config == SCHEME_OF_TARGET else config
+    if name in TRAINED:
+        variants = f'quantize.variants=["int8_u8s8", "{config}"]'
+        raise UsageError(
+            f"--config {config} is trained on data and a teacher, which 'edgekd quantize' has not. Make it in a run: "
+            f"edgekd distill-and-export RECIPE --set '{variants}', or of an ONNX file in Python: "
+            "edgekd.distill.fake_quantize and write_quantized. Without training: --config mixed"
+        )
     if name not in VARIANTS:
         raise UsageError(f"--config {config}: unknown. {nearest(config, [SCHEME_OF_TARGET, *VARIANTS])}")
     known = ("size_kb", "label_agreement")

@@ -107,3 +107,12 @@ def test_options_that_contradict_each_other_are_refused(model: Path, tmp_path: P
     assert "Did you mean 'mse'?" in refused(2, *command, "--calibration", "msee")
     without = ("quantize", model, tmp_path / "q.onnx", "--mixed")
     assert "needs calibration samples as the model sees them: add --data FILE.npz" in refused(2, *without)
+
+
+@pytest.mark.parametrize("config", ["int8_qat", "int4_qat"])
+def test_what_is_trained_is_not_made_here_and_says_where_it_is(model: Path, tmp_path: Path, config: str) -> None:
+    text = refused(2, "quantize", model, tmp_path / "q.onnx", "--config", config, "--data", tmp_path / "x.npz")
+    assert f"--config {config} is trained on data and a teacher" in text
+    assert f"""--set 'quantize.variants=["int8_u8s8", "{config}"]'""" in text
+    assert "Without training: --config mixed" in text
+    assert not (tmp_path / "q.onnx").exists()
