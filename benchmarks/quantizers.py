@@ -1,28 +1,30 @@
 """Static int8: ours beside other systems' on one student, its speed-up on two known nets, and the time that it takes.
 
-    python benchmarks/quantizers.py peers --run runs/fashion --python rivals/bin/python --out quantizers.json.gz
+    python benchmarks/quantizers.py peers --run runs/fashion --envs rivals --out quantizers.json.gz
     python benchmarks/quantizers.py speedups --out quantizers_speedups.json.gz
     python benchmarks/quantizers.py seconds --out quantizers_seconds.json
 
 peers     the float student of a finished run, quantized by each system on the same calibration samples; accuracy on
           the test split, size, p50 and p90 of all of them interleaved in one run of `edgekd.device.benchmark`
 speedups  ResNet-18 and MobileNetV2 (ReLU6) at 224x224, batch 1, random weights: float32 over our int8
-seconds   export, verify and static int8 of a student of one million parameters, five times
+seconds   export, static int8 and verify of a student of one million parameters from the command line, five times
 
-`--python`: the interpreter that has the other systems (default: this one); one that is missing there is left out, and
-its reason is in the result.
+`--envs`: a folder of virtual environments, each called as its system (rivals/nncf, ...): they exclude one another. A
+system without one is looked for in this interpreter; one that is missing there is left out, and its reason is in the
+result.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -32,15 +34,23 @@ from edgekd.device.machine import cpu_kind, describe, versions
 from edgekd.device.statistics import block_bootstrap_ratio
 from edgekd.device.suites import Suite
 from edgekd.files import write_json
+from edgekd.graph.inspection import inspect
 from edgekd.graph.quantization import VARIANTS, quantize
 from edgekd.graph.schemes import static_scheme
 from edgekd.graph.targets import load_target
-from edgekd.graph.verification import verify
 from edgekd.results import write_results
 from edgekd.spec import Array, Interval, TensorSpec
 
 HERE = Path(__file__).resolve().parent
-SYSTEMS = ("onnxruntime", "optimum", "olive", "neural_compressor", "nncf")
+# System -> its package.
+PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "optimum": "optimum-onnx",
+    "olive": "olive-ai",
+    "neural_compressor": "neural-compressor",
+    "nncf": "nncf",
+}
+SYSTEMS = tuple(PACKAGES)
 OURS = "edgekd"
 FLOAT = "float32"
 
@@ -73,7 +83,20 @@ def ratio(slow: Mapping[str, Any], fast: Mapping[str, Any]) -> Interval:
     return block_bootstrap_ratio(*series, seed=0)
 
 
-def peers(run: Path, python: str, systems: list[str], seconds: float) -> dict[str, Any]:
+def interpreter(envs: Path | None, system: str) -> str:
+    """The Python that has the system."""
+    own = None if envs is None else envs.absolute() / system / "bin" / "python"
+    return str(own) if own is not None and own.is_file() else sys.executable
+
+
+def version(python: str, system: str) -> str:
+    """Of the system, and of the onnxruntime beside it."""
+    names = [PACKAGES[system], *(["onnxruntime"] if system != "onnxruntime" else [])]
+    code = "import sys, importlib.metadata as m; print(', '.join(f'{n} {m.version(n)}' for n in sys.argv[1:]))"
+    return subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def peers(run: Path, envs: Path | None, systems: list[str], seconds: float) -> dict[str, Any]:
     """All int8 files of one student; a system that fails is named with its last words."""
     from edgekd.recipe import load_recipe
     from edgekd.run_folder import Silence
@@ -82,8 +105,8 @@ def peers(run: Path, python: str, systems: list[str], seconds: float) -> dict[st
 
     loaded = load_recipe(run / "recipe.toml")
     space = Workspace(loaded.recipe, loaded.folder, run, Silence(), "cpu", 1, "", "")
-    prepared, student = space.prepared, run / "export" / "student.onnx"
-    feeds, left_out = calibration_feeds(space), {}
+    prepared, student = space.prepared, run.absolute() / "export" / "student.onnx"
+    feeds, left_out, told = calibration_feeds(space), {}, {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "calibration.npz", **feeds)
@@ -93,10 +116,11 @@ def peers(run: Path, python: str, systems: list[str], seconds: float) -> dict[st
         }
         for system in systems:
             out = folder / f"{system}.onnx"
+            python = interpreter(envs, system)
             command = [python, HERE / "peers" / "quantize_with.py", system, student, folder / "calibration.npz", out]
             done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
             if done.returncode == 0 and out.is_file():
-                files[system] = out
+                files[system], told[system] = out, version(python, system)
             else:
                 left_out[system] = (done.stderr.strip().splitlines() or ["it wrote no file"])[-1]
         candidates = [
@@ -104,7 +128,7 @@ def peers(run: Path, python: str, systems: list[str], seconds: float) -> dict[st
             for key, path in files.items()
         ]
         results = measure(candidates, prepared.labelled(prepared.dataset.test), seconds)
-    return {**results, "scheme": ours(), "left_out": left_out, "python": python}
+    return {**results, "scheme": ours(), "left_out": left_out, "systems": told}
 
 
 def known_nets(size: int) -> dict[str, tuple[Any, TensorSpec]]:
@@ -122,8 +146,8 @@ def known_nets(size: int) -> dict[str, tuple[Any, TensorSpec]]:
     }
 
 
-def speedups(size: int, seconds: float) -> dict[str, Any]:
-    """Float over int8 of each net, in a run of its own."""
+def speedups(size: int, seconds: float, threads: list[int]) -> dict[str, Any]:
+    """Float over int8 of each net on each number of threads, in a run of its own."""
     from edgekd.distill.to_onnx import export
 
     found: dict[str, Any] = {}
@@ -133,45 +157,39 @@ def speedups(size: int, seconds: float) -> dict[str, Any]:
             path = Path(name) / f"{key}.onnx"
             export(module, path, inputs=(spec,), outputs=("logits",), samples=feeds)
             made = quantize(path, Path(name) / f"{key}.int8.onnx", VARIANTS[ours()], calibration=feeds)
-            candidates = [Candidate(FLOAT, str(path)), Candidate(OURS, str(made.path))]
-            found[key] = measure(candidates, None, seconds)
+            for count in threads:
+                candidates = [
+                    Candidate(FLOAT, str(path), threads=count),
+                    Candidate(OURS, str(made.path), threads=count),
+                ]
+                found[f"{key}, {count} thread{'s' if count > 1 else ''}"] = measure(candidates, None, seconds)
     return {"nets": found, "size": size, "scheme": ours()}
 
 
 def seconds_taken(repeats: int, width: int) -> dict[str, Any]:
-    """Wall time of each step for a CNN of about a million parameters (at the default width), 28x28 images."""
-    import torch
-    from torch import nn
-
-    from edgekd.distill.to_onnx import export
-
-    torch.manual_seed(0)
-    layers: list[nn.Module] = []
-    for before, after in zip((1, width, 2 * width, 4 * width), (width, 2 * width, 4 * width, 4 * width)):
-        layers += [
-            nn.Conv2d(before, after, 3, padding=1, bias=False),
-            nn.BatchNorm2d(after),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        ]
-    module = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * width, 10)).eval()
-    spec = TensorSpec("input", "float32", ("N", 1, 28, 28))
-    feeds = {"input": np.random.default_rng(0).normal(0, 1, (256, 1, 28, 28)).astype(np.float32)}
-    rows = []
+    """Wall time of each verb for a residual network of a million parameters (at the default width), 28x28 images, 256
+    samples: three commands, as they are typed, each in a process of its own."""
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as name:
-        float_path, int8_path = Path(name) / "float.onnx", Path(name) / "int8.onnx"
+        folder = Path(name)
+        images = np.random.default_rng(0).normal(0, 1, (256, 1, 28, 28)).astype(np.float32)
+        np.savez(folder / "samples.npz", input=images)
+        commands = {
+            "export": f"export resnet_teacher float.onnx --inputs input:N,1,28,28 --samples samples.npz "
+            f"--args {json.dumps({'width': width}, separators=(',', ':'))}",
+            "int8": "quantize float.onnx int8.onnx --config int8_static --data samples.npz",
+            "verify": "verify float.onnx int8.onnx --samples samples.npz",
+        }
         for _ in range(repeats):
-            marks = [time.perf_counter()]
-            export(module, float_path, inputs=(spec,), outputs=("logits",), samples=feeds)
-            marks.append(time.perf_counter())
-            quantize(float_path, int8_path, VARIANTS[ours()], calibration=feeds)
-            marks.append(time.perf_counter())
-            ok = verify(float_path, int8_path, feeds, tolerance="int8").ok
-            marks.append(time.perf_counter())
-            steps = dict(zip(("export_and_parity", "int8", "verify"), np.diff(marks).tolist()))
-            rows.append({**steps, "all": marks[-1] - marks[0], "verified": ok})
-    parameters = sum(item.numel() for item in module.parameters())
-    return {"parameters": parameters, "rows": rows, "median_s": statistics.median(row["all"] for row in rows)}
+            row: dict[str, Any] = {}
+            for step, command in commands.items():
+                started = time.perf_counter()
+                subprocess.run([sys.executable, "-m", "edgekd", *command.split(), "-q"], cwd=folder, check=True)
+                row[step] = time.perf_counter() - started
+            rows.append({**row, "all": sum(row.values())})
+        parameters = inspect(folder / "float.onnx").parameters
+    told = {step: f"edgekd {command}" for step, command in commands.items()}
+    return {"parameters": parameters, "commands": told, "rows": rows, "median_s": median(row["all"] for row in rows)}
 
 
 def say(results: Mapping[str, Any]) -> None:
@@ -194,23 +212,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("peers", "speedups", "seconds"))
     parser.add_argument("--run", type=Path, help="a finished run folder (peers)")
-    parser.add_argument("--python", default=sys.executable, help="interpreter that has the other systems (peers)")
+    parser.add_argument("--envs", type=Path, help="virtual environments of the other systems, by their names (peers)")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="which of them (peers)")
     parser.add_argument("--seconds", type=float, default=60.0, help="of timing, all candidates together")
     parser.add_argument("--size", type=int, default=224, help="of the images (speedups)")
+    parser.add_argument("--threads", default="1,2", help="numbers of threads (speedups)")
     parser.add_argument("--repeats", type=int, default=5, help="(seconds)")
-    parser.add_argument("--width", type=int, default=64, help="channels of the first layer (seconds)")
+    parser.add_argument("--width", type=int, default=39, help="channels of the first layer (seconds)")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     if args.part == "peers":
         if args.run is None:
             parser.error("peers needs --run RUN, a finished run folder: edgekd distill-and-export fashion_mnist")
-        result = peers(args.run, args.python, [item for item in args.systems.split(",") if item], args.seconds)
+        result = peers(args.run, args.envs, [item for item in args.systems.split(",") if item], args.seconds)
         say(result)
         for system, reason in result["left_out"].items():
             print(f"{system:<18} left out: {reason}")
     elif args.part == "speedups":
-        result = speedups(args.size, args.seconds)
+        result = speedups(args.size, args.seconds, [int(item) for item in args.threads.split(",")])
         for name, found in result["nets"].items():
             print(name)
             say(found)
