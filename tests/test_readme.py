@@ -158,6 +158,37 @@ def test_the_cpp_example(folder: Path) -> None:
     assert float(said.split()[1]) > 0.5
 
 
+def test_the_android_example(folder: Path) -> None:
+    embed(folder)
+    (code,) = blocks("In your app", "java")
+    place, stubs = folder / "android_app", ROOT / "tests" / "java_stubs"
+    mine = """import android.content.Context;
+import android.content.res.AssetManager;
+import edgekd.Answer;
+import edgekd.android.AndroidStudent;
+import java.nio.file.Files;
+import java.nio.file.Path;
+
+public class Mine {
+    static void show(String label, float score) {
+        System.out.println(label + " " + score);
+    }
+
+    public static void main(String[] words) throws Exception {
+        Context context = new Context(new AssetManager(Path.of("assets")));
+        byte[] jpeg = Files.readAllBytes(Path.of("../digit.png"));
+"""
+    (place / "Mine.java").write_text(mine + code + "    }\n}\n")
+    sources = [place / "Mine.java", *(place / "java").rglob("*.java"), *stubs.rglob("*.java")]
+    done = subprocess.run([tool("javac"), "--release", "17", "-d", "out", *sources], cwd=place)
+    assert done.returncode == 0
+    session = (f"-Dedgekd.python={sys.executable}", f"-Dedgekd.session={stubs / 'java_session.py'}")
+    command = [tool("java"), *session, "-cp", "out", "Mine"]
+    said = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout
+    assert said.split()[0] == "0"
+    assert float(said.split()[1]) > 0.5
+
+
 def test_the_app_sees_the_digit(folder: Path) -> None:
     done = run([sys.executable, "-m", "edgekd", "predict", "runs/digits/student.edgekd", "digit.png"], folder)
     assert done.stdout.startswith("digit.png: 0 "), done.stdout

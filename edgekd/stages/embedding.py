@@ -70,6 +70,12 @@ APPS: dict[str, App] = {
         "cmake -B build && cmake --build build && ctest --test-dir build",
         skipped=("fuzz.cpp",),
     ),
+    "android": App(
+        "Android: a library module in Java on onnxruntime-android",
+        ("java",),
+        "make test",
+        bundle=f"assets/{STUDENT}",
+    ),
 }
 
 

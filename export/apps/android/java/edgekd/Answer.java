@@ -1,0 +1,33 @@
+package edgekd;
+
+import java.util.List;
+
+/** What the model says about one sample. */
+public final class Answer {
+    /** The best label; null where a multilabel model finds none present. */
+    public final String label;
+    /** Its place among the labels, or -1. */
+    public final int index;
+    public final float score;
+    /** The top_k classes, the labels that are present, or all targets, with their scores. */
+    public final List<String> topLabels;
+    public final float[] topScores;
+    /** For classes the entropy of their probabilities, 0 (sure of one) to 1 (all alike); else NaN. */
+    public final double uncertainty;
+    /** What the graph gave. */
+    public final float[] outputs;
+    /** Everything; in a batch, the share of the whole. */
+    public final double latencyMs;
+
+    Answer(String label, int index, float score, List<String> topLabels, float[] topScores, double uncertainty,
+            float[] outputs, double latencyMs) {
+        this.label = label;
+        this.index = index;
+        this.score = score;
+        this.topLabels = topLabels;
+        this.topScores = topScores;
+        this.uncertainty = uncertainty;
+        this.outputs = outputs;
+        this.latencyMs = latencyMs;
+    }
+}

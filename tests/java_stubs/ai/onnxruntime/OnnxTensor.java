@@ -1,0 +1,45 @@
+package ai.onnxruntime;
+
+import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
+import java.nio.FloatBuffer;
+
+/** Stands in for onnxruntime's class of this name in the tests. */
+public class OnnxTensor implements OnnxValue {
+    final long[] shape;
+    final boolean isBytes;
+    final byte[] data;
+
+    OnnxTensor(long[] shape, boolean isBytes, byte[] data) {
+        this.shape = shape.clone();
+        this.isBytes = isBytes;
+        this.data = data;
+    }
+
+    public static OnnxTensor createTensor(OrtEnvironment environment, FloatBuffer numbers, long[] shape)
+            throws OrtException {
+        ByteBuffer bytes = ByteBuffer.allocate(4 * numbers.remaining()).order(ByteOrder.LITTLE_ENDIAN);
+        bytes.asFloatBuffer().put(numbers.duplicate());
+        return new OnnxTensor(shape, false, bytes.array());
+    }
+
+    public static OnnxTensor createTensor(
+            OrtEnvironment environment, ByteBuffer numbers, long[] shape, OnnxJavaType type) throws OrtException {
+        byte[] bytes = new byte[numbers.remaining()];
+        numbers.duplicate().get(bytes);
+        return new OnnxTensor(shape, true, bytes);
+    }
+
+    public FloatBuffer getFloatBuffer() {
+        float[] values = new float[data.length / 4];
+        ByteBuffer.wrap(data).order(ByteOrder.LITTLE_ENDIAN).asFloatBuffer().get(values);
+        return FloatBuffer.wrap(values);
+    }
+
+    public TensorInfo getInfo() {
+        return new TensorInfo(shape);
+    }
+
+    @Override
+    public void close() {}
+}

@@ -1,0 +1,7 @@
+package ai.onnxruntime;
+
+/** Stands in for onnxruntime's class of this name in the tests. */
+public interface OnnxValue extends AutoCloseable {
+    @Override
+    void close();
+}

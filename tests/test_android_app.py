@@ -1,0 +1,280 @@
+"""The Android app's Java, compiled and run here: plain Java on its own, onnxruntime and Android behind stand-ins.
+
+tests/java_stubs holds the stand-ins: `ai.onnxruntime` passes every call on to the real onnxruntime in a process of
+Python, `android` reads assets from a folder and pixels with the JDK. What only a phone can tell is not told here.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ok_json
+from cpp_builds import tool
+from odd_images import STEP_LISTS, images, picture
+from PIL import Image, ImageOps
+from test_embed import make_bundle
+
+import edgekd
+from edgekd.device.bundle import Bundle
+from edgekd.device.images import decode_image
+from edgekd.device.preprocess import preprocess
+from edgekd.spec import Decode, parse_steps
+
+STUBS = Path(__file__).parent / "java_stubs"
+IMAGES = images()
+FUZZED = 10_000
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("android"))
+
+
+@pytest.fixture(scope="module")
+def folder(bundle) -> Path:
+    """The embedded app."""
+    made = ok_json("embed", bundle, "--app", "android", "--out", bundle.parent / "app")
+    assert {"assets/student.edgekd/bundle.json", "java/edgekd/Student.java", "build.gradle.kts"} <= set(made["files"])
+    return bundle.parent / "app"
+
+
+@pytest.fixture(scope="module")
+def classes(folder) -> Path:
+    """All of its Java with the stand-ins, every warning an error."""
+    place = folder / "with_stubs"
+    sources = [*(folder / "java").rglob("*.java"), *STUBS.rglob("*.java")]
+    command = [tool("javac"), "--release", "17", "-Xlint:all", "-Werror", "-d", str(place), *map(str, sources)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return place
+
+
+def drive(classes: Path, *args: str | Path | int, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    properties = (f"-Dedgekd.python={sys.executable}", f"-Dedgekd.session={STUBS / 'java_session.py'}")
+    command = [tool("java"), *properties, "-cp", str(classes), "edgekd.Drive", *map(str, args)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def with_steps(bundle: Path, place: Path, steps: list) -> Path:
+    shutil.copytree(bundle, place)
+    manifest = json.loads((place / "bundle.json").read_text())
+    (place / "bundle.json").write_text(json.dumps({**manifest, "preprocess": steps}))
+    return place
+
+
+def test_plain_java_proves_hashes_and_preprocessing(folder):
+    tool("javac")
+    done = subprocess.run(["make", "test"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "self-test passed: hashes are right and preprocessing gives the golden inputs" in done.stdout
+    place = folder.parent / "changed.edgekd"
+    steps = json.loads((folder / "assets" / "student.edgekd" / "bundle.json").read_text())["preprocess"]
+    changed = [{**step, "factor": 0.004} if step["op"] == "scale" else step for step in steps]
+    with_steps(folder / "assets" / "student.edgekd", place, changed)
+    command = [tool("java"), "-cp", "classes", "edgekd.SelfTest"]
+    done = subprocess.run([*command, place], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "self-test FAILED: preprocessing differs by" in done.stderr
+    graph = place / "graphs" / "float32.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\x00")
+    done = subprocess.run([*command, place], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, "graphs/float32.onnx was changed" in done.stderr) == (3, True)
+
+
+def test_the_golden_vectors_hold_with_onnxruntime_behind_it(folder, classes):
+    place = folder / "assets" / "student.edgekd"
+    for variant in ("float32", "int8_u8s8", "int8_dynamic"):
+        done = drive(classes, "self-test", place, variant)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_answers_are_edgekds(bundle, classes, tmp_path):
+    names = []
+    for number, data in enumerate(IMAGES.values()):
+        names.append(f"{number}.npy")
+        np.save(tmp_path / names[-1], decode_image(data, Decode()))
+    done = drive(classes, "predict", bundle, "float32", *names, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(bundle, variant="float32") as student:
+        for line, data in zip(done.stdout.splitlines(), IMAGES.values(), strict=True):
+            label, index, uncertainty, *top = line.split("\t")
+            wanted = student.predict(data, top_k=3)
+            assert (label, int(index)) == (wanted.label, wanted.index)
+            assert float(uncertainty) == pytest.approx(wanted.uncertainty, abs=1e-5)
+            assert top[::2] == [name for name, _ in wanted.top]
+            assert [float(score) for score in top[1::2]] == pytest.approx([s for _, s in wanted.top], abs=1e-5)
+
+
+@pytest.mark.parametrize("steps", STEP_LISTS.values(), ids=STEP_LISTS)
+def test_preprocessing_is_edgekds(bundle, classes, tmp_path, steps):
+    place = with_steps(bundle, tmp_path / "b", steps)
+    options = {key: value for key, value in steps[0].items() if key != "op"}
+    arrays = [decode_image(data, Decode(**options)) for data in IMAGES.values()]
+    random = np.random.default_rng(1)
+    for shape in ((9, 31, 4), (13, 12, 2), (5, 5), (30, 7, 3)):  # with transparency, and without a channel axis
+        arrays.append(random.integers(0, 256, shape, dtype=np.uint8))
+    arrays += [random.normal(size=(19, 23, 3)), np.asfortranarray(random.normal(size=(8, 44, 1)).astype(np.float32))]
+    for number, array in enumerate(arrays):
+        np.save(tmp_path / f"{number}.npy", array)
+    done = drive(classes, "show", place, *(f"{n}.npy" for n in range(len(arrays))), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for line, array in zip(done.stdout.splitlines(), arrays, strict=True):
+        wanted = preprocess(parse_steps(steps), array).ravel()
+        np.testing.assert_allclose(np.array(line.split(), np.float32), wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_pictures_on_android_are_turned_and_composed(folder, classes, tmp_path):
+    """Bitmaps of a phone: without loss every orientation and transparency gives edgekd's answer to the same file."""
+    names = []
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = turn
+        names.append(f"turn{turn}.jpg")
+        Image.fromarray(picture(37, 53, 3)).save(tmp_path / names[-1], exif=exif)
+    for channels in (1, 3, 4):
+        names.append(f"channels{channels}.png")
+        Image.fromarray(picture(31, 47, channels).squeeze()).save(tmp_path / names[-1])
+    assert ImageOps.exif_transpose(Image.open(tmp_path / "turn6.jpg")).size == (37, 53)
+    done = drive(classes, "pictures", folder / "assets", "float32", *names, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(folder / "assets" / "student.edgekd", variant="float32") as student:
+        for line, name in zip(done.stdout.splitlines(), names, strict=True):
+            wanted = student.predict(tmp_path / name, top_k=3)
+            # JPEG decoders round differently.
+            scores = [float(score) for score in line.split("\t")[4::2]]
+            assert scores == pytest.approx([score for _, score in wanted.top], abs=0.02 if "jpg" in name else 1e-5)
+            assert line.split("\t")[0] == wanted.label
+    (tmp_path / "no.jpg").write_bytes(b"nothing")
+    done = drive(classes, "pictures", folder / "assets", "float32", "no.jpg", cwd=tmp_path)
+    assert (done.returncode, "the picture cannot be decoded" in done.stderr) == (3, True)
+
+
+def test_fixed_batches_and_bytes(bundle, classes, tmp_path):
+    """A graph of two at a time gets samples in pieces; one that reads bytes gets bytes."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes = [
+        helper.make_node("Cast", ["image"], ["numbers"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["numbers"], ["flat"]),
+        helper.make_node("Slice", ["flat", "zero", "three", "one"], ["logits"]),
+    ]
+    ends = {"zero": [0], "three": [3], "one": [1]}
+    shape = [2, 2, 2, 1]
+    described = helper.make_graph(
+        nodes,
+        "bytes",
+        [helper.make_tensor_value_info("image", TensorProto.UINT8, shape)],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [2, 3])],
+        [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in ends.items()],
+    )
+    model = helper.make_model(described, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    graph = model.SerializeToString()
+    raw = np.random.default_rng(0).integers(0, 256, (5, 2, 2, 1), dtype=np.uint8)
+    logits = raw.reshape(5, 4)[:, :3].astype(np.float32)
+    manifest = {
+        **{key: Bundle.open(bundle).manifest[key] for key in ("name", "task", "labels")},
+        "inputs": [{"name": "image", "dtype": "uint8", "shape": shape}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": [2, 3]}],
+        "preprocess": [{"op": "decode"}],
+        "postprocess": [{"op": "softmax"}],
+        "variants": {"float32": {}},
+    }
+    golden = {"raw": raw, "input.image": raw, "output.float32.logits": logits}
+    Bundle.write(tmp_path / "b", manifest, {"float32": {"main": graph}}, golden)
+    done = drive(classes, "self-test", tmp_path / "b", "float32")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    np.save(tmp_path / "x.npy", raw[0])
+    done = drive(classes, "predict", tmp_path / "b", "float32", "x.npy", cwd=tmp_path)
+    assert int(done.stdout.split("\t")[1]) == int(logits[0].argmax()), done.stderr
+
+
+def edited(change):
+    def edit(place: Path) -> None:
+        manifest = json.loads((place / "bundle.json").read_text())
+        change(manifest)
+        (place / "bundle.json").write_text(json.dumps(manifest))
+
+    return edit
+
+
+def tampered(place: Path) -> None:
+    graph = place / "graphs" / "float32.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"\x00")
+
+
+def linked(place: Path) -> None:
+    (place / "graphs" / "float32.onnx").rename(place.parent / "elsewhere.onnx")
+    (place / "graphs" / "float32.onnx").symlink_to(place.parent / "elsewhere.onnx")
+
+
+BAD_BUNDLES = {
+    "truncated": (
+        lambda place: (place / "bundle.json").write_bytes((place / "bundle.json").read_bytes()[:300]),
+        "bundle.json is not readable as JSON",
+    ),
+    "newer": (edited(lambda m: m.update(version=2)), "the bundle has version 2, this reader knows 1; update the app"),
+    "another step": (edited(lambda m: m["preprocess"].append({"op": "sharpen"})), "the step 'sharpen'"),
+    "leads outside": (edited(lambda m: m["files"].update({"../x": {}})), "no file inside it"),
+    "wrong type": (edited(lambda m: m.update(labels="abc")), "labels is not a list"),
+    "tampered": (tampered, "graphs/float32.onnx was changed"),
+    "a link": (linked, "symbolic link"),
+    "missing": (lambda place: (place / "graphs" / "float32.onnx").unlink(), "graphs/float32.onnx cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BUNDLES)
+def test_bad_bundles_are_refused(bundle, classes, tmp_path, name):
+    damage, text = BAD_BUNDLES[name]
+    place = tmp_path / "b"
+    shutil.copytree(bundle, place)
+    damage(place)
+    done = drive(classes, "self-test", place, "float32")
+    assert (done.returncode, text in done.stderr) == (3, True), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bad_input_is_refused(bundle, classes, tmp_path):
+    np.save(tmp_path / "nan.npy", np.full((8, 8, 1), np.nan))
+    np.save(tmp_path / "five.npy", np.zeros((8, 8, 5), np.uint8))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "text.txt").write_text("no bundle")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in bundle.rglob("*"):
+            if file.is_file():
+                archive.write(file, file.relative_to(bundle).as_posix())
+    assert drive(classes, "self-test", tmp_path / "b.zip", "float32").returncode == 0
+    for args, text in (
+        (["predict", bundle, "float32", "nan.npy"], "look for NaN or infinite values in the input"),
+        (["predict", bundle, "float32", "five.npy"], "to_grey: found 5 channels, expected 1 or 3"),
+        (["predict", bundle, "float32", "objects.npy"], "is no array of numbers"),
+        (["self-test", bundle, "int9"], "no variant 'int9', expected one of float32, int8_dynamic, int8_u8s8"),
+        (["self-test", "nothing", "float32"], "no bundle at nothing; check the path"),
+        (["self-test", "text.txt", "float32"], "is no bundle: expected a folder or a zip"),
+        (["threads", bundle, 4096], "threads is 4096, expected a whole number from 1 to"),
+    ):
+        done = drive(classes, *args, cwd=tmp_path)
+        assert (done.returncode, text in done.stderr) == (3, True), (args, done.stderr)
+
+
+def test_the_readers_are_fuzzed(bundle, classes, tmp_path):
+    """Every damaged input is read, or refused with a StudentException; anything else would end the program."""
+    np.save(tmp_path / "seed.npy", np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)))
+    done = drive(classes, "fuzz", FUZZED, bundle / "bundle.json", bundle / "golden.npz", tmp_path / "seed.npy")
+    assert (done.returncode, done.stderr) == (0, "")
+    opened, refused = map(int, re.fullmatch(rf"{FUZZED} inputs: (\d+) opened, (\d+) refused\n", done.stdout).groups())
+    assert opened > 100
+    assert refused > FUZZED
+
+
+def test_the_readme_says_what_was_not_proven(folder):
+    readme = (folder / "README.md").read_text()
+    assert "**This project has not run on a phone.**" in readme
+    assert "gradle connectedAndroidTest" in readme
