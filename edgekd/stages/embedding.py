@@ -180,6 +180,10 @@ def _bundle_files(bundle: Bundle) -> dict[str, bytes]:
     if is_signed(bundle):
         files[SIGNATURE] = bundle.reader.read(SIGNATURE, limit=SIGNATURE_BYTES)
     for name, record in bundle.manifest["files"].items():
+        files[name] = bundle.reader.read(name, limit=record["size_bytes"])
+    return files
+
+
 def _app_files(name: str, skipped: tuple[str, ...]) -> dict[str, bytes]:
     """The files of a folder of export/apps, by their path in it."""
     folder = assets.folder("export", "apps") / name
@@ -188,10 +192,6 @@ def _app_files(name: str, skipped: tuple[str, ...]) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in skipped and "__pycache__" not in path.parts
     }
-
-
-        files[name] = bundle.reader.read(name, limit=record["size_bytes"])
-    return files
 
 
 def _write(out: Path, files: Mapping[str, bytes], *, force: bool) -> None:
