@@ -225,9 +225,9 @@ def main() -> int:
             if isinstance(source, Path) and source.parent == Path(name):
                 source.unlink(missing_ok=True)
             print(f"{title}: {', '.join(f'{key} {value[:70]}' for key, value in rows[title].items())}", flush=True)
-    failed = [title for title, row in rows.items() if any(value.startswith("FAILED") for value in row.values())]
-    write_json(given.out, {"versions": versions(), "rows": rows, "failed": failed})
-    return 1 if failed else 0
+            failed = [title for title, row in rows.items() if any(value.startswith("FAILED") for value in row.values())]
+            write_json(given.out, {"versions": versions(), "rows": rows, "failed": failed})
+    return 1 if any(value.startswith("FAILED") for row in rows.values() for value in row.values()) else 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,7 +36,7 @@ from edgekd.device.statistics import block_bootstrap_ratio
 from edgekd.device.suites import Suite
 from edgekd.files import write_json
 from edgekd.graph.inspection import inspect
-from edgekd.graph.quantization import VARIANTS, quantize
+from edgekd.graph.quantization import VARIANTS, Int8Static, quantize
 from edgekd.graph.schemes import static_scheme
 from edgekd.graph.targets import load_target
 from edgekd.results import write_results
@@ -52,6 +53,7 @@ PACKAGES = {
 }
 SYSTEMS = tuple(PACKAGES)
 OURS = "edgekd"
+PER_TENSOR = "edgekd, per tensor"
 FLOAT = "float32"
 
 
@@ -107,12 +109,17 @@ def peers(run: Path, envs: Path | None, systems: list[str], seconds: float) -> d
     space = Workspace(loaded.recipe, loaded.folder, run, Silence(), "cpu", 1, "", "")
     prepared, student = space.prepared, run.absolute() / "export" / "student.onnx"
     feeds, left_out, told = calibration_feeds(space), {}, {}
+    chosen = VARIANTS[ours()]
+    assert isinstance(chosen, Int8Static)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "calibration.npz", **feeds)
         files = {
             FLOAT: student,
-            OURS: quantize(student, folder / "ours.onnx", VARIANTS[ours()], calibration=feeds).path,
+            OURS: quantize(student, folder / "ours.onnx", chosen, calibration=feeds).path,
+            PER_TENSOR: quantize(
+                student, folder / "tensor.onnx", replace(chosen, per_channel=False), calibration=feeds
+            ).path,
         }
         for system in systems:
             out = folder / f"{system}.onnx"

@@ -172,8 +172,8 @@ def quantize(
         str,
         typer.Option(
             "--config",
-            help="int8_static (the target's for this CPU), int8_u8s8, int8_u8s7, int8_s8s8, int8_u8u8, int8_dynamic, "
-            "fp16, int4_weight_only, mixed.",
+            help="int8_static (the target's for this CPU), int8_u8s8, int8_u8s8_per_tensor, int8_u8s7, int8_s8s8, "
+            "int8_u8u8, int8_dynamic, fp16, int4_weight_only, mixed.",
         ),
     ] = "int8_static",
     data: Annotated[

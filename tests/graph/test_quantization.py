@@ -35,7 +35,7 @@ from edgekd.graph.verification import verify
 
 # A budget that all of int8 holds: what a mixture leaves in float is test_mixed's.
 VARIANTS = {**quantization.VARIANTS, "mixed": MixedPrecision(budget=50.0)}
-STATIC = ["int8_u8s8", "int8_u8s7", "int8_s8s8", "int8_u8u8", "mixed"]
+STATIC = ["int8_u8s8", "int8_u8s8_per_tensor", "int8_u8s7", "int8_s8s8", "int8_u8u8", "mixed"]
 PRECISION = {**dict.fromkeys(STATIC, "int8"), "int8_dynamic": "int8", "fp16": "float16", "int4_weight_only": "int4"}
 # Conv, MatMul and Gemm layers: static and float16 take all, the others only matrix products with constant weights.
 LAYERS = {mlp: (2, 2), cnn: (4, 1), transformer_block: (7, 5)}
@@ -70,7 +70,7 @@ def test_every_variant_is_right_at_every_batch_size_and_keeps_its_axes(make, var
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_weights_are_stored_in_the_type_that_the_variant_names(variant, tmp_path):
     wanted = {"int8_u8s8": "INT8", "int8_s8s8": "INT8", "int8_u8u8": "UINT8", "int8_dynamic": "INT8", "fp16": "FLOAT16"}
-    wanted |= {"int8_u8s7": "INT8", "mixed": "INT8"}
+    wanted |= {"int8_u8s8_per_tensor": "INT8", "int8_u8s7": "INT8", "mixed": "INT8"}
     wanted["int4_weight_only"] = "UINT8"  # two 4-bit numbers in a byte
     written = load(quantize(mlp(), tmp_path / "q.onnx", VARIANTS[variant], calibration=samples(mlp(), 64)).path)
     matrices = [t for t in written.graph.initializer if len(t.dims) >= 2 and "scale" not in t.name]
