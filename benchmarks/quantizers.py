@@ -1,7 +1,7 @@
 """Static int8: ours beside other systems' on one student, its speed-up on two known nets, and the time that it takes.
 
-    python benchmarks/quantizers.py peers --run runs/fashion --envs rivals --out quantizers.json.gz
-    python benchmarks/quantizers.py speedups --out quantizers_speedups.json.gz
+    python benchmarks/quantizers.py peers --run runs/fashion --envs rivals --out quantizers.json
+    python benchmarks/quantizers.py speedups --out quantizers_speedups.json
     python benchmarks/quantizers.py seconds --out quantizers_seconds.json
 
 peers     the float student of a finished run, quantized by each system on the same calibration samples; accuracy on
@@ -58,8 +58,8 @@ FLOAT = "float32"
 
 
 def suite(seconds: float) -> Suite:
-    """Enough calls for a p90 of every candidate."""
-    return Suite(name="quantizers", min_calls=1000, max_seconds=seconds, block_ms=20.0, cold_starts=0, memory=False)
+    """Enough calls for a p90 of every candidate, also of one that takes 30 ms."""
+    return Suite(name="quantizers", min_calls=200, max_seconds=seconds, block_ms=20.0, cold_starts=0, memory=False)
 
 
 def ours() -> str:
@@ -71,6 +71,8 @@ def measure(candidates: list[Candidate], samples: Samples | None, seconds: float
     """One interleaved run; p50 of each candidate over that of ours, from the same blocks, is added."""
     results = benchmark(candidates, suite=suite(seconds), against=FLOAT, samples=samples)
     raw = results["samples"]
+    for item in results["candidates"]:
+        item["model"] = Path(item["model"]).name  # the folder was a temporary one
     results["over_ours"] = {
         item.id: ratio(raw[item.id], raw[OURS]).to_json() for item in candidates if item.id not in (OURS, FLOAT)
     }
@@ -191,7 +193,9 @@ def seconds_taken(repeats: int, width: int) -> dict[str, Any]:
             row: dict[str, Any] = {}
             for step, command in commands.items():
                 started = time.perf_counter()
-                subprocess.run([sys.executable, "-m", "edgekd", *command.split(), "-q"], cwd=folder, check=True)
+                subprocess.run(
+                    [sys.executable, "-m", "edgekd", *command.split()], cwd=folder, capture_output=True, check=True
+                )
                 row[step] = time.perf_counter() - started
             rows.append({**row, "all": sum(row.values())})
         parameters = inspect(folder / "float.onnx").parameters
@@ -245,10 +249,7 @@ def main() -> None:
         print(f"{result['parameters']:,} parameters: {result['median_s']:.1f} s (median of {args.repeats})")
     if args.out is not None:
         told = {"command": " ".join(sys.argv), "machine": describe(), "versions": versions(), **result}
-        if args.part == "peers":
-            write_results(args.out, told)
-        else:
-            write_json(args.out, told)
+        (write_results if args.part == "peers" else write_json)(args.out, told)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -32,9 +31,16 @@ from graphs import cnn
 
 # Converters that lie in this environment; the others have environments of their own (`converters`).
 CONVERTED = [name for name in FORMATS if name in ("ort", "openvino", "mnn")]
+RUNTIMES = {
+    "ort": "onnxruntime",
+    "openvino": "openvino",
+    "mnn": "MNN",
+    "litert": "ai_edge_litert",
+    "executorch": "executorch",
+    "ncnn": "ncnn",
+}
 # What an environment must hold to convert.
-MODULES_OF_RUNTIMES = {"ort": "onnxruntime", "mnn": "MNN", "litert": "ai_edge_litert", "executorch": "executorch"}
-MODULES = {"litert": "litert_torch", "executorch": "executorch"}
+MODULES = {"litert": "litert_torch", "executorch": "executorch", "ncnn": "pnnx"}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +63,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.mark.parametrize("name", CONVERTED)
 @pytest.mark.parametrize("target", ["cpu", "android"])
 def test_a_converted_file_answers_as_the_bundle(bundle: Bundle, name: str, target: str, tmp_path: Path) -> None:
-    pytest.importorskip(MODULES_OF_RUNTIMES.get(name, FORMATS[name].runtime))
+    pytest.importorskip(RUNTIMES[name])
     result = ok_json("convert", bundle.path, tmp_path / "out", "--to", name, "--target", target)
     check_answers(bundle, name, result, tmp_path / "out")
 
@@ -78,9 +84,9 @@ def check_answers(bundle: Bundle, name: str, result: dict[str, Any], folder: Pat
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_a_converter_that_starts_from_pytorch(bundle: Bundle, name: str, tmp_path: Path) -> None:
+def test_a_converter_with_an_environment_of_its_own(bundle: Bundle, name: str, tmp_path: Path) -> None:
     """Really, where it lies in this environment, or in EDGEKD_CONVERTERS/NAME, a virtual environment each."""
-    pytest.importorskip(MODULES_OF_RUNTIMES[name], reason=f"the runtime {name} is not installed")
+    pytest.importorskip(RUNTIMES[name], reason=f"the runtime {name} is not installed")
     given = os.environ.get("EDGEKD_CONVERTERS")
     if given is None and find_spec(MODULES[name]) is None:
         pytest.skip(f"{MODULES[name]} is not installed here, and EDGEKD_CONVERTERS names no environments")
@@ -109,7 +115,7 @@ def test_float_converters_take_the_float_variants(bundle: Bundle, tmp_path: Path
 def test_equal_conversions_give_equal_bytes(bundle: Bundle, name: str, tmp_path: Path) -> None:
     """In another folder, in another process with another hash seed. onnxruntime writes a list of its own format in the
     order of a hash table whose seed is an address."""
-    pytest.importorskip(MODULES_OF_RUNTIMES.get(name, FORMATS[name].runtime))
+    pytest.importorskip(RUNTIMES[name])
     command = [sys.executable, "-m", "edgekd", "convert", bundle.path, "--to", name, "--json"]
     hashes = []
     for seed in ("1", "2"):
@@ -206,13 +212,6 @@ def test_a_converter_of_an_environment_of_its_own(bundle: Bundle, tmp_path: Path
     silent = environment(tmp_path / "silent", "pass")
     reason = convert_bundle(bundle, ["ncnn"], tmp_path / "out", env=silent)["refused"]["float32.param"]
     assert reason.startswith("pnnx wrote no model for ncnn")
-
-
-def test_pnnx_itself_where_it_is_installed(bundle: Bundle, tmp_path: Path) -> None:
-    if shutil.which("pnnx", path=str(Path(sys.executable).parent)) is None:
-        return  # an environment of its own: see the test before
-    pytest.importorskip("ncnn")
-    assert list(convert_bundle(bundle, ["ncnn"], tmp_path / "out")["made"]) == ["float32.param"]
 
 
 def test_programs_that_cannot_be_found_or_started(tmp_path: Path) -> None:
