@@ -246,7 +246,8 @@ def test_only_the_glue(bundle, tmp_path):
     assert {path.name for path in (tmp_path / "cli").iterdir()} == {"student.c", "student.h"}
     for app, kind in APPS.items():
         embed(Bundle.open(bundle), app, tmp_path / app, only_glue=True)
-        assert {path.name for path in (tmp_path / app).iterdir()} == set(kind.glue)
+        # ort/ comes from an npm package, which may not be here.
+        assert {path.name for path in (tmp_path / app).iterdir()} - {"ort"} == set(kind.glue) - {"ort"}
 
 
 def test_a_zip_and_a_signature_come_along(bundle, tmp_path):

@@ -10,7 +10,6 @@ import os
 import random
 import re
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -438,25 +437,24 @@ def test_the_types_are_those_of_the_code(tmp_path):
     """The .d.ts beside each module is what TypeScript reads from its comments. EDGEKD_WRITE_TYPES=1 writes them."""
     modules = node_modules("typescript")
     apps = assets.folder("export", "apps")
-    shutil.copytree(apps / "node", tmp_path, dirs_exist_ok=True)
-    shutil.copytree(apps / "javascript", tmp_path / "student")
-    for declared in (*tmp_path.glob("*.d.ts"), *tmp_path.glob("student/*.d.ts")):
+    for app in ("node", "web"):
+        shutil.copytree(apps / app, tmp_path / app)
+        shutil.copytree(apps / "javascript", tmp_path / app / "student")
+        (tmp_path / app / "package.json").write_text('{"type": "module"}')
+    for declared in tmp_path.rglob("*.d.ts"):
         declared.unlink()
     (tmp_path / "node_modules").symlink_to(modules)
-    options = json.loads((apps / "javascript" / "tsconfig.json").read_text())
+    options = json.loads((apps / "tsconfig.base.json").read_text())
     options["compilerOptions"] |= {"noEmit": False, "declaration": True, "emitDeclarationOnly": True, "types": ["node"]}
-    (tmp_path / "tsconfig.json").write_text(json.dumps({**options, "include": ["*.js", "student/*.js"]}))
-    done = subprocess.run(
-        ["node", modules / "typescript" / "bin" / "tsc", "-p", tmp_path], capture_output=True, text=True
-    )
+    (tmp_path / "tsconfig.json").write_text(json.dumps({**options, "include": ["node", "web"]}))
+    done = run_node(modules / "typescript" / "bin" / "tsc", "-p", tmp_path, cwd=tmp_path)
     assert done.returncode == 0, done.stdout
-    places = {"index.d.ts": apps / "node"} | {
-        f"student/{path.name}": apps / "javascript" for path in tmp_path.glob("student/*.d.ts")
-    }
-    for name, folder in places.items():
+    places = {tmp_path / "node" / "index.d.ts": apps / "node", tmp_path / "web" / "web.d.ts": apps / "web"}
+    places |= {path: apps / "javascript" for path in tmp_path.glob("web/student/*.d.ts")}
+    for written, folder in places.items():
         if os.environ.get("EDGEKD_WRITE_TYPES"):
-            shutil.copy(tmp_path / name, folder)
-        assert (tmp_path / name).read_text() == (folder / Path(name).name).read_text(), f"{name} is out of date"
+            shutil.copy(written, folder)
+        assert written.read_text() == (folder / written.name).read_text(), f"{written.name} is out of date"
     assert len(places) > 10
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import Server, browser
 from c_builds import compile_c
 from cpp_builds import onnxruntime_root, tool
 from javascript import node_modules, run_node
@@ -128,10 +129,27 @@ int main(void) {
     assert said.decode().strip() == str(digits.target[0])
 
 
+def test_the_web_example(folder: Path) -> None:
+    modules = node_modules("onnxruntime-web")
+    if not (folder / "node_modules").exists():
+        (folder / "node_modules").symlink_to(modules)
+    embed(folder)
+    (code,) = (code for code in blocks("In your app", "js") if "web.js" in code)
+    place = folder / "page"
+    (place / "mine.html").write_text(f'<!doctype html><body><script type="module">{code}</script>')
+    shutil.copy(folder / "digit.png", place)
+    server = Server(place)
+    with browser(folder) as page:
+        page.open(server.address + "mine.html", "document.body.innerText")
+        assert page.run("return document.body.innerText").strip().startswith("00.")
+        assert page.console == []
+    server.stop()
+
+
 def test_the_node_example(folder: Path) -> None:
     modules = node_modules("onnxruntime-node")
     embed(folder)
-    (code,) = blocks("In your app", "js")
+    (code,) = (code for code in blocks("In your app", "js") if "index.js" in code)
     place = folder / "node_app"
     if not (place / "node_modules").exists():
         (place / "node_modules").symlink_to(modules)

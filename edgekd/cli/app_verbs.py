@@ -19,7 +19,13 @@ def embed(
     app: Annotated[str, typer.Option("--app", help="Which app; an unknown name lists them.")],
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder of the app.")],
     variant: Annotated[
-        str | None, typer.Option("--variant", help="For apps that are made from one variant (c).")
+        str | None, typer.Option("--variant", help="For apps that are made from one variant (c, web).")
+    ] = None,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(
+            "--onnxruntime-web", metavar="DIR", help="The npm package for the web app (default: in node_modules)."
+        ),
     ] = None,
     only_glue: Annotated[
         bool, typer.Option("--only-glue", help="Only the files that an app of your own needs.")
@@ -32,6 +38,8 @@ def embed(
 
       edgekd embed student.edgekd --app python --out app
 
+      edgekd embed student.edgekd --app web --out page
+
       edgekd embed student.edgekd --app c --out firmware/student --only-glue
     """
     from edgekd.device.bundle import Bundle
@@ -43,14 +51,14 @@ def embed(
     bundle = Bundle.open(path)
     if bundle.manifest.get("samples") is not None and not only_glue:
         common.warn(f"{path} holds {bundle.manifest['samples']['count']} labelled samples; they go into the app")
-    made = embed_bundle(bundle, app, out, variant=variant, only_glue=only_glue, force=force)
+    made = embed_bundle(bundle, app, out, variant=variant, runtime=runtime, only_glue=only_glue, force=force)
     if common.as_json:
-        common.print_json(
-            {"app": app, "path": str(out), "files": list(made.files), "run": made.run, **dict(made.figures)}
-        )
+        common.print_json({"app": app, "path": str(out), "files": list(made.files), "run": made.run, **made.figures})
         return
     common.say(f"wrote {out}: {len(made.files)} files" + (f" ({', '.join(made.files)})" if only_glue else ""))
     for name, value in made.figures.items():
         common.say(f"{name:<14} {value:,}")
+    for note in made.notes:
+        common.warn(note)
     if not only_glue:
         tables.print_next(common, f"{shlex.join(['cd', str(out)])} && {made.run}")

@@ -7,7 +7,7 @@ filled in. Where more is needed than a copy (code that is made from the model), 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ class App:
     shared    a folder of the app, and the folder of export/apps whose files several apps have in it
     bundle    where the bundle itself lies in the app; empty: it is not in it
     generate  "module:function" of (bundle, variant) that gives more files and more words for README.md
+    package   the npm package whose files may go into the app; `generate` then takes its folder as well
     extra     of edgekd, that making the app needs
     run       the command that proves the app
     """
@@ -43,6 +44,7 @@ class App:
     shared: tuple[str, str] | None = None
     bundle: str = STUDENT
     generate: str | None = None
+    package: str | None = None
     extra: str | None = None
 
 
@@ -56,6 +58,15 @@ APPS: dict[str, App] = {
         bundle="",
         generate="edgekd.stages.embedding_c:generate",
         extra="graph",
+    ),
+    "web": App(
+        "Web: a page that can be installed and works offline, on onnxruntime-web",
+        ("web.js", "web.d.ts", "student", "ort"),
+        "python -m http.server 8000    # then open http://localhost:8000/?self-test",
+        skipped=("tsconfig.json", "app.d.ts", "sources.d.ts", "sw.d.ts"),
+        shared=("student", "javascript"),
+        generate="edgekd.stages.embedding_web:generate",
+        package="onnxruntime-web",
     ),
     "node": App(
         "Node: an npm package on onnxruntime-node",
@@ -81,29 +92,40 @@ APPS: dict[str, App] = {
 
 @dataclass(frozen=True)
 class Generated:
-    """Files by their path in the app, words for README.md, and figures to show."""
+    """Files by their path in the app, words for README.md, figures and notes to show, rows for the licences."""
 
     files: Mapping[str, bytes]
     words: Mapping[str, str]
     figures: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+    licences: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What was written: paths within `out`, the command that proves it, and figures (bytes)."""
+    """What was written: paths within `out`, the command that proves it, figures (bytes), what is still to be done."""
 
     out: Path
     files: tuple[str, ...]
     run: str
     figures: Mapping[str, int]
+    notes: tuple[str, ...] = ()
 
 
 def embed(
-    bundle: Bundle, app: str, out: Path, *, variant: str | None = None, only_glue: bool = False, force: bool = False
+    bundle: Bundle,
+    app: str,
+    out: Path,
+    *,
+    variant: str | None = None,
+    runtime: Path | None = None,
+    only_glue: bool = False,
+    force: bool = False,
 ) -> Embedded:
     """Write `app` with the student of `bundle` into the folder `out`.
 
     variant    which of the bundle's variants (default: that of this CPU; for C the first that is all integers)
+    runtime    the folder of the npm package whose files go into the app (web; default: that in node_modules)
     only_glue  only the files that one's own app needs
     force      replace files that are there and differ
 
@@ -114,29 +136,31 @@ def embed(
         raise UsageError(f"no app is called '{app}'. {nearest(app, APPS)}")
     if variant is not None and variant not in bundle.variants:
         raise UsageError(f"{bundle.path} has no variant '{variant}'. {nearest(variant, bundle.variants)}")
-    bundle.verify_files()
     kind = APPS[app]
+    if runtime is not None and kind.package is None:
+        raise UsageError(f"the {app} app takes no files of an npm package; leave {runtime} out")
+    bundle.verify_files()
     made = Generated({}, {}, {})
     if kind.generate is not None:
         module, name = kind.generate.split(":")
-        generate: Callable[[Bundle, str | None], Generated] = getattr(importlib.import_module(module), name)
-        made = generate(bundle, variant)
+        generate: Callable[..., Generated] = getattr(importlib.import_module(module), name)
+        made = generate(bundle, variant) if kind.package is None else generate(bundle, variant, runtime)
     elif variant is not None:
         raise UsageError(f"--variant is for apps without a bundle inside; choose one when the {app} app loads it")
-    files = _app_files(app, kind.skipped)
+    files = app_files(app)
     if kind.shared is not None:
         inside, source = kind.shared
-        files |= {f"{inside}/{name}": data for name, data in _app_files(source, kind.skipped).items()}
+        files |= {f"{inside}/{name}": data for name, data in app_files(source).items()}
     words = {**describe(bundle), **made.words}
     files["README.md"] = fill(files["README.md"].decode(), words).encode()
     files |= made.files
-    files[NOTICE] = notice(bundle).encode()
+    files[NOTICE] = notice(bundle, made.licences).encode()
     if kind.bundle:
         files |= {f"{kind.bundle}/{name}": data for name, data in _bundle_files(bundle).items()}
     if only_glue:
         files = {name: data for name, data in files.items() if name in kind.glue or name.split("/")[0] in kind.glue}
     _write(out, files, force=force)
-    return Embedded(out, tuple(files), kind.run, made.figures)
+    return Embedded(out, tuple(files), kind.run, made.figures, made.notes)
 
 
 def describe(bundle: Bundle) -> dict[str, str]:
@@ -153,7 +177,7 @@ def describe(bundle: Bundle) -> dict[str, str]:
     }
 
 
-def notice(bundle: Bundle) -> str:
+def notice(bundle: Bundle, more: Iterable[tuple[str, str, str]] = ()) -> str:
     """Whose work is in the app, and under which licences."""
     manifest = bundle.manifest
     provenance = manifest.get("provenance", {})
@@ -161,7 +185,7 @@ def notice(bundle: Bundle) -> str:
     for title, key in (("its teacher", "teacher"), ("its training data", "data")):
         origin = provenance.get(key, {})
         rows.append((title, origin.get("name"), origin.get("licence")))
-    rows.append(("the app's own files", "edgekd", "Apache-2.0"))
+    rows += [("the app's own files", "edgekd", "Apache-2.0"), *more]
     lines = [f"| {' | '.join(cell or 'not stated' for cell in row)} |" for row in rows]
     use = manifest.get("intended_use") or "not stated"
     return "# Licences\n\n| what | name | licence |\n|---|---|---|\n" + "\n".join(lines) + f"\n\nIntended use: {use}\n"
@@ -174,6 +198,17 @@ def fill(text: str, words: Mapping[str, str]) -> str:
     return text
 
 
+def app_files(name: str) -> dict[str, bytes]:
+    """The files of the app in export/apps, by their path in it, without those that are only material."""
+    skipped = APPS[name].skipped if name in APPS else ()
+    folder = assets.folder("export", "apps") / name
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in skipped and "__pycache__" not in path.parts
+    }
+
+
 def _bundle_files(bundle: Bundle) -> dict[str, bytes]:
     """The bundle as it is, its signature too."""
     files = {MANIFEST: bundle.reader.read(MANIFEST, limit=MAX_MANIFEST_BYTES)}
@@ -182,16 +217,6 @@ def _bundle_files(bundle: Bundle) -> dict[str, bytes]:
     for name, record in bundle.manifest["files"].items():
         files[name] = bundle.reader.read(name, limit=record["size_bytes"])
     return files
-
-
-def _app_files(name: str, skipped: tuple[str, ...]) -> dict[str, bytes]:
-    """The files of a folder of export/apps, by their path in it."""
-    folder = assets.folder("export", "apps") / name
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in skipped and "__pycache__" not in path.parts
-    }
 
 
 def _write(out: Path, files: Mapping[str, bytes], *, force: bool) -> None:

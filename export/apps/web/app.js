@@ -1,0 +1,210 @@
+// The page: what is drawn, dropped or seen by the camera, and what the student says about it.
+import { camera, decodedInverted, drawing, inverted } from "./sources.js";
+import { StudentError, openStudent } from "./web.js";
+
+/** @typedef {import("./student/student.js").Student} Student */
+
+const SMALL_GRAPH = 1_000_000; // bytes; a smaller one computes faster than threads wake up
+const query = new URLSearchParams(location.search);
+/** Written by edgekd: files.js. @type {{version: string, variant: string}} */
+const app = /** @type {any} */ (globalThis).APP;
+
+/** @template {HTMLElement} T @param {string} id @param {new () => T} kind @returns {T} */
+function element(id, kind) {
+  const found = document.getElementById(id);
+  if (!(found instanceof kind)) throw new Error(`no element ${id}`);
+  return found;
+}
+
+const parts = {
+  title: element("title", HTMLElement),
+  label: element("label", HTMLElement),
+  top: element("top", HTMLElement),
+  time: element("time", HTMLElement),
+  status: element("status", HTMLElement),
+  canvas: element("canvas", HTMLCanvasElement),
+  video: element("video", HTMLVideoElement),
+  image: element("image", HTMLImageElement),
+  file: element("file", HTMLInputElement),
+  dark: element("dark", HTMLInputElement),
+};
+
+/** @type {Student} */
+let student;
+/** @type {Blob | null} */
+let picture = null;
+let [mode, busy, again] = ["draw", false, false];
+const drawn = drawing(parts.canvas, look);
+const eye = camera(parts.video);
+
+/** What there is to look at now: nothing, or one thing, framed in one way or several. */
+async function samples() {
+  if (mode === "draw") return drawn.pixels();
+  if (mode === "picture") return picture === null ? [] : [parts.dark.checked ? await decodedInverted(picture) : picture];
+  const seen = eye.pixels();
+  return seen === null ? [] : [parts.dark.checked ? inverted(seen) : seen];
+}
+
+/** Ask the student, once more where something changed meanwhile. */
+async function look() {
+  if (student === undefined) return;
+  if (busy) {
+    again = true;
+    return;
+  }
+  busy = true;
+  try {
+    const answers = [];
+    for (const x of await samples()) answers.push(await student.predict(x, { topK: 3 }));
+    const surest = answers.sort((a, b) => b.score - a.score)[0];
+    if (surest === undefined) empty();
+    else show(surest);
+  } catch (error) {
+    tell(error);
+  }
+  busy = false;
+  if (again) {
+    again = false;
+    setTimeout(look);
+  }
+}
+
+/** @param {import("./student/student.js").Answer} answer */
+function show({ label, top, latencyMs }) {
+  parts.label.textContent = label ?? "–";
+  parts.top.replaceChildren(
+    ...top.map(({ label: name, score }) => {
+      const row = document.createElement("li");
+      const bar = Object.assign(document.createElement("meter"), { min: 0, max: 1, value: score });
+      const [text, share] = [name, percent(score)].map((content) =>
+        Object.assign(document.createElement("span"), { textContent: content }),
+      );
+      row.append(text, bar, share);
+      return row;
+    }),
+  );
+  parts.time.textContent = `${latencyMs < 10 ? latencyMs.toFixed(1) : Math.round(latencyMs)} ms`;
+  if (performance.getEntriesByName("first-answer").length === 0) performance.mark("first-answer");
+}
+
+function empty() {
+  parts.label.textContent = "–";
+  parts.top.replaceChildren();
+  parts.time.textContent = "";
+}
+
+/** @param {number} score */
+function percent(score) {
+  return student.manifest.task === "regression" ? score.toPrecision(4) : `${(100 * score).toFixed(1)} %`;
+}
+
+/** @param {unknown} error */
+function tell(error) {
+  empty();
+  parts.status.textContent = error instanceof StudentError ? error.message : `something went wrong: ${error}`;
+  parts.status.dataset.failed = "true";
+  if (!(error instanceof StudentError)) console.error(error);
+}
+
+/** @param {string} next "draw", "picture" or "camera" */
+async function change(next) {
+  if (mode === "camera") eye.stop();
+  mode = next;
+  document.body.dataset.mode = mode;
+  for (const button of document.querySelectorAll("nav button")) {
+    button.setAttribute("aria-pressed", String(button.id === `mode-${mode}`));
+  }
+  empty();
+  ready();
+  if (mode === "camera") {
+    try {
+      await eye.start();
+      await watch();
+    } catch (error) {
+      tell(new StudentError(`no camera (${error instanceof Error ? error.message : error}); allow it, or use a picture`));
+    }
+  } else await look();
+}
+
+/** Five times a second, while the camera is on. */
+async function watch() {
+  while (mode === "camera") {
+    await look();
+    await new Promise((done) => setTimeout(done, 200));
+  }
+}
+
+/** @param {Blob | undefined | null} file */
+function take(file) {
+  if (!file) return;
+  picture = file;
+  URL.revokeObjectURL(parts.image.src);
+  parts.image.src = URL.createObjectURL(file);
+  document.body.dataset.picture = "true";
+  void (mode === "picture" ? (ready(), look()) : change("picture"));
+}
+
+function ready() {
+  if (student === undefined) return;
+  const threads = threadsFor(student.manifest, student.variant);
+  parts.status.textContent = `${student.variant} · WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
+  delete parts.status.dataset.failed;
+}
+
+/** @param {Student["manifest"]} manifest @param {string} variant */
+function threadsFor(manifest, variant) {
+  if (query.has("threads")) return Number(query.get("threads"));
+  const small = (manifest.variants[variant]?.size_bytes ?? 0) < SMALL_GRAPH;
+  return crossOriginIsolated && !small ? Math.min(4, navigator.hardwareConcurrency) : 1;
+}
+
+/** The golden vectors of the bundle, in this browser. */
+async function selfTest() {
+  const place = element("self-test", HTMLElement);
+  const { ok, variant, samples, maxAbsDiff, problems } = await student.selfTest();
+  place.textContent = ok
+    ? `self-test passed: ${variant} gives its golden outputs here (${samples} samples, largest difference ${maxAbsDiff.toExponential(1)})`
+    : `self-test FAILED: ${variant}: ${problems.join("; ")}`;
+  place.dataset.ok = String(ok);
+}
+
+async function start() {
+  const size = await fetch("student.edgekd/bundle.json").then((response) => response.json()).catch(() => null);
+  const variant = query.get("variant") ?? app.variant;
+  const threads = size === null ? 1 : threadsFor(size, variant);
+  student = await openStudent("student.edgekd", { variant, threads });
+  await student.warmUp();
+  parts.title.textContent = document.title = student.manifest.name;
+  // Drawing is for what one writes: students of letters and digits.
+  const first = student.labels.every((label) => [...label].length === 1) ? "draw" : "picture";
+  performance.mark("student-ready");
+  await change(first);
+  document.body.dataset.ready = "true";
+  if (query.has("self-test")) await selfTest();
+}
+
+for (const name of ["draw", "picture", "camera"]) {
+  element(`mode-${name}`, HTMLButtonElement).addEventListener("click", () => void change(name));
+}
+element("clear", HTMLButtonElement).addEventListener("click", () => (drawn.clear(), void look()));
+element("run-self-test", HTMLButtonElement).addEventListener("click", () => void selfTest().catch(tell));
+parts.file.addEventListener("change", () => take(parts.file.files?.[0]));
+parts.dark.addEventListener("change", () => void look());
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  take(event.dataTransfer?.files[0]);
+});
+addEventListener("paste", (event) => take(event.clipboardData?.files[0]));
+
+if ("serviceWorker" in navigator) {
+  navigator.serviceWorker
+    .register("sw.js")
+    .then(() => navigator.serviceWorker.ready)
+    .then(() => (element("offline", HTMLElement).textContent = "works offline"))
+    .catch((error) => console.warn("not offline:", error));
+}
+start().catch((error) => {
+  tell(error);
+  document.body.dataset.ready = "false";
+});
