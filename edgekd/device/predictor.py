@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -103,6 +102,8 @@ class Predictor:
 
     async def predict_async(self, x: Raw, *, top_k: int = 1) -> Prediction:
         """`predict` in a thread of the running event loop, which goes on meanwhile."""
+        import asyncio  # here: it takes 7 MB, and who calls this has it already
+
         return await asyncio.to_thread(self.predict, x, top_k=top_k)
 
     def predict_batch(self, xs: Iterable[Raw], *, top_k: int = 1) -> list[Prediction]:

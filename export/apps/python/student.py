@@ -14,7 +14,6 @@ Exit codes: 0 done, 1 the self-test failed, 2 usage, 3 input refused, 4 somethin
 from __future__ import annotations
 
 import argparse
-import asyncio
 import fnmatch
 import hashlib
 import io
@@ -126,6 +125,8 @@ class Student:
 
     async def predict_async(self, x: Any, *, top_k: int = 1) -> Answer:
         """`predict` in a thread of the running event loop, which goes on meanwhile."""
+        import asyncio  # here: it takes 7 MB, and who calls this has it already
+
         return await asyncio.get_running_loop().run_in_executor(None, partial(self.predict, x, top_k=top_k))
 
     def predict_batch(self, xs: list[Any], *, top_k: int = 1) -> list[Answer]:
