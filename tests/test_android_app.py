@@ -19,6 +19,7 @@ import pytest
 from commands import ok_json
 from cpp_builds import tool
 from odd_images import STEP_LISTS, images, picture
+from other_tasks import OTHER_TASKS, with_task
 from PIL import Image, ImageOps
 from test_embed import make_bundle
 
@@ -111,6 +112,25 @@ def test_answers_are_edgekds(bundle, classes, tmp_path):
             assert float(uncertainty) == pytest.approx(wanted.uncertainty, abs=1e-5)
             assert top[::2] == [name for name, _ in wanted.top]
             assert [float(score) for score in top[1::2]] == pytest.approx([s for _, s in wanted.top], abs=1e-5)
+
+
+@pytest.mark.parametrize("task", OTHER_TASKS)
+def test_labels_that_are_present_and_targets_in_their_units(bundle, classes, tmp_path, task):
+    place = with_task(bundle, tmp_path / "b", task)
+    raw = Bundle.open(bundle).golden()["raw"][:6]
+    names = [f"{number}.npy" for number in range(len(raw))]
+    for name, sample in zip(names, raw):
+        np.save(tmp_path / name, sample)
+    done = drive(classes, "predict", place, "float32", *names, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(place, variant="float32") as student:
+        for line, sample in zip(done.stdout.splitlines(), raw, strict=True):
+            label, index, uncertainty, *top = line.split("\t")
+            wanted = student.predict(sample)
+            assert (label, uncertainty) == (str(wanted.label).replace("None", "null"), "NaN")
+            assert int(index) == (-1 if wanted.index is None else wanted.index)
+            assert top[::2] == [name for name, _ in wanted.top]
+            assert [float(score) for score in top[1::2]] == pytest.approx([s for _, s in wanted.top], rel=1e-5)
 
 
 @pytest.mark.parametrize("steps", STEP_LISTS.values(), ids=STEP_LISTS)

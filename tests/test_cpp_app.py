@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from commands import ok, ok_json
 from odd_images import STEP_LISTS, images
+from other_tasks import OTHER_TASKS, with_task
 from PIL import Image
 from test_embed import make_bundle
 
@@ -26,6 +27,39 @@ from edgekd.device.preprocess import preprocess
 from edgekd.files import sha256_bytes
 from edgekd.spec import Decode, parse_steps
 
+# Four threads share a student; every answer must be the one that a lone thread gets.
+THREADS = """
+#undef main
+#include <atomic>
+#include <thread>
+
+int main() {
+    if (mine() != 0) {
+        return 1;
+    }
+    const edgekd::Student student("student.edgekd");
+    std::vector<edgekd::Array> samples;
+    std::vector<float> alone;
+    for (int i = 0; i < 4; i++) {
+        samples.push_back(edgekd::Array({8, 8}, edgekd::Bytes(64, static_cast<std::uint8_t>(60 * i))));
+        alone.push_back(student.predict(samples.back()).score);
+    }
+    std::atomic<int> alike{0};
+    std::vector<std::thread> threads;
+    for (int i = 0; i < 4; i++) {
+        threads.emplace_back([&, i] {
+            for (int run = 0; run < 200; run++) {
+                alike += student.predict(samples[i]).score == alone[i] ? 1 : 0;
+            }
+        });
+    }
+    for (std::thread &thread : threads) {
+        thread.join();
+    }
+    std::cout << alike << " of 800 alike\\n";
+    return 0;
+}
+"""
 SOURCE = assets.folder("export", "apps") / "cpp"
 IMAGES = images()
 FUZZED = 2000
@@ -102,6 +136,23 @@ def test_the_app_answers_as_edgekd_does(bundle, on_onnxruntime, tmp_path):
             assert [float(score) for _, score in told] == pytest.approx([s for _, s in answer.top], abs=1e-5)
 
 
+@pytest.mark.parametrize("task", OTHER_TASKS)
+def test_labels_that_are_present_and_targets_in_their_units(bundle, on_onnxruntime, tmp_path, task):
+    place = with_task(bundle, tmp_path / "b", task)
+    raw = Bundle.open(bundle).golden()["raw"][:6]
+    names = [f"{number}.npy" for number in range(len(raw))]
+    for name, sample in zip(names, raw):
+        np.save(tmp_path / name, sample)
+    done = run(on_onnxruntime, *names, "--bundle", place, "--variant", "float32", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(place, variant="float32") as student:
+        for line, sample in zip(done.stdout.splitlines(), raw, strict=True):
+            told = re.findall(r"  (\w+) ([\d.e+-]+)", line)
+            wanted = student.predict(sample).top
+            assert [label for label, _ in told] == [label for label, _ in wanted]
+            assert [float(score) for _, score in told] == pytest.approx([score for _, score in wanted], rel=1e-4)
+
+
 @pytest.mark.parametrize("steps", STEP_LISTS.values(), ids=STEP_LISTS)
 def test_preprocessing_is_edgekds(bundle, on_onnxruntime, tmp_path, steps):
     place = tmp_path / "b"
@@ -114,7 +165,7 @@ def test_preprocessing_is_edgekds(bundle, on_onnxruntime, tmp_path, steps):
     random = np.random.default_rng(1)
     for shape in ((9, 31, 4), (13, 12, 2), (5, 5), (30, 7, 3)):  # with transparency, and without a channel axis
         arrays.append(random.integers(0, 256, shape, dtype=np.uint8))
-    arrays += [random.normal(size=(19, 23, 3)), random.normal(size=(8, 44, 1)).astype(np.float32)]
+    arrays += [random.normal(size=(19, 23, 3)), np.asfortranarray(random.normal(size=(8, 44, 1)).astype(np.float32))]
     names = [f"{number}.npy" for number in range(len(arrays))]
     for name, array in zip(names, arrays):
         np.save(tmp_path / name, array)
@@ -268,14 +319,26 @@ def test_the_readers_are_fuzzed(bundle, tmp_path):
 def test_the_lines_of_the_readme_compile(folder, tmp_path):
     lines = re.search(r"```cpp\n(.*?)```", (folder / "README.md").read_text(), flags=re.S)[1]
     assert len(lines.splitlines()) <= 10
-    (tmp_path / "mine.cpp").write_text(lines)
+    (tmp_path / "mine.cpp").write_text(
+        "#define main mine\n" + lines.rstrip().removesuffix("}") + "return 0;\n}" + THREADS
+    )
     root = cpp_builds.onnxruntime_root(folder)
     flags = (f"-I{folder}", "-DEDGEKD_ONNXRUNTIME", f"-I{root}/include")
     library = (f"-L{root}/lib", "-lonnxruntime", f"-Wl,-rpath,{root}/lib")
     program = tmp_path / "mine"
-    command = [cpp_builds.tool("g++"), "-std=c++17", *flags, str(tmp_path / "mine.cpp"), "-o", str(program), *library]
+    command = [
+        cpp_builds.tool("g++"),
+        "-std=c++17",
+        "-pthread",
+        *flags,
+        str(tmp_path / "mine.cpp"),
+        "-o",
+        str(program),
+        *library,
+    ]
     assert subprocess.run(command, capture_output=True, text=True).stderr == ""
     Image.fromarray(np.arange(120, dtype=np.uint8).reshape(10, 12)).save(folder / "digit.pgm")
     done = run(program, cwd=folder)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split()[0] in ("circle", "square", "triangle")
+    assert done.stdout.splitlines()[1] == "800 of 800 alike"

@@ -7,8 +7,8 @@
 //     std::cout << answer.label << ' ' << answer.score << '\n';
 //
 // Define EDGEKD_ONNXRUNTIME (with onnxruntime_c_api.h and its library) or EDGEKD_OPENVINO (with openvino/openvino.hpp),
-// or give `Student` a function that opens a backend of your own. What cannot be used throws edgekd::Error, whose text says
-// what to do. Compile without -ffast-math, and with -ffp-contract=off for the same bits on every chip. Apache-2.0.
+// or give `Student` a function that opens a backend of your own. What cannot be used throws edgekd::Error, whose text
+// says what to do. Compile without -ffast-math, and with -ffp-contract=off for the same bits on every chip. Apache-2.0.
 #ifndef EDGEKD_HPP
 #define EDGEKD_HPP
 
@@ -132,7 +132,8 @@ inline std::string sha256(const std::string &data) {
         }
         for (std::size_t i = 16; i < 64; i++) {
             const std::uint32_t a = w[i - 15], b = w[i - 2];
-            w[i] = w[i - 16] + (turn(a, 7) ^ turn(a, 18) ^ (a >> 3)) + w[i - 7] + (turn(b, 17) ^ turn(b, 19) ^ (b >> 10));
+            w[i] =
+                w[i - 16] + (turn(a, 7) ^ turn(a, 18) ^ (a >> 3)) + w[i - 7] + (turn(b, 17) ^ turn(b, 19) ^ (b >> 10));
         }
         std::array<std::uint32_t, 8> s = state;
         for (std::size_t i = 0; i < 64; i++) {
@@ -170,7 +171,7 @@ inline std::string sha256(const std::string &data) {
     return text;
 }
 
-// ---- JSON (RFC 8259): strict, no key twice, numbers finite and within 64 bits ----------------------------------------
+// ---- JSON (RFC 8259): strict, no key twice, numbers finite and within 64 bits -------------------------------------
 
 class Json {
   public:
@@ -479,9 +480,11 @@ class JsonReader {
     std::size_t at_ = 0;
 };
 
-inline Json Json::parse(const std::string &text) { return JsonReader(text).whole(); }
+inline Json Json::parse(const std::string &text) {
+    return JsonReader(text).whole();
+}
 
-// ---- files: a folder or a zip that somebody else made; nothing is unpacked to the disk -------------------------------
+// ---- files: a folder or a zip that somebody else made; nothing is unpacked to the disk ----------------------------
 
 // Whether a name stays inside the bundle.
 inline bool is_safe(const std::string &name) {
@@ -592,7 +595,8 @@ class Zip {
             damaged("an entry leads elsewhere, comes twice, is a link or encrypted");
         }
         if (method != 0 || packed != size) {
-            throw Error(name_ + " holds '" + name + "' compressed, and this reader has no decompressor; unpack it into a " +
+            throw Error(name_ + " holds '" + name +
+                        "' compressed, and this reader has no decompressor; unpack it into a " +
                         "folder, or write it with 'edgekd bundle ... --zip'");
         }
         if (start > data_.size() || data_.size() - start < 30 || number(start, 4) != 0x04034b50) {
@@ -611,7 +615,9 @@ class Zip {
 
 // An .npy file of plain numbers as bytes (uint8) or floats (everything else).
 inline Array parse_npy(const std::string &raw, const std::string &name) {
-    const auto refuse = [&](const std::string &why) { throw Error(name + " is no .npy file of numbers (" + why + ")" + fresh); };
+    const auto refuse = [&](const std::string &why) {
+        throw Error(name + " is no .npy file of numbers (" + why + ")" + fresh);
+    };
     const bool second = raw.compare(0, 8, std::string("\x93NUMPY\x02\x00", 8)) == 0;
     if ((!second && raw.compare(0, 8, std::string("\x93NUMPY\x01\x00", 8)) != 0) || raw.size() < 12) {
         refuse("its first bytes are others");
@@ -654,9 +660,9 @@ inline Array parse_npy(const std::string &raw, const std::string &name) {
     if (!fits || !word(")")) {
         refuse("found another header");
     }
-    static const std::map<std::string, std::size_t> sizes = {
-        {"|u1", 1}, {"|i1", 1}, {"|b1", 1}, {"<u2", 2}, {"<i2", 2}, {"<u4", 4},
-        {"<i4", 4}, {"<u8", 8}, {"<i8", 8}, {"<f4", 4}, {"<f8", 8}};
+    static const std::map<std::string, std::size_t> sizes = {{"|u1", 1}, {"|i1", 1}, {"|b1", 1}, {"<u2", 2},
+                                                             {"<i2", 2}, {"<u4", 4}, {"<i4", 4}, {"<u8", 8},
+                                                             {"<i8", 8}, {"<f4", 4}, {"<f8", 8}};
     const auto known = sizes.find(type);
     if (known == sizes.end()) {
         refuse("numbers of type " + type + " are not read here");
@@ -723,8 +729,8 @@ inline Array parse_npy(const std::string &raw, const std::string &name) {
     return Array(shape, std::move(floats));
 }
 
-// A sample from .npy, or an image from PGM, PPM or PAM (8 or 16 bits; PAM may be transparent). 16-bit grey keeps its upper
-// byte, as BUNDLE.md says. Other formats: decode them with the library that your app has, upright, and give an Array.
+// A sample from .npy, or an image from PGM, PPM or PAM (8 or 16 bits; PAM may be transparent). 16-bit grey keeps its
+// upper byte, as BUNDLE.md says. Other formats: decode them with the library of your app, upright, and give an Array.
 inline Array read_array(const std::filesystem::path &path) {
     const std::string data = read_file(path, max_file), name = path.string();
     if (data.compare(0, 6, "\x93NUMPY") == 0) {
@@ -796,7 +802,7 @@ inline Array read_array(const std::filesystem::path &path) {
     return Array({height, width, channels}, std::move(pixels));
 }
 
-// ---- the manifest ------------------------------------------------------------------------------------------------------
+// ---- the manifest -------------------------------------------------------------------------------------------------
 
 // One step of pre- or postprocessing; BUNDLE.md says what each does.
 struct Step {
@@ -834,7 +840,8 @@ struct Manifest {
 };
 
 inline bool is_spatial(const Step &step) {
-    return step.op == "decode" || step.op == "to_rgb" || step.op == "to_grey" || step.op == "resize" || step.op == "center_crop";
+    return step.op == "decode" || step.op == "to_rgb" || step.op == "to_grey" || step.op == "resize" ||
+           step.op == "center_crop";
 }
 
 inline std::vector<double> numbers_of(const Json &list, const std::string &where) {
@@ -852,7 +859,8 @@ inline Step step_of(const Json &table, const std::string &where, const std::vect
     Step step;
     step.op = table.at("op", where).text(where + ".op");
     if (std::find(known.begin(), known.end(), step.op) == known.end()) {
-        throw Error("bundle.json: " + where + " is the step '" + step.op + "', which this reader lacks; get a newer edgekd.hpp");
+        throw Error("bundle.json: " + where + " is the step '" + step.op +
+                    "', which this reader lacks; get a newer edgekd.hpp");
     }
     const auto get = [&](const char *key) { return table.find(key); };
     const auto place = [&](const char *key) { return where + "." + key; };
@@ -901,7 +909,9 @@ inline Step step_of(const Json &table, const std::string &where, const std::vect
     if (const Json *found = get("std")) {
         step.std = numbers_of(*found, place("std"));
     }
-    const auto representable = [](double value) { return std::fabs(value) <= double(std::numeric_limits<float>::max()); };
+    const auto representable = [](double value) {
+        return std::fabs(value) <= double(std::numeric_limits<float>::max());
+    };
     if (step.temperature <= 0 || std::count(step.std.begin(), step.std.end(), 0.0) > 0 || !representable(step.factor) ||
         !std::all_of(step.mean.begin(), step.mean.end(), representable) ||
         !std::all_of(step.std.begin(), step.std.end(), representable)) {
@@ -910,7 +920,8 @@ inline Step step_of(const Json &table, const std::string &where, const std::vect
     return step;
 }
 
-inline std::vector<Step> steps_of(const Json &manifest, const std::string &side, const std::vector<std::string> &known) {
+inline std::vector<Step> steps_of(const Json &manifest, const std::string &side,
+                                  const std::vector<std::string> &known) {
     std::vector<Step> steps;
     for (const Json &item : manifest.at(side, "").list(side).items()) {
         steps.push_back(step_of(item, side + "[" + std::to_string(steps.size()) + "]", known));
@@ -962,8 +973,8 @@ inline Manifest parse_manifest(const std::string &text) {
     for (const Json &label : json.at("labels", "").list("labels").items()) {
         result.labels.push_back(label.text("labels"));
     }
-    result.preprocess = steps_of(json, "preprocess",
-                                 {"decode", "to_rgb", "to_grey", "resize", "center_crop", "scale", "normalize", "layout"});
+    result.preprocess = steps_of(
+        json, "preprocess", {"decode", "to_rgb", "to_grey", "resize", "center_crop", "scale", "normalize", "layout"});
     result.postprocess = steps_of(json, "postprocess", {"softmax", "sigmoid", "denormalize", "threshold", "top_k"});
     result.inputs = tensors_of(json, "inputs");
     result.outputs = tensors_of(json, "outputs");
@@ -971,7 +982,8 @@ inline Manifest parse_manifest(const std::string &text) {
     for (std::size_t i = 0; i < files.keys().size(); i++) {
         const std::string &name = files.keys()[i];
         if (!is_safe(name) || name == "bundle.json" || name == "bundle.json.sig") {
-            throw Error("bundle.json: files names '" + name + "', which is no file inside the bundle; get it from somewhere else");
+            throw Error("bundle.json: files names '" + name +
+                        "', which is no file inside the bundle; get it from somewhere else");
         }
         const std::string where = "files['" + name + "']";
         File file{files.items()[i].at("sha256", where).text(where + ".sha256"),
@@ -991,7 +1003,8 @@ inline Manifest parse_manifest(const std::string &text) {
     for (std::size_t i = 0; i < variants.keys().size(); i++) {
         const std::string &name = variants.keys()[i], where = "variants['" + name + "']";
         Variant variant;
-        variant.graph = listed(variants.items()[i].at("graphs", where).at("main", where + ".graphs"), where + ".graphs.main");
+        variant.graph =
+            listed(variants.items()[i].at("graphs", where).at("main", where + ".graphs"), where + ".graphs.main");
         if (const Json *told = variants.items()[i].find("tolerance")) {
             const auto limit = [&](const char *key, double &into) {
                 if (const Json *found = told->table(where + ".tolerance").find(key)) {
@@ -1032,7 +1045,7 @@ inline Manifest parse_manifest(const std::string &text) {
     return result;
 }
 
-// ---- the bundle --------------------------------------------------------------------------------------------------------
+// ---- the bundle ---------------------------------------------------------------------------------------------------
 
 class Bundle {
   public:
@@ -1043,7 +1056,8 @@ class Bundle {
         if (fs::is_regular_file(status)) {
             std::string data = read_file(path, max_file);
             if (data.compare(0, 2, "PK") != 0) {
-                throw Error(path.string() + " is no bundle: expected a folder or a zip with a bundle.json; check the path");
+                throw Error(path.string() +
+                            " is no bundle: expected a folder or a zip with a bundle.json; check the path");
             }
             zip_.emplace(std::move(data), path.string());
         } else if (!fs::is_directory(status)) {  // a pipe would never end
@@ -1072,7 +1086,8 @@ class Bundle {
         const Zip archive(read(manifest_.golden), manifest_.golden);
         std::map<std::string, Array> arrays;
         for (const std::string &name : archive.names()) {
-            const std::size_t end = name.size() > 4 && name.compare(name.size() - 4, 4, ".npy") == 0 ? name.size() - 4 : name.size();
+            const std::size_t end =
+                name.size() > 4 && name.compare(name.size() - 4, 4, ".npy") == 0 ? name.size() - 4 : name.size();
             arrays[name.substr(0, end)] = parse_npy(archive.read(name), name + " in " + manifest_.golden);
         }
         return arrays;
@@ -1176,7 +1191,7 @@ inline std::size_t available_cores() {
     return std::max(1U, std::thread::hardware_concurrency());
 }
 
-// ---- preprocessing: what training did, number for number ------------------------------------------------------------------
+// ---- preprocessing: what training did, number for number ----------------------------------------------------------
 
 // For each of `size` pixels the first source pixel and the weights of it and those after it: Pillow's filters.
 struct Taps {
@@ -1216,8 +1231,8 @@ inline Taps taps_of(std::size_t old, std::size_t size, const std::string &filter
 
 // One axis of an image (outer, old, inner) at another size: bytes in Pillow's fixed point, floats in double.
 template <typename T>
-std::vector<T> resample(const std::vector<T> &image, std::size_t outer, std::size_t old, std::size_t inner, std::size_t size,
-                        const std::string &filter, bool antialias) {
+std::vector<T> resample(const std::vector<T> &image, std::size_t outer, std::size_t old, std::size_t inner,
+                        std::size_t size, const std::string &filter, bool antialias) {
     if (old == size) {
         return image;
     }
@@ -1273,30 +1288,35 @@ inline std::vector<std::size_t> nearest(std::size_t old, std::size_t size) {
     return places;
 }
 
-template <typename T> struct Image {
+template <typename T>
+struct Image {
     std::size_t height, width, channels;
     std::vector<T> pixels;
 };
 
-template <typename T> Image<T> pick(const Image<T> &image, const std::vector<std::size_t> &rows, const std::vector<std::size_t> &columns) {
+template <typename T>
+Image<T> pick(const Image<T> &image, const std::vector<std::size_t> &rows, const std::vector<std::size_t> &columns) {
     Image<T> result{rows.size(), columns.size(), image.channels, {}};
     result.pixels.reserve(count_of({rows.size(), columns.size(), image.channels}));
     for (const std::size_t row : rows) {
         for (const std::size_t column : columns) {
-            const auto from = image.pixels.begin() + static_cast<std::ptrdiff_t>((row * image.width + column) * image.channels);
+            const auto from =
+                image.pixels.begin() + static_cast<std::ptrdiff_t>((row * image.width + column) * image.channels);
             result.pixels.insert(result.pixels.end(), from, from + static_cast<std::ptrdiff_t>(image.channels));
         }
     }
     return result;
 }
 
-template <typename T> Image<T> resized(const Image<T> &image, const Step &step) {
+template <typename T>
+Image<T> resized(const Image<T> &image, const Step &step) {
     std::size_t height = step.size[0], width = step.size.back();
     if (step.size.size() == 1) {
         const std::size_t shorter = std::min(image.height, image.width), longer = std::max(image.height, image.width);
         const std::size_t other = longer > max_numbers ? max_side + 1 : step.size[0] * longer / shorter;
         if (other > max_side) {
-            throw Error("resize: the longer side would have more than " + std::to_string(max_side) + " pixels; crop the image first");
+            throw Error("resize: the longer side would have more than " + std::to_string(max_side) +
+                        " pixels; crop the image first");
         }
         height = image.height <= image.width ? step.size[0] : other;
         width = image.height <= image.width ? other : step.size[0];
@@ -1311,7 +1331,8 @@ template <typename T> Image<T> resized(const Image<T> &image, const Step &step) 
             resample(narrow, 1, image.height, width * image.channels, height, step.filter, step.antialias)};
 }
 
-template <typename T> Image<T> spatial(const Step &step, Image<T> image) {
+template <typename T>
+Image<T> spatial(const Step &step, Image<T> image) {
     const std::size_t count = image.height * image.width;
     if (step.op == "decode") {
         if (!std::is_same_v<T, std::uint8_t> || (image.channels != 2 && image.channels != 4)) {
@@ -1334,14 +1355,15 @@ template <typename T> Image<T> spatial(const Step &step, Image<T> image) {
     }
     if (step.op == "center_crop") {
         if (image.height < step.size[0] || image.width < step.size[1]) {
-            throw Error("center_crop: an image of " + std::to_string(image.height) + " x " + std::to_string(image.width) +
-                        " is smaller than " + std::to_string(step.size[0]) + " x " + std::to_string(step.size[1]) +
-                        "; give a larger one");
+            throw Error("center_crop: an image of " + std::to_string(image.height) + " x " +
+                        std::to_string(image.width) + " is smaller than " + std::to_string(step.size[0]) + " x " +
+                        std::to_string(step.size[1]) + "; give a larger one");
         }
         const auto places = [](std::size_t old, std::size_t size) {
             const std::size_t rest = old - size, half = rest / 2;
             std::vector<std::size_t> result(size);
-            std::iota(result.begin(), result.end(), rest % 2 == 1 && half % 2 == 1 ? half + 1 : half);  // halves to even
+            std::iota(result.begin(), result.end(),
+                      rest % 2 == 1 && half % 2 == 1 ? half + 1 : half);  // halves to even
             return result;
         };
         return pick(image, places(image.height, step.size[0]), places(image.width, step.size[1]));
@@ -1373,7 +1395,8 @@ template <typename T> Image<T> spatial(const Step &step, Image<T> image) {
 // One sample through decode (of an array), to_rgb, to_grey, resize and center_crop; bytes stay bytes.
 inline Array prepare(const std::vector<Step> &steps, const Array &sample) {
     if (sample.shape.empty() || sample.count() == 0) {
-        throw Error("found an array of shape " + text_of(sample.shape) + ", expected at least one number on at least one axis");
+        throw Error("found an array of shape " + text_of(sample.shape) +
+                    ", expected at least one number on at least one axis");
     }
     if (steps.empty() || !is_spatial(steps.front())) {
         return sample;
@@ -1399,7 +1422,8 @@ inline Array prepare(const std::vector<Step> &steps, const Array &sample) {
 inline Array arithmetic(const std::vector<Step> &steps, const Array &batch) {
     Shape shape = batch.shape;
     Floats values = batch.as_floats();
-    const bool channels = std::any_of(steps.begin(), steps.end(), [](const Step &step) { return step.op == "layout" && step.to != "flat"; });
+    const bool channels = std::any_of(steps.begin(), steps.end(),
+                                      [](const Step &step) { return step.op == "layout" && step.to != "flat"; });
     if (shape.size() == 3 && channels) {
         shape.push_back(1);
     }
@@ -1411,7 +1435,8 @@ inline Array arithmetic(const std::vector<Step> &steps, const Array &batch) {
             }
         } else if (step.op == "normalize") {
             const std::size_t last = shape.back();
-            if ((step.mean.size() != 1 && step.mean.size() != last) || (step.std.size() != 1 && step.std.size() != last)) {
+            if ((step.mean.size() != 1 && step.mean.size() != last) ||
+                (step.std.size() != 1 && step.std.size() != last)) {
                 throw Error("normalize: " + std::to_string(std::max(step.mean.size(), step.std.size())) +
                             " figures for a last axis of " + std::to_string(last) + "; give a sample that has as many");
             }
@@ -1449,10 +1474,12 @@ inline Floats postprocess(const std::vector<Step> &steps, const Floats &outputs,
     for (const Step &step : steps) {
         if (step.op == "softmax") {
             for (std::size_t at = 0; at < values.size(); at += width) {
-                const auto first = values.begin() + static_cast<std::ptrdiff_t>(at), last = first + static_cast<std::ptrdiff_t>(width);
+                const auto first = values.begin() + static_cast<std::ptrdiff_t>(at),
+                           last = first + static_cast<std::ptrdiff_t>(width);
                 const double largest = *std::max_element(first, last) / step.temperature;
                 double total = 0;
-                std::for_each(first, last, [&](double &value) { total += value = std::exp(value / step.temperature - largest); });
+                std::for_each(first, last,
+                              [&](double &value) { total += value = std::exp(value / step.temperature - largest); });
                 std::for_each(first, last, [&](double &value) { value /= total; });
             }
         } else if (step.op == "sigmoid") {
@@ -1460,7 +1487,8 @@ inline Floats postprocess(const std::vector<Step> &steps, const Floats &outputs,
                 value = 0.5 * (1.0 + std::tanh(0.5 * value));
             }
         } else if (step.op == "denormalize") {
-            if ((step.mean.size() != 1 && step.mean.size() != width) || (step.std.size() != 1 && step.std.size() != width)) {
+            if ((step.mean.size() != 1 && step.mean.size() != width) ||
+                (step.std.size() != 1 && step.std.size() != width)) {
                 throw Error("denormalize: other figures than outputs" + std::string(fresh));
             }
             for (std::size_t i = 0; i < values.size(); i++) {
@@ -1472,7 +1500,7 @@ inline Floats postprocess(const std::vector<Step> &steps, const Floats &outputs,
     return Floats(values.begin(), values.end());
 }
 
-// ---- the runtime behind it ---------------------------------------------------------------------------------------------
+// ---- the runtime behind it ----------------------------------------------------------------------------------------
 
 // A loaded graph. Threads may call run at the same time.
 class Backend {
@@ -1495,13 +1523,15 @@ class OnnxRuntime final : public Backend {
   public:
     explicit OnnxRuntime(const Graph &graph) : graph_(graph) {
         if (api_ == nullptr) {
-            throw Error("the onnxruntime library is older than the header that this program was built with; upgrade it", 4);
+            throw Error("the onnxruntime library is older than the header that this program was built with; upgrade it",
+                        4);
         }
         OrtSessionOptions *options = nullptr;
         check(api_->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "edgekd", &env_));
         check(api_->DisableTelemetryEvents(env_));
         check(api_->CreateSessionOptions(&options));
-        const std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions *)> freed(options, api_->ReleaseSessionOptions);
+        const std::unique_ptr<OrtSessionOptions, void (*)(OrtSessionOptions *)> freed(options,
+                                                                                      api_->ReleaseSessionOptions);
         check(api_->SetIntraOpNumThreads(options, graph.threads));
         check(api_->SetInterOpNumThreads(options, 1));
         check(api_->CreateCpuMemoryInfo(OrtArenaAllocator, OrtMemTypeDefault, &memory_));
@@ -1525,10 +1555,9 @@ class OnnxRuntime final : public Backend {
                            : static_cast<void *>(const_cast<float *>(input.floats().data()));
         Value given{nullptr, api_->ReleaseValue};
         OrtValue *raw = nullptr;
-        check(api_->CreateTensorWithDataAsOrtValue(memory_, data, input.count() * (bytes ? 1 : sizeof(float)), shape.data(),
-                                                   shape.size(),
-                                                   bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
-                                                   &raw));
+        check(api_->CreateTensorWithDataAsOrtValue(
+            memory_, data, input.count() * (bytes ? 1 : sizeof(float)), shape.data(), shape.size(),
+            bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &raw));
         given.reset(raw);
         const OrtValue *const inputs[] = {raw};
         const char *const name = graph_.input.c_str();
@@ -1609,8 +1638,10 @@ class OpenVino final : public Backend {
     explicit OpenVino(const Graph &graph) : outputs_(graph.outputs) {
         try {
             ov::Core core;
-            model_ = core.compile_model(core.read_model(graph.bytes, ov::Tensor()), "CPU", ov::hint::inference_precision(ov::element::f32),
-                                        ov::inference_num_threads(graph.threads), ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY));
+            model_ = core.compile_model(core.read_model(graph.bytes, ov::Tensor()), "CPU",
+                                        ov::hint::inference_precision(ov::element::f32),
+                                        ov::inference_num_threads(graph.threads),
+                                        ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY));
         } catch (const ov::Exception &error) {
             throw Error("OpenVINO cannot load the graph: " + std::string(error.what()) + fresh);
         }
@@ -1621,8 +1652,9 @@ class OpenVino final : public Backend {
             ov::InferRequest request = take();
             const ov::Shape shape(input.shape.begin(), input.shape.end());
             // OpenVINO asks for a pointer that it may write to, and does not write to inputs.
-            request.set_input_tensor(input.is_bytes() ? ov::Tensor(ov::element::u8, shape, const_cast<std::uint8_t *>(input.bytes().data()))
-                                                      : ov::Tensor(ov::element::f32, shape, const_cast<float *>(input.floats().data())));
+            request.set_input_tensor(
+                input.is_bytes() ? ov::Tensor(ov::element::u8, shape, const_cast<std::uint8_t *>(input.bytes().data()))
+                                 : ov::Tensor(ov::element::f32, shape, const_cast<float *>(input.floats().data())));
             request.infer();
             std::vector<Array> results;
             for (const std::string &name : outputs_) {
@@ -1664,16 +1696,17 @@ inline std::unique_ptr<Backend> open_backend(const Graph &graph) {
     return std::make_unique<OpenVino>(graph);
 #else
     static_cast<void>(graph);
-    throw Error("built without a runtime; define EDGEKD_ONNXRUNTIME or EDGEKD_OPENVINO, or give a backend of your own", 4);
+    throw Error("built without a runtime; define EDGEKD_ONNXRUNTIME or EDGEKD_OPENVINO, or give a backend of your own",
+                4);
 #endif
 }
 
-// ---- the student ---------------------------------------------------------------------------------------------------------
+// ---- the student --------------------------------------------------------------------------------------------------
 
 // What the model says about one sample.
 struct Answer {
-    std::string label;                               // the best one; empty where a multilabel model finds none present
-    std::optional<std::size_t> index;                // its place among the labels
+    std::string label;                 // the best one; empty where a multilabel model finds none present
+    std::optional<std::size_t> index;  // its place among the labels
     float score = 0;
     std::vector<std::pair<std::string, float>> top;  // the top_k classes, the labels that are present, or all targets
     std::optional<double> uncertainty;               // for classes: entropy, 0 (sure of one class) to 1 (all alike)
@@ -1694,7 +1727,8 @@ class Student {
         const Manifest &manifest = bundle_.manifest();
         if (options.threads < 1 || static_cast<std::size_t>(options.threads) > available_cores()) {
             throw Error("threads is " + std::to_string(options.threads) + ", expected a whole number from 1 to " +
-                            std::to_string(available_cores()) + " cores", 2);
+                            std::to_string(available_cores()) + " cores",
+                        2);
         }
         variant_ = options.variant.empty() ? bundle_.default_variant(cpu_kind()) : options.variant;
         if (manifest.variants.count(variant_) == 0) {
@@ -1705,7 +1739,8 @@ class Student {
             throw Error("no variant '" + variant_ + "', expected one of " + known, 2);
         }
         const std::string &dtype = manifest.inputs.front().dtype;
-        if (manifest.inputs.size() != 1 || (dtype != "float32" && dtype != "uint8") || manifest.outputs.front().dtype != "float32") {
+        if (manifest.inputs.size() != 1 || (dtype != "float32" && dtype != "uint8") ||
+            manifest.outputs.front().dtype != "float32") {
             throw Error("the model reads " + std::to_string(manifest.inputs.size()) + " inputs, the first " + dtype +
                         "; expected one of float32 or uint8 and a float32 output: use another runtime for it");
         }
@@ -1716,7 +1751,8 @@ class Student {
             }
         }
         guarded([&] {
-            backend_ = options.open({bundle_.read(manifest.variants.at(variant_).graph), manifest.inputs.front().name, names_, options.threads});
+            backend_ = options.open({bundle_.read(manifest.variants.at(variant_).graph), manifest.inputs.front().name,
+                                     names_, options.threads});
         });
     }
 
@@ -1736,7 +1772,8 @@ class Student {
         guarded([&] {
             const auto started = std::chrono::steady_clock::now();
             const Manifest &manifest = bundle_.manifest();
-            const std::vector<Array> outputs = samples.empty() ? std::vector<Array>() : run(arithmetic_of(stack(samples)));
+            const std::vector<Array> outputs =
+                samples.empty() ? std::vector<Array>() : run(arithmetic_of(stack(samples)));
             if (samples.empty()) {
                 return;
             }
@@ -1750,7 +1787,8 @@ class Student {
                 throw Error("the answer is NaN or infinite; look for NaN or infinite values in the input");
             }
             for (std::size_t row = 0; row < samples.size(); row++) {
-                const auto at = static_cast<std::ptrdiff_t>(row * width), end = static_cast<std::ptrdiff_t>((row + 1) * width);
+                const auto at = static_cast<std::ptrdiff_t>(row * width),
+                           end = static_cast<std::ptrdiff_t>((row + 1) * width);
                 answers.push_back(answer_of(Floats(scores.begin() + at, scores.begin() + end), top_k));
                 answers.back().outputs.assign(first.floats().begin() + at, first.floats().begin() + end);
             }
@@ -1799,7 +1837,8 @@ class Student {
             const std::vector<Array> outputs = run(ready);
             for (const std::string &name : limits.golden) {
                 const auto place = std::find(names_.begin(), names_.end(), name) - names_.begin();
-                compare(name, outputs[static_cast<std::size_t>(place)], get("output." + variant_ + "." + name), limits, problems);
+                compare(name, outputs[static_cast<std::size_t>(place)], get("output." + variant_ + "." + name), limits,
+                        problems);
             }
             if (limits.golden.empty()) {
                 throw Error("the golden vectors hold no output of '" + variant_ + "'" + fresh);
@@ -1818,7 +1857,8 @@ class Student {
     }
 
     // What a runtime or the system throws becomes an Error too.
-    template <typename Work> static void guarded(const Work &work) {
+    template <typename Work>
+    static void guarded(const Work &work) {
         try {
             work();
         } catch (const Error &) {
@@ -1839,17 +1879,21 @@ class Student {
         return worst;
     }
 
-    void compare(const std::string &name, const Array &found, const Array &wanted, const Variant &limits, std::vector<std::string> &problems) const {
+    void compare(const std::string &name, const Array &found, const Array &wanted, const Variant &limits,
+                 std::vector<std::string> &problems) const {
         if (found.shape != wanted.shape || found.shape.size() < 2) {
-            throw Error("output '" + name + "' has the shape " + text_of(found.shape) + ", expected " + text_of(wanted.shape) + fresh);
+            throw Error("output '" + name + "' has the shape " + text_of(found.shape) + ", expected " +
+                        text_of(wanted.shape) + fresh);
         }
         const Floats &is = found.floats(), should = wanted.as_floats();
         bool inside = true;
         for (std::size_t i = 0; i < is.size(); i++) {
-            inside = inside && std::fabs(double(is[i]) - should[i]) <= limits.abs + limits.rel * std::fabs(double(should[i]));
+            inside = inside &&
+                     std::fabs(double(is[i]) - should[i]) <= limits.abs + limits.rel * std::fabs(double(should[i]));
         }
         if (!inside) {
-            problems.push_back("output '" + name + "' differs by up to " + small(largest(is, should)) + ", expected " + small(limits.abs));
+            problems.push_back("output '" + name + "' differs by up to " + small(largest(is, should)) + ", expected " +
+                               small(limits.abs));
         }
         const std::size_t width = found.shape.back(), rows = width == 0 ? 0 : is.size() / width;
         std::size_t same = 0;
@@ -1873,8 +1917,8 @@ class Student {
             prepared.push_back(prepare(bundle_.manifest().preprocess, sample));
             bytes = bytes && prepared.back().is_bytes();
             if (prepared.back().shape != prepared.front().shape) {
-                throw Error("the samples have shapes " + text_of(prepared.front().shape) + " and " + text_of(prepared.back().shape) +
-                            ", expected one shape; predict them one by one");
+                throw Error("the samples have shapes " + text_of(prepared.front().shape) + " and " +
+                            text_of(prepared.back().shape) + ", expected one shape; predict them one by one");
             }
         }
         Shape shape = prepared.front().shape;
@@ -1902,8 +1946,9 @@ class Student {
             fits = input.shape[axis] == 0 || input.shape[axis] == batch.shape[axis];
         }
         if (!fits) {
-            throw Error("preprocessing gives samples of shape " + text_of(Shape(batch.shape.begin() + 1, batch.shape.end())) +
-                        ", the model reads " + text_of(Shape(input.shape.begin() + 1, input.shape.end())) + " (0: any)");
+            throw Error("preprocessing gives samples of shape " +
+                        text_of(Shape(batch.shape.begin() + 1, batch.shape.end())) + ", the model reads " +
+                        text_of(Shape(input.shape.begin() + 1, input.shape.end())) + " (0: any)");
         }
         const std::size_t total = batch.shape[0], size = input.shape[0] == 0 ? total : input.shape[0];
         if (size == total && (batch.is_bytes() ? "uint8" : "float32") == input.dtype) {
@@ -1914,7 +1959,8 @@ class Student {
         for (std::size_t at = 0; at < total; at += size) {
             const std::size_t here = std::min(size, total - at);
             const Floats all = batch.as_floats();
-            Floats piece(all.begin() + static_cast<std::ptrdiff_t>(at * each), all.begin() + static_cast<std::ptrdiff_t>((at + here) * each));
+            Floats piece(all.begin() + static_cast<std::ptrdiff_t>(at * each),
+                         all.begin() + static_cast<std::ptrdiff_t>((at + here) * each));
             for (std::size_t missing = here; missing < size; missing++) {
                 piece.insert(piece.end(), all.end() - static_cast<std::ptrdiff_t>(each), all.end());
             }
@@ -1955,7 +2001,8 @@ class Student {
         for (std::size_t i = 0; i < parts.size(); i++) {
             Floats all = first ? Floats() : results[i].floats();
             const std::size_t count = parts[i].count() / parts[i].shape[0] * rows;
-            all.insert(all.end(), parts[i].floats().begin(), parts[i].floats().begin() + static_cast<std::ptrdiff_t>(count));
+            all.insert(all.end(), parts[i].floats().begin(),
+                       parts[i].floats().begin() + static_cast<std::ptrdiff_t>(count));
             Shape shape = parts[i].shape;
             shape[0] = (first ? 0 : results[i].shape[0]) + rows;
             if (first) {
@@ -1972,7 +2019,8 @@ class Student {
         std::iota(order.begin(), order.end(), std::size_t(0));
         Answer answer;
         if (manifest.task == "classification" || manifest.task == "multilabel") {
-            std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
+            std::stable_sort(order.begin(), order.end(),
+                             [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
         }
         if (manifest.task == "classification") {
             order.resize(std::min(order.size(), top_k));

@@ -2,7 +2,7 @@
 //
 //     clang++ -std=c++17 -g -O1 -fsanitize=fuzzer,address,undefined -DEDGEKD_LIBFUZZER fuzz.cpp -o fuzz
 //     ./fuzz -runs=100000 SEEDS             (SEEDS: a folder with a bundle.json, a .npy, a zip)
-//     g++ -std=c++17 -g -O1 -fsanitize=address,undefined fuzz.cpp -o fuzz && ./fuzz 20000 FILE...      (no clang needed)
+//     g++ -std=c++17 -g -O1 -fsanitize=address,undefined fuzz.cpp -o fuzz && ./fuzz 20000 FILE...   (without clang)
 #include "edgekd.hpp"
 
 #include <cstdlib>
@@ -13,7 +13,8 @@ namespace {
 
 std::size_t opened = 0, refused = 0;
 
-template <typename Work> void attempt(const Work &work) {
+template <typename Work>
+void attempt(const Work &work) {
     try {
         work();
         opened++;
@@ -37,7 +38,8 @@ void every_reader(const std::string &data) {
         edgekd::Array sample({5, 7, 3}, edgekd::Bytes(105, 99));
         sample = edgekd::prepare(manifest.preprocess, sample);
         sample.shape.insert(sample.shape.begin(), 1);
-        edgekd::postprocess(manifest.postprocess, edgekd::arithmetic(manifest.preprocess, sample).floats(), sample.count());
+        edgekd::postprocess(manifest.postprocess, edgekd::arithmetic(manifest.preprocess, sample).floats(),
+                            sample.count());
     });
     attempt([&] { edgekd::parse_npy(data, "array"); });
     attempt([&] {
@@ -56,7 +58,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *data, std::size_t size
     return 0;
 }
 #else
-// Changes as fuzzers make them: bytes turned, removed, doubled, replaced by telling ones, cut off, joined from two files.
+// Changes as fuzzers make them: bytes turned, removed, doubled, replaced by telling ones, cut off, of two files joined.
 int main(int argc, char **argv) {
     if (argc < 3) {
         std::cerr << "usage: fuzz COUNT FILE...\n";
@@ -66,9 +68,27 @@ int main(int argc, char **argv) {
     for (int i = 2; i < argc; i++) {
         seeds.push_back(edgekd::read_file(argv[i], edgekd::max_file));
     }
-    static const std::vector<std::string> telling = {
-        "0", "-1", "1e309", "9223372036854775808", "null", "true", "\"\"", "[]", "{}", "\"..\"", "\\ud800", "\xff", "[[[[", "16385",
-        std::string("\0", 1), "\xff\xff\xff\xff", "PK\x01\x02", "\"op\"", "\"version\": 2", "1e-300", "\"train\""};
+    static const std::vector<std::string> telling = {"0",
+                                                     "-1",
+                                                     "1e309",
+                                                     "9223372036854775808",
+                                                     "null",
+                                                     "true",
+                                                     "\"\"",
+                                                     "[]",
+                                                     "{}",
+                                                     "\"..\"",
+                                                     "\\ud800",
+                                                     "\xff",
+                                                     "[[[[",
+                                                     "16385",
+                                                     std::string("\0", 1),
+                                                     "\xff\xff\xff\xff",
+                                                     "PK\x01\x02",
+                                                     "\"op\"",
+                                                     "\"version\": 2",
+                                                     "1e-300",
+                                                     "\"train\""};
     std::mt19937 random(0);
     const auto below = [&](std::size_t end) { return end == 0 ? 0 : random() % end; };
     const long count = std::atol(argv[1]);
@@ -78,12 +98,26 @@ int main(int argc, char **argv) {
             const std::size_t at = below(data.size()), length = below(std::min<std::size_t>(data.size() - at, 40));
             const std::string &other = seeds[below(seeds.size())];
             switch (below(6)) {
-                case 0: if (!data.empty()) { data[at] = static_cast<char>(data[at] ^ (1 << below(8))); } break;
-                case 1: data.erase(at, length); break;
-                case 2: data.insert(at, data.substr(at, length)); break;
-                case 3: data.replace(at, length, telling[below(telling.size())]); break;
-                case 4: data.resize(at); break;
-                default: data = data.substr(0, at) + other.substr(below(other.size())); break;
+                case 0:
+                    if (!data.empty()) {
+                        data[at] = static_cast<char>(data[at] ^ (1 << below(8)));
+                    }
+                    break;
+                case 1:
+                    data.erase(at, length);
+                    break;
+                case 2:
+                    data.insert(at, data.substr(at, length));
+                    break;
+                case 3:
+                    data.replace(at, length, telling[below(telling.size())]);
+                    break;
+                case 4:
+                    data.resize(at);
+                    break;
+                default:
+                    data = data.substr(0, at) + other.substr(below(other.size()));
+                    break;
             }
         }
         every_reader(data);

@@ -48,7 +48,9 @@ Arguments parse(const std::vector<std::string> &words) {
                 (word == "--threads" ? result.options.threads : result.top_k) = whole(word, words[i]);
             }
         } else if (word.compare(0, 1, "-") == 0) {
-            throw edgekd::Error("unknown option " + word + ", expected --self-test, --show, --bundle, --variant, --threads or --top-k", 2);
+            throw edgekd::Error(
+                "unknown option " + word + ", expected --self-test, --show, --bundle, --variant, --threads or --top-k",
+                2);
         } else {
             result.inputs.push_back(word);
         }

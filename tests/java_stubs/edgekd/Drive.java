@@ -15,7 +15,8 @@ import java.util.StringJoiner;
 
 /** What the tests ask of the Android app's Java, one command per process. */
 public final class Drive {
-    private Drive() {}
+    private Drive() {
+    }
 
     public static void main(String[] words) throws IOException {
         List<String> rest = Arrays.asList(words).subList(1, words.length);
@@ -67,7 +68,8 @@ public final class Drive {
             int[] shape = new int[prepared.shape.length + 1];
             shape[0] = 1;
             System.arraycopy(prepared.shape, 0, shape, 1, prepared.shape.length);
-            Sample batch = prepared.isBytes() ? Sample.ofBytes(prepared.bytes, shape) : Sample.ofFloats(prepared.floats, shape);
+            Sample batch = prepared.isBytes() ? Sample.ofBytes(prepared.bytes, shape)
+                                              : Sample.ofFloats(prepared.floats, shape);
             StringJoiner line = new StringJoiner(" ");
             for (float value : Preprocessing.arithmetic(opened.manifest.preprocess, batch).floats) {
                 line.add(Float.toString(value));
@@ -78,7 +80,9 @@ public final class Drive {
 
     private static void print(Answer answer) {
         StringJoiner line = new StringJoiner("\t");
-        line.add(String.valueOf(answer.label)).add(String.valueOf(answer.index)).add(String.valueOf(answer.uncertainty));
+        line.add(String.valueOf(answer.label))
+                .add(String.valueOf(answer.index))
+                .add(String.valueOf(answer.uncertainty));
         for (int i = 0; i < answer.topScores.length; i++) {
             line.add(answer.topLabels.get(i)).add(Float.toString(answer.topScores[i]));
         }
@@ -111,7 +115,7 @@ public final class Drive {
             seeds[i] = Files.readAllBytes(Paths.get(names.get(i)));
         }
         String[] telling = {"0", "-1", "1e309", "9223372036854775808", "null", "\"\"", "[]", "{}", "\"..\"", "\\ud800",
-            "[[[[", "16385", "\"op\"", "\"version\": 2", "PK", "(99999999,)"};
+                "[[[[", "16385", "\"op\"", "\"version\": 2", "PK", "(99999999,)"};
         Random random = new Random(0);
         int opened = 0, refused = 0;
         for (int run = 0; run < count; run++) {
@@ -135,7 +139,8 @@ public final class Drive {
                 try {
                     if (reader == 0) {
                         Manifest manifest = Manifest.parse(data);
-                        Sample sample = Preprocessing.prepare(manifest.preprocess, Sample.ofBytes(new byte[105], 5, 7, 3));
+                        Sample sample =
+                                Preprocessing.prepare(manifest.preprocess, Sample.ofBytes(new byte[105], 5, 7, 3));
                         Preprocessing.arithmetic(manifest.preprocess, sample);
                     } else if (reader == 1) {
                         Npz.read(data, "arrays");

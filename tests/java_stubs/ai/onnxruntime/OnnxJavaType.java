@@ -1,6 +1,4 @@
 package ai.onnxruntime;
 
 /** Stands in for onnxruntime's class of this name in the tests. */
-public enum OnnxJavaType {
-    UINT8
-}
+public enum OnnxJavaType { UINT8 }

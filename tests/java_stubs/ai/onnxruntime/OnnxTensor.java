@@ -41,5 +41,6 @@ public class OnnxTensor implements OnnxValue {
     }
 
     @Override
-    public void close() {}
+    public void close() {
+    }
 }

@@ -2,6 +2,5 @@ package ai.onnxruntime;
 
 /** Stands in for onnxruntime's class of this name in the tests. */
 public interface OnnxValue extends AutoCloseable {
-    @Override
-    void close();
+    @Override void close();
 }

@@ -22,10 +22,12 @@ public class OrtSession implements AutoCloseable {
             threads = count;
         }
 
-        public void setInterOpNumThreads(int count) throws OrtException {}
+        public void setInterOpNumThreads(int count) throws OrtException {
+        }
 
         @Override
-        public void close() {}
+        public void close() {
+        }
     }
 
     /** Stands in for onnxruntime's class of this name. */
@@ -41,7 +43,8 @@ public class OrtSession implements AutoCloseable {
         }
 
         @Override
-        public void close() {}
+        public void close() {
+        }
     }
 
     private final Process process;
@@ -51,7 +54,8 @@ public class OrtSession implements AutoCloseable {
     OrtSession(byte[] graph, int threads) throws OrtException {
         try {
             process = new ProcessBuilder(System.getProperty("edgekd.python"), System.getProperty("edgekd.session"))
-                    .redirectError(ProcessBuilder.Redirect.INHERIT).start();
+                              .redirectError(ProcessBuilder.Redirect.INHERIT)
+                              .start();
             to = new DataOutputStream(new BufferedOutputStream(process.getOutputStream()));
             from = new DataInputStream(process.getInputStream());
             to.writeInt(threads);

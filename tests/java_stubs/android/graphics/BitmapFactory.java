@@ -15,7 +15,8 @@ public class BitmapFactory {
             }
             int width = image.getWidth(), height = image.getHeight();
             int[] pixels = image.getRGB(0, 0, width, height, null, 0, width);
-            for (int i = 0; image.getRaster().getNumBands() == 1 && i < pixels.length; i++) { // getRGB would change greys
+            for (int i = 0; image.getRaster().getNumBands() == 1 && i < pixels.length;
+                    i++) { // getRGB would change greys
                 pixels[i] = 0xFF000000 | 0x10101 * image.getRaster().getSample(i % width, i / width, 0);
             }
             return new Bitmap(width, height, image.getColorModel().hasAlpha(), pixels);

@@ -8,8 +8,7 @@ public interface Backend extends AutoCloseable {
     /** The named outputs for one input (N, ...), bytes or floats. */
     Map<String, Sample> run(String input, Sample batch, List<String> outputs);
 
-    @Override
-    void close();
+    @Override void close();
 
     /** Opens a graph. */
     interface Factory {

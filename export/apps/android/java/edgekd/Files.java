@@ -12,7 +12,8 @@ import java.util.zip.ZipFile;
 
 /** A bundle on a disk: a folder without links, or a zip whose entries have one name each. Nothing is unpacked. */
 public final class Files {
-    private Files() {}
+    private Files() {
+    }
 
     /** The folder or zip at `path`. Throws StudentException when it is neither. */
     public static Source open(Path path) {
@@ -53,8 +54,9 @@ public final class Files {
                 return zip.getInputStream(entry);
             };
         } catch (IOException error) {
-            throw new StudentException(path + " is no bundle: expected a folder or a zip with a bundle.json ("
-                    + error.getMessage() + ")", error);
+            throw new StudentException(
+                    path + " is no bundle: expected a folder or a zip with a bundle.json (" + error.getMessage() + ")",
+                    error);
         }
     }
 }

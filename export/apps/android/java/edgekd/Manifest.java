@@ -45,7 +45,8 @@ final class Manifest {
     final Map<String, String> defaults = new LinkedHashMap<>();
     final Map<String, Listed> files = new LinkedHashMap<>();
 
-    private Manifest() {}
+    private Manifest() {
+    }
 
     /** The checked manifest. Throws StudentException that names the field. */
     static Manifest parse(byte[] data) {
@@ -79,8 +80,8 @@ final class Manifest {
         for (Map.Entry<String, Object> item : table(get(json, "files", ""), "files").entrySet()) {
             String name = item.getKey(), where = "files['" + name + "']";
             if (!isSafe(name) || name.startsWith("bundle.json")) {
-                throw new StudentException(
-                        "bundle.json: files names '" + name + "', which is no file inside it; get it from somewhere else");
+                throw new StudentException("bundle.json: files names '" + name
+                        + "', which is no file inside it; get it from somewhere else");
             }
             Map<String, Object> record = table(item.getValue(), where);
             Listed listed = new Listed();
@@ -155,8 +156,8 @@ final class Manifest {
         Step step = new Step();
         step.op = text(get(table, "op", where), where + ".op");
         if (!known.contains(step.op)) {
-            throw new StudentException(
-                    "bundle.json: " + where + " is the step '" + step.op + "', which this reader lacks; update the app");
+            throw new StudentException("bundle.json: " + where + " is the step '" + step.op
+                    + "', which this reader lacks; update the app");
         }
         if (step.op.equals("resize") || step.op.equals("center_crop")) {
             Object size = get(table, "size", where);
@@ -287,7 +288,8 @@ final class Manifest {
         return (Boolean) value;
     }
 
-    private static String one(Map<String, Object> table, String key, String otherwise, String where, String... allowed) {
+    private static String one(
+            Map<String, Object> table, String key, String otherwise, String where, String... allowed) {
         Object value = table.getOrDefault(key, otherwise);
         if (!Arrays.asList(allowed).contains(value)) {
             throw wrong(where + "." + key, "one of " + String.join(", ", allowed));

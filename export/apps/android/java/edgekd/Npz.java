@@ -17,7 +17,8 @@ final class Npz {
     private static final Pattern HEADER = Pattern.compile(
             "\\{'descr': '([<|][buif][1248])', 'fortran_order': (True|False), 'shape': \\(([0-9, ]*)\\),? ?\\}\\s*");
 
-    private Npz() {}
+    private Npz() {
+    }
 
     static Map<String, Sample> read(byte[] data, String name) {
         Map<String, Sample> arrays = new HashMap<>();

@@ -34,7 +34,8 @@ final class Preprocessing {
         }
     }
 
-    private Preprocessing() {}
+    private Preprocessing() {
+    }
 
     /** One sample through decode (of an array), to_rgb, to_grey, resize and center_crop; bytes stay bytes. */
     static Sample prepare(List<Step> steps, Sample sample) {
@@ -46,8 +47,8 @@ final class Preprocessing {
             return sample;
         }
         if (sample.shape.length != 2 && sample.shape.length != 3) {
-            throw new StudentException("found an array of shape " + Sample.text(sample.shape)
-                    + ", expected an image (H, W) or (H, W, C)");
+            throw new StudentException(
+                    "found an array of shape " + Sample.text(sample.shape) + ", expected an image (H, W) or (H, W, C)");
         }
         int channels = sample.shape.length == 2 ? 1 : sample.shape[2];
         Image image = new Image(sample.shape[0], sample.shape[1], channels, sample.bytes, sample.floats);
@@ -107,7 +108,8 @@ final class Preprocessing {
                 result.bytes[i] = (byte) ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16);
             } else {
                 double red = image.floats[3 * i], green = image.floats[3 * i + 1], blue = image.floats[3 * i + 2];
-                result.floats[i] = (float) (red * (19595 / 65536.0) + green * (38470 / 65536.0) + blue * (7471 / 65536.0));
+                result.floats[i] =
+                        (float) (red * (19595 / 65536.0) + green * (38470 / 65536.0) + blue * (7471 / 65536.0));
             }
         }
         return result;
@@ -179,7 +181,8 @@ final class Preprocessing {
         double support = (step.filter.equals("bicubic") ? 2.0 : 1.0) * stretch;
         for (int i = 0; i < size; i++) {
             double centre = (i + 0.5) * scale;
-            int first = Math.max((int) (centre - support + 0.5), 0), last = Math.min((int) (centre + support + 0.5), old);
+            int first = Math.max((int) (centre - support + 0.5), 0),
+                last = Math.min((int) (centre + support + 0.5), old);
             double[] weights = new double[last - first];
             double total = 0;
             for (int tap = 0; tap < weights.length; tap++) {

@@ -5,11 +5,13 @@ import java.util.ArrayList;
 import java.util.List;
 
 /**
- * What a plain Java can prove of a bundle, without the runtime: every hash, and that preprocessing gives the golden inputs.
- * The graph itself is run by the test on a phone (androidTest). Exit: 0 done, 1 something differs, 2 usage, 3 refused.
+ * What a plain Java can prove of a bundle, without the runtime: every hash, and that preprocessing gives the golden
+ * inputs. The graph itself is run by the test on a phone (androidTest). Exit: 0 done, 1 something differs, 2 usage, 3
+ * refused.
  */
 public final class SelfTest {
-    private SelfTest() {}
+    private SelfTest() {
+    }
 
     public static void main(String[] arguments) {
         System.exit(run(arguments));

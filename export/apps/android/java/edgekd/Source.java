@@ -25,8 +25,7 @@ public interface Source {
         for (int count = stream.read(block); count >= 0; count = stream.read(block)) {
             data.write(block, 0, count);
             if (data.size() > limit) {
-                throw new StudentException(
-                        name + " is longer than " + limit + " bytes" + StudentException.FRESH);
+                throw new StudentException(name + " is longer than " + limit + " bytes" + StudentException.FRESH);
             }
         }
         return data.toByteArray();

@@ -91,9 +91,9 @@ public final class Student implements AutoCloseable {
         }
         double latencyMs = (System.nanoTime() - started) / 1e6 / samples.size();
         return IntStream.range(0, samples.size())
-                .mapToObj(row -> answer(
-                        Arrays.copyOfRange(scores, row * width, (row + 1) * width),
-                        Arrays.copyOfRange(outputs.floats, row * width, (row + 1) * width), topK, latencyMs))
+                .mapToObj(row
+                        -> answer(Arrays.copyOfRange(scores, row * width, (row + 1) * width),
+                                Arrays.copyOfRange(outputs.floats, row * width, (row + 1) * width), topK, latencyMs))
                 .collect(Collectors.toList());
     }
 
@@ -157,8 +157,7 @@ public final class Student implements AutoCloseable {
         return worst;
     }
 
-    private void compare(
-            String name, Sample found, Sample wanted, Manifest.Variant limits, List<String> problems) {
+    private void compare(String name, Sample found, Sample wanted, Manifest.Variant limits, List<String> problems) {
         if (!Arrays.equals(found.shape, wanted.shape) || found.shape.length < 2) {
             throw new StudentException("output '" + name + "' has the shape " + Sample.text(found.shape) + ", expected "
                     + Sample.text(wanted.shape) + FRESH);
@@ -170,8 +169,7 @@ public final class Student implements AutoCloseable {
             inside &= apart <= limits.abs + limits.rel * Math.abs((double) should[i]);
         }
         if (!inside) {
-            problems.add(
-                    "output '" + name + "' differs by up to " + largest(is, should) + ", expected " + limits.abs);
+            problems.add("output '" + name + "' differs by up to " + largest(is, should) + ", expected " + limits.abs);
         }
         int width = found.shape[found.shape.length - 1], rows = width == 0 ? 0 : is.length / width, same = 0;
         for (int row = 0; row < rows; row++) {
@@ -191,8 +189,9 @@ public final class Student implements AutoCloseable {
     }
 
     private Sample stack(List<Sample> samples) {
-        List<Sample> prepared =
-                samples.stream().map(sample -> Preprocessing.prepare(manifest.preprocess, sample)).collect(Collectors.toList());
+        List<Sample> prepared = samples.stream()
+                                        .map(sample -> Preprocessing.prepare(manifest.preprocess, sample))
+                                        .collect(Collectors.toList());
         int[] sides = prepared.get(0).shape;
         boolean bytes = prepared.stream().allMatch(Sample::isBytes);
         int each = Sample.count(sides), place = 0;
@@ -294,7 +293,10 @@ public final class Student implements AutoCloseable {
             uncertainty = entropy(scores);
         } else if (manifest.task.equals("multilabel")) {
             double threshold = manifest.postprocess.stream()
-                    .filter(step -> step.op.equals("threshold")).mapToDouble(step -> step.value).findFirst().orElse(0.5);
+                                       .filter(step -> step.op.equals("threshold"))
+                                       .mapToDouble(step -> step.value)
+                                       .findFirst()
+                                       .orElse(0.5);
             order.removeIf(index -> scores[index] < threshold);
         }
         List<String> labels = order.stream().map(manifest.labels::get).collect(Collectors.toList());

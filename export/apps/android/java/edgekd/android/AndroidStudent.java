@@ -13,7 +13,9 @@ import edgekd.onnx.OnnxBackend;
 import java.io.ByteArrayInputStream;
 import java.io.IOException;
 
-/** The student in an Android app: the bundle lies in its assets, pictures are Bitmaps. The one file that knows Android. */
+/**
+ * The student in an Android app: the bundle lies in its assets, pictures are Bitmaps. The one file that knows Android.
+ */
 public final class AndroidStudent implements AutoCloseable {
     private final Student student;
 

@@ -38,14 +38,15 @@ public final class OnnxBackend implements Backend {
     public Map<String, Sample> run(String input, Sample batch, List<String> outputs) {
         long[] shape = Arrays.stream(batch.shape()).asLongStream().toArray();
         try (OnnxTensor tensor = batch.isBytes()
-                        ? OnnxTensor.createTensor(environment, ByteBuffer.wrap(batch.asBytes()), shape, OnnxJavaType.UINT8)
+                        ? OnnxTensor.createTensor(
+                                environment, ByteBuffer.wrap(batch.asBytes()), shape, OnnxJavaType.UINT8)
                         : OnnxTensor.createTensor(environment, FloatBuffer.wrap(batch.asFloats()), shape);
                 OrtSession.Result result =
                         session.run(Collections.singletonMap(input, tensor), new LinkedHashSet<>(outputs))) {
             Map<String, Sample> found = new LinkedHashMap<>();
             for (String name : outputs) {
-                OnnxTensor value = (OnnxTensor) result.get(name)
-                        .orElseThrow(() -> new StudentException("the graph has no output '" + name + "'"));
+                OnnxTensor value = (OnnxTensor) result.get(name).orElseThrow(
+                        () -> new StudentException("the graph has no output '" + name + "'"));
                 FloatBuffer numbers = value.getFloatBuffer();
                 float[] values = new float[numbers.remaining()];
                 numbers.get(values);
