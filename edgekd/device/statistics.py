@@ -91,12 +91,14 @@ def effective_n(samples: ArrayLike, q: float) -> float:
 
         n / (1 + 2 * sum of the autocorrelations of 1[sample > percentile])
 
-    The sum runs over pairs of neighbouring lags while they stay positive and do not grow (Geyer's initial
+    (of 1[sample = maximum] where none is above the percentile.) The sum runs over pairs of neighbouring lags while they stay positive and do not grow (Geyer's initial
     monotone sequence: C. J. Geyer, "Practical Markov Chain Monte Carlo", 1992). Never above n, never below 1.
     """
     values = _samples(samples)
     n = len(values)
-    over = (values > percentile(values, q)).astype(np.float64)
+    over = values > percentile(values, q)
+    if not over.any():  # many ties at the top: what is below tells how they alternate
+        over = values == values.max()
     centred = over - over.mean()
     variance = float(centred @ centred) / n
     if n < 4 or variance == 0.0:
