@@ -27,8 +27,7 @@ export async function openStudent(bundle = "student.edgekd", { variant, threads 
       2,
     );
   }
-  const files = await openFiles(bundle);
-  const runtime = ort ?? (await loadRuntime());
+  const [files, runtime] = await Promise.all([openFiles(bundle), ort ?? loadRuntime()]);
   runtime.env.wasm.numThreads = threads;
   runtime.env.logLevel = "fatal";
   return Student.open(files, runtime, { variant, threads, kind: "wasm32", others: decodeOther });
