@@ -136,7 +136,8 @@ def test_the_web_example(folder: Path) -> None:
     embed(folder)
     (code,) = (code for code in blocks("In your app", "js") if "web.js" in code)
     place = folder / "page"
-    (place / "mine.html").write_text(f'<!doctype html><body><script type="module">{code}</script>')
+    head = '<!doctype html><link rel="icon" href="data:,"><body>'
+    (place / "mine.html").write_text(f'{head}<script type="module">{code}</script>')
     shutil.copy(folder / "digit.png", place)
     server = Server(place)
     with browser(folder) as page:
