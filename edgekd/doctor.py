@@ -29,6 +29,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ncnn": ("run ncnn models", ("ncnn",)),
     "mnn": ("run and convert MNN models", ("MNN",)),
     "executorch": ("run and convert ExecuTorch models", ("executorch",)),
+    "mlperf": ("measure with MLPerf's load generator", ("mlcommons-loadgen",)),
     "image": ("read image files", ("pillow",)),
     "graph": ("quantize, verify and inspect ONNX files", ("onnx",)),
     "report": ("draw report.html", ("jinja2",)),
