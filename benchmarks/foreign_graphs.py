@@ -43,7 +43,7 @@ TORCHVISION = (
     "swin_v2_t", "vgg11", "vit_b_16", "wide_resnet50_2",
 )  # fmt: skip
 # Where 64 x 64 is too small, or the model is made for one size.
-SIZES = {"alexnet": 96, "inception_v3": 96, "maxvit_t": 224}
+SIZES = {"alexnet": 224, "inception_v3": 96, "maxvit_t": 224, "vgg11": 224}
 FIRST_OPSET, TRACED_OPSET, LAST_OPSET = 11, 17, 26
 SAMPLES = 4
 
