@@ -191,14 +191,14 @@ def train(job: tuple[str, int, float, argparse.Namespace]) -> dict[str, Any]:
 def summarize(rows: list[dict[str, Any]], alone: list[float], teacher: float) -> dict[str, Any]:
     """Mean and spread on test, and what share of the gap between student alone and teacher is recovered."""
     tests = [row["test"] for row in rows]
-    gap = teacher - statistics.mean(alone)
-    gain = statistics.mean(tests) - statistics.mean(alone)
+    gap = teacher - statistics.mean(alone) if alone else None
+    gain = statistics.mean(tests) - statistics.mean(alone) if alone else None
     return {
         "lr": rows[0]["lr"],
         "test": statistics.mean(tests),
         "spread": statistics.stdev(tests) if len(tests) > 1 else None,
         "gain_points": gain,
-        "gap_recovered": gain / gap,
+        "gap_recovered": gain / gap if gap else None,
         "seeds": tests,
     }
 
@@ -227,12 +227,12 @@ def main() -> None:
         more = [(name, seed, best[name]["lr"], args) for name in names for seed in range(1, args.seeds)]
         seeds = pool.map(train, more, chunksize=1)
     rows = {name: [best[name], *(row for row in seeds if row["method"] == name)] for name in names}
-    alone = [row["test"] for row in rows.get("alone", [])] or [float("nan")]
+    alone = [row["test"] for row in rows.get("alone", [])]
     table = {name: summarize(found, alone, teacher) for name, found in rows.items()}
     print("| method | lr | test, % | spread | gain, points | gap recovered |\n|---|---|---|---|---|---|")
     for name, found in sorted(table.items(), key=lambda item: -item[1]["test"]):
         spread = "" if found["spread"] is None else f"{found['spread']:.2f}"
-        shares = f"{found['gain_points']:+.2f} | {100 * found['gap_recovered']:.0f} %"
+        shares = f"{found['gain_points']:+.2f} | {100 * found['gap_recovered']:.0f} %" if alone else "|"
         print(f"| {name} | {found['lr']:g} | {found['test']:.2f} | {spread} | {shares} |")
     facts = {"budget": args.budget, "labels": args.labels, "images": len(data.train), "epochs": EPOCHS}
     result = {**facts, "machine": describe(), "versions": versions(), "teacher": teacher, "methods": table}
