@@ -91,8 +91,9 @@ def effective_n(samples: ArrayLike, q: float) -> float:
 
         n / (1 + 2 * sum of the autocorrelations of 1[sample > percentile])
 
-    (of 1[sample = maximum] where none is above the percentile.) The sum runs over pairs of neighbouring lags while they stay positive and do not grow (Geyer's initial
-    monotone sequence: C. J. Geyer, "Practical Markov Chain Monte Carlo", 1992). Never above n, never below 1.
+    (of 1[sample = maximum] where none is above the percentile). The sum runs over pairs of neighbouring lags while
+    they stay positive and do not grow (Geyer's initial monotone sequence: C. J. Geyer, "Practical Markov Chain Monte
+    Carlo", 1992). Never above n, never below 1.
     """
     values = _samples(samples)
     n = len(values)

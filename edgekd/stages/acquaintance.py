@@ -35,10 +35,9 @@ def stated(path: Path) -> dict[str, str]:
 
         return {pair.key: pair.value for pair in onnx.load(path, load_external_data=False).metadata_props}
     if path.suffix == ".safetensors":
-        from safetensors import safe_open
+        from edgekd.distill.models.weights import metadata_of
 
-        with safe_open(path, framework="numpy") as file:
-            return dict(file.metadata() or {})
+        return metadata_of(path)
     return {}
 
 

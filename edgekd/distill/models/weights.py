@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -18,6 +19,8 @@ from edgekd.distill.modules import evaluating
 from edgekd.errors import ModelError
 from edgekd.files import write_bytes
 
+# The key in the header of a safetensors file.
+METADATA = "edgekd"
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 _NESTED = ("state_dict", "model_state_dict", "model")
 
@@ -33,9 +36,20 @@ def save_weights(module: nn.Module, path: str | PathLike[str], *, metadata: Mapp
         raise ModelError(f"the state dict holds values that are no tensors: {', '.join(odd)}; safetensors refuses them")
     # Tied weights are written twice: safetensors refuses tensors that share memory.
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
-    return write_bytes(
-        path, safetensors.torch.save(tensors, metadata=dict(sorted(metadata.items())) if metadata else None)
-    )
+    # As one pair: safetensors writes several in an order that changes from run to run.
+    pairs = {METADATA: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+    return write_bytes(path, safetensors.torch.save(tensors, metadata=pairs))
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What `save_weights` was given to travel with the weights; nothing for a file of somebody else."""
+    with safetensors.safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get(METADATA, "{}")
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
 
 
 def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
