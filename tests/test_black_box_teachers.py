@@ -204,8 +204,12 @@ def test_a_whole_run_from_a_file(trained: Path, digits: Dataset, quick: Any, tmp
     done = edgekd("distill-and-export", recipe, *quick, "--set=distill.epochs=10", "--out", tmp_path / "run")
     assert "nothing changed" in done.stdout
     np.testing.assert_array_equal(outputs_on_validation(tmp_path / "run"), logits[1079:].astype(np.float32))
-    # Other answers: teacher and student again.
+    # Answers in another order of the classes would teach every class wrongly.
     np.savez(tmp_path / "answers.npz", ids=ids, logits=logits[:, ::-1])
+    told = refused(3, "distill", recipe, *quick, "--set=distill.epochs=10", "--out", tmp_path / "run")
+    assert "in another order than the data: right for" in told
+    # Other answers: teacher and student again.
+    np.savez(tmp_path / "answers.npz", ids=ids, logits=logits / 2)
     told = refused(
         3,
         "distill",

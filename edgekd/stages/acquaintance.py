@@ -92,8 +92,9 @@ def _other_order(where: str, by: str, found: list[str], expected: list[str], kno
     pairs = ", ".join(f"{index} is '{found[index]}', not '{expected[index]}'" for index in differing[:_NAMED])
     more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
     return (
-        f"{where} has the classes in another order than the data: {by} {pairs}{more}. Name the data's classes in its "
-        f"order: data.labels = {json.dumps(found, ensure_ascii=False)}"
+        f"{where} has the classes in another order than the data: {by} {pairs}{more}. Bring its answers into the "
+        "data's order; or, where the data names its classes (folders, tables), take the teacher's order: data.labels = "
+        f"{json.dumps(found, ensure_ascii=False)}"
     )
 
 
