@@ -50,8 +50,8 @@ def test_another_order_of_the_names_is_refused_with_the_line_that_mends_it(names
         check_stated({"names": names}, LABELS, STEPS, where="teacher.onnx")
     assert str(caught.value) == (
         "teacher.onnx has the classes in another order than the data: its file names 0 is 'dog', not 'cat', "
-        "1 is 'cat', not 'dog'. Bring its answers into the data's order; or, where the data names its classes (folders, "
-        'tables), take the teacher\'s order: data.labels = ["dog", "cat", "emu"]'
+        "1 is 'cat', not 'dog'. Bring its answers into the data's order; or, where the data names its classes "
+        '(folders, tables), take the teacher\'s order: data.labels = ["dog", "cat", "emu"]'
     )
 
 
