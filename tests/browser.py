@@ -33,7 +33,7 @@ def chromium() -> str:
     found = next((path for name in names if (path := shutil.which(name))), None)
     if found is None:
         assert os.environ.get("CI") != "true", "no Chromium here; install it with: apt-get install chromium"
-        pytest.skip("no Chromium here: install the Debian package chromium to try the web app in a browser")
+        pytest.skip("no Chromium here: install the Debian package chromium to look at pages in a browser")
     return found
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from commands import ok_json
 from cpp_builds import tool
+from damaged_bundles import edited, linked, tampered
 from odd_images import STEP_LISTS, images, picture
 from other_tasks import OTHER_TASKS, with_task
 from PIL import Image, ImageOps
@@ -214,25 +215,6 @@ def test_fixed_batches_and_bytes(bundle, classes, tmp_path):
     np.save(tmp_path / "x.npy", raw[0])
     done = drive(classes, "predict", tmp_path / "b", "float32", "x.npy", cwd=tmp_path)
     assert int(done.stdout.split("\t")[1]) == int(logits[0].argmax()), done.stderr
-
-
-def edited(change):
-    def edit(place: Path) -> None:
-        manifest = json.loads((place / "bundle.json").read_text())
-        change(manifest)
-        (place / "bundle.json").write_text(json.dumps(manifest))
-
-    return edit
-
-
-def tampered(place: Path) -> None:
-    graph = place / "graphs" / "float32.onnx"
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\x00")
-
-
-def linked(place: Path) -> None:
-    (place / "graphs" / "float32.onnx").rename(place.parent / "elsewhere.onnx")
-    (place / "graphs" / "float32.onnx").symlink_to(place.parent / "elsewhere.onnx")
 
 
 BAD_BUNDLES = {

@@ -14,6 +14,7 @@ import cpp_builds
 import numpy as np
 import pytest
 from commands import ok, ok_json
+from damaged_bundles import edited, linked, tampered
 from odd_images import STEP_LISTS, images
 from other_tasks import OTHER_TASKS, with_task
 from PIL import Image
@@ -195,25 +196,6 @@ def test_files_of_pictures_are_read_as_pillow_reads_them(bundle, on_onnxruntime,
     done = run(on_onnxruntime, "--show", tmp_path / "alpha.pam", "--bundle", bundle)
     wanted = preprocess(parse_steps(Bundle.open(bundle).manifest["preprocess"]), alpha)
     np.testing.assert_allclose(np.array(done.stdout.split(), np.float32), wanted.ravel(), atol=1e-6)
-
-
-def edited(change):
-    def edit(place: Path) -> None:
-        manifest = json.loads((place / "bundle.json").read_text())
-        change(manifest)
-        (place / "bundle.json").write_text(json.dumps(manifest))
-
-    return edit
-
-
-def tampered(place: Path) -> None:
-    graph = place / "graphs" / "float32.onnx"
-    graph.write_bytes(graph.read_bytes()[:-1] + b"\x00")
-
-
-def linked(place: Path) -> None:
-    (place / "graphs" / "float32.onnx").rename(place.parent / "elsewhere.onnx")
-    (place / "graphs" / "float32.onnx").symlink_to(place.parent / "elsewhere.onnx")
 
 
 BAD_BUNDLES = {

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import browser
 import pytest
 from report_results import hostile_results, plain_results, run_results
 
@@ -56,12 +55,7 @@ FLAGS = (
 @pytest.fixture(scope="module")
 def chromium() -> str:
     """The browser of this machine. Where CI is set, a missing one is a failure."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
-    if found is None:
-        assert os.environ.get("CI") != "true", "no Chromium here; install it with: apt-get install chromium"
-        pytest.skip("no Chromium here: install the Debian package chromium to look at the report in a browser")
-    return found
+    return browser.chromium()
 
 
 def look(chromium: str, folder: Path, page: str, *, width: int, dark: bool = False) -> dict[str, Any]:
