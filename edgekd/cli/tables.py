@@ -191,11 +191,11 @@ def print_recipes(common: Common) -> None:
 
 def print_models(common: Common) -> None:
     """The built-in models with their sizes, at a typical input and ten outputs."""
-    from edgekd.distill.models import TYPICAL_INPUT, build_model, count
+    from edgekd.distill.models import TYPICAL_INPUT, typical_cost
 
     rows = []
     for name, shape in TYPICAL_INPUT.items():
-        parameters, macs = count(build_model(name, num_outputs=10, input_shape=shape), shape)
+        parameters, macs = typical_cost(name, num_outputs=10)
         rows.append({"model": name, "input_shape": list(shape), "parameters": parameters, "macs": macs})
     if common.as_json:
         common.print_json(rows)

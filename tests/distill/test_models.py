@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgekd.distill.models import MODELS, build_model, count, load_weights, logits_of, save_weights
+from edgekd.distill.models import MODELS, TEXT_MODELS, build_model, count, load_weights, logits_of, save_weights
 from edgekd.distill.models import vision as vision_module
 from edgekd.errors import MissingExtra, ModelError
 
@@ -22,7 +22,7 @@ def shape_of(name: str) -> tuple[int, ...]:
     return SHAPES[name.partition("_")[0]]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - TEXT_MODELS))
 def test_every_model_gives_one_row_per_sample_and_trains(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(name, num_outputs=4, input_shape=shape_of(name))

@@ -17,9 +17,21 @@ from edgekd.distill.modules import evaluating
 from edgekd.errors import ModelError, nearest
 from edgekd.references import import_reference, importing_from
 
-__all__ = ["MODELS", "TYPICAL_INPUT", "build_model", "count", "load_weights", "logits_of", "save_weights"]
+__all__ = [
+    "MODELS",
+    "TEXT_MODELS",
+    "TYPICAL_INPUT",
+    "TYPICAL_VOCABULARY",
+    "build_model",
+    "count",
+    "load_weights",
+    "logits_of",
+    "save_weights",
+    "typical_cost",
+]
 
-# name -> module:function. Each takes num_outputs= and input_shape= (without the batch axis) and its own arguments.
+# name -> module:function. Each takes num_outputs=, input_shape= (without the batch axis) where it names it, and its own
+# arguments.
 MODELS: dict[str, str] = {
     "mlp": "edgekd.distill.models.mlp:mlp",
     "mlp_s": "edgekd.distill.models.mlp:mlp_s",
@@ -40,12 +52,28 @@ MODELS: dict[str, str] = {
     "tcn_m": "edgekd.distill.models.tcn:tcn_m",
     "tcn_l": "edgekd.distill.models.tcn:tcn_l",
     "tcn_teacher": "edgekd.distill.models.tcn:tcn_teacher",
+    "bow_s": "edgekd.distill.models.text:bow_s",
+    "bow_m": "edgekd.distill.models.text:bow_m",
+    "text_cnn_s": "edgekd.distill.models.text:text_cnn_s",
+    "text_cnn_m": "edgekd.distill.models.text:text_cnn_m",
+    "bigru_s": "edgekd.distill.models.text:bigru_s",
+    "bigru_m": "edgekd.distill.models.text:bigru_m",
+    "encoder_xs": "edgekd.distill.models.encoder:encoder_xs",
+    "encoder_s": "edgekd.distill.models.encoder:encoder_s",
+    "encoder_m": "edgekd.distill.models.encoder:encoder_m",
 }
+
+# Those that read the ids of tokens: they take vocabulary= and pad= too.
+TEXT_MODELS: frozenset[str] = frozenset(
+    name for name in MODELS if name.startswith(("bow_", "text_cnn_", "bigru_", "encoder_"))
+)
 
 # The shape of one sample at which lists of models state their cost: what each family is made for.
 TYPICAL_INPUT: dict[str, tuple[int, ...]] = {
-    name: {"mlp": (784,), "tcn": (128, 9)}.get(name.partition("_")[0], (1, 28, 28)) for name in MODELS
+    name: (32,) if name in TEXT_MODELS else {"mlp": (784,), "tcn": (128, 9)}.get(name.partition("_")[0], (1, 28, 28))
+    for name in MODELS
 }
+TYPICAL_VOCABULARY = 6000
 
 
 def build_model(
@@ -53,6 +81,8 @@ def build_model(
     *,
     num_outputs: int,
     input_shape: Sequence[int],
+    vocabulary: int | None = None,
+    pad: int = 0,
     args: Mapping[str, Any] | None = None,
     search_path: str | PathLike[str] | None = None,
     check: bool = True,
@@ -60,16 +90,17 @@ def build_model(
     """The model that `reference` names, with fresh random weights drawn from torch's global generator.
 
     reference    a name in `MODELS`; `torchvision:resnet18`; `timm:NAME`; `hf:FOLDER` or `hf:ID`; or the user's
-                 `package.module:function`, which gets `num_outputs` and `input_shape` only where its signature names
-                 them
-    input_shape  shape of one model-ready sample, without the batch axis: (1, 28, 28), (784,)
+                 `package.module:function`, which gets `num_outputs`, `input_shape`, `vocabulary` and `pad` only where
+                 its signature names them
+    input_shape  shape of one model-ready sample, without the batch axis: (1, 28, 28), (784,); (L,) of a text
+    vocabulary   for texts: number of token ids. A sample is then a row of them (int64), padded with `pad`
     args         further keyword arguments of the model
     search_path  folder in which the user's modules are found, usually that of the recipe
 
     check        False for models with several inputs or outputs
 
     With `check`, a forward pass on zeros of shape (2, *input_shape) must give (2, num_outputs). Raises `ModelError`
-    otherwise, and for an unknown name or argument.
+    otherwise, for an unknown name or argument, and for a model of texts where there is no vocabulary.
     """
     own = dict(args or {})
     family, _, name = reference.partition(":")
@@ -87,7 +118,14 @@ def build_model(
     else:
         place = None if reference in MODELS else search_path
         function = import_reference(MODELS.get(reference, reference), search_path=place)
-        offered = {"num_outputs": num_outputs, "input_shape": tuple(input_shape)}
+        if reference in TEXT_MODELS and vocabulary is None:
+            raise ModelError(
+                f'{reference} reads texts, but the samples are no token ids; add {{op = "tokenize", ...}} to '
+                "preprocess.steps, or take a model for images, series or tables"
+            )
+        offered: dict[str, Any] = {"num_outputs": num_outputs, "input_shape": tuple(input_shape)}
+        if vocabulary is not None:
+            offered.update(vocabulary=vocabulary, pad=pad)
         named = {name: value for name, value in offered.items() if name in inspect.signature(function).parameters}
         # The user's function may import its neighbours only when it is called.
         with importing_from(place):
@@ -95,8 +133,18 @@ def build_model(
     if not isinstance(model, nn.Module):
         raise ModelError(f"{reference} returned a {type(model).__name__}, expected a torch.nn.Module")
     if check:
-        _check_forward(model, reference, num_outputs, tuple(input_shape))
+        dtype = torch.float32 if vocabulary is None else torch.int64
+        _check_forward(model, reference, num_outputs, torch.zeros(2, *input_shape, dtype=dtype))
     return model
+
+
+def typical_cost(name: str, *, num_outputs: int) -> tuple[int, int]:
+    """(parameters, multiply-accumulates) of the built-in model `name` at its `TYPICAL_INPUT`."""
+    shape, is_text = TYPICAL_INPUT[name], name in TEXT_MODELS
+    model = build_model(
+        name, num_outputs=num_outputs, input_shape=shape, vocabulary=TYPICAL_VOCABULARY if is_text else None
+    )
+    return count(model, shape, dtype=torch.int64 if is_text else torch.float32)
 
 
 def logits_of(output: object, what: str = "the model") -> torch.Tensor:
@@ -123,8 +171,7 @@ def _call(function: Callable[..., object], what: str, arguments: dict[str, Any])
     return function(**arguments)
 
 
-def _check_forward(model: nn.Module, reference: str, num_outputs: int, input_shape: tuple[int, ...]) -> None:
-    zeros = torch.zeros(2, *input_shape)
+def _check_forward(model: nn.Module, reference: str, num_outputs: int, zeros: torch.Tensor) -> None:
     try:
         with torch.no_grad(), evaluating(model):  # batch norm must not learn from zeros
             logits = logits_of(model(zeros), reference)

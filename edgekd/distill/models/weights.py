@@ -84,12 +84,13 @@ def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
     module.load_state_dict(found)
 
 
-def count(module: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
-    """(number of parameters, multiply-accumulates of one sample of shape `input_shape`).
+def count(module: nn.Module, input_shape: Sequence[int], *, dtype: torch.dtype = torch.float32) -> tuple[int, int]:
+    """(number of parameters, multiply-accumulates of one sample of shape `input_shape` and of `dtype`: ids are int64).
 
-    Matrix products and convolutions are counted, as everywhere in the field; norms and activations are not.
+    Matrix products and convolutions are counted, as everywhere in the field; norms, activations and look-ups in tables
+    are not.
     """
-    example = torch.zeros(1, *input_shape)
+    example = torch.zeros(1, *input_shape, dtype=dtype)
     parameter = next(module.parameters(), None)
     if parameter is not None:
         example = example.to(parameter.device)
