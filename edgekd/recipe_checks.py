@@ -70,7 +70,7 @@ TASK_OF_LOSS = {
 ANSWERS = ("logits", "topk_indices", "topk_log_probabilities")
 # Teachers of which only the answers are seen.
 BLACK_BOXES = ("onnx", "logits", "url")
-CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder")
+CLASSIFICATION_KINDS = ("digits", "mnist", "fashion_mnist", "image_folder", "sst2", "clinc150")
 # Images that are made here: a kind of [transfer].
 SYNTHETIC = "synthetic"
 # What data.root must be, where it has to be given.
@@ -78,6 +78,9 @@ ROOTS = {
     "image_folder": "the folder of images",
     "arrays": "the .npz or .csv file",
     "webdataset": "the .tar file, or a folder of them",
+    "text": "the .csv, .tsv or .jsonl file, or a folder with train.* (and dev.*, test.*)",
+    "sst2": "the folder that holds sst2/ (or set EDGEKD_DATA)",
+    "clinc150": "the folder that holds clinc150/ (or set EDGEKD_DATA)",
     "arrow": "the .arrow or .parquet file, or a folder of them (as datasets.save_to_disk leaves it)",
 }
 

@@ -12,7 +12,7 @@ from edgekd.errors import RecipeError, UsageError
 from edgekd.recipe_checks import DEFAULT_TERMS
 
 # Data sets in a public format that lie together in one folder, which EDGEKD_DATA may name.
-KINDS_IN_EDGEKD_DATA = ("mnist", "fashion_mnist")
+KINDS_IN_EDGEKD_DATA = ("mnist", "fashion_mnist", "sst2", "clinc150")
 PATHS = (
     ("data", "root"),
     ("transfer", "root"),
@@ -95,6 +95,13 @@ def resolve_paths(tables: dict[str, Any], folder: Path, *, only: str | None = No
         value = table.get(key)
         if isinstance(value, str) and ((section, key) in PATHS or value.endswith(".toml")):
             table[key] = str(folder / Path(value).expanduser())
+    preprocess = tables.get("preprocess")
+    steps = preprocess.get("steps") if isinstance(preprocess, dict) else None
+    for step in steps if isinstance(steps, list) and only in (None, "preprocess", "preprocess.steps") else ():
+        # What is not there may lie in an installed package (edgekd.references.locate).
+        if isinstance(step, dict) and isinstance(step.get("file"), str):
+            found = folder / Path(step["file"]).expanduser()
+            step["file"] = str(found) if found.exists() else step["file"]
     further = tables.get("teachers")
     for number, table in enumerate(further if isinstance(further, list) else ()):
         for key in ("weights", "onnx"):

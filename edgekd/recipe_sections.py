@@ -51,6 +51,7 @@ class DataSection(Section):
     root: str | None = None
     labels: Texts = ()
     target: Texts = ()
+    text: str | None = None
     val_fraction: Share = 0.2
     test_fraction: Share = 0.2
     limit: Annotated[int, Field(ge=1)] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Iterator
@@ -66,6 +67,24 @@ def import_reference(
     if not callable(function):
         raise refusal(f"'{reference}' is a {type(function).__name__}, expected a function")
     return function  # type: ignore[no-any-return]
+
+
+def locate(reference: str, search_path: str | PathLike[str] | None = None) -> Path | None:
+    """The file or folder `reference`: a path (relative ones start at `search_path`), or one in an installed package,
+    package/path, which is not imported. None where there is neither.
+    """
+    path = Path(search_path or "", Path(reference).expanduser())
+    if path.exists():
+        return path
+    package, _, inner = reference.partition("/")
+    if not inner or not package.isidentifier() or ".." in Path(inner).parts:
+        return None
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    places = [] if spec is None else list(spec.submodule_search_locations or ())
+    return next((Path(place, inner) for place in places if Path(place, inner).exists()), None)
 
 
 def code_sha256(reference: str, search_path: str | PathLike[str] | None) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -121,10 +121,36 @@ class Layout:
     to: Literal["CHW", "HWC", "flat"] = "CHW"
 
 
-Step = Decode | ToRgb | ToGrey | Resize | CenterCrop | Scale | Normalize | Layout
+@dataclass(frozen=True)
+class Tokenize:
+    """A text to int32 ids (max_length,) by the Hugging Face tokenizer `file`: cut and padded on the right.
+
+    vocabulary  in a recipe: keep so many of the tokenizer's tokens, those that the training texts use most
+    content     the text of the file, once it was read; it is never written as JSON
+    """
+
+    op: ClassVar[str] = "tokenize"
+    file: str = ""
+    max_length: int = 128
+    vocabulary: int | None = None
+    content: str = field(default="", repr=False)
+
+
+@dataclass(frozen=True)
+class Trim:
+    """A batch (N, T) of ids without the last columns in which every row is `pad`; None in a recipe: the tokenizer's."""
+
+    op: ClassVar[str] = "trim"
+    pad: int | None = None
+
+
+Step = Decode | ToRgb | ToGrey | Resize | CenterCrop | Tokenize | Scale | Normalize | Layout | Trim
 STEPS: dict[str, type[Step]] = {
-    step.op: step for step in (Decode, ToRgb, ToGrey, Resize, CenterCrop, Scale, Normalize, Layout)
+    step.op: step for step in (Decode, ToRgb, ToGrey, Resize, CenterCrop, Tokenize, Scale, Normalize, Layout, Trim)
 }
+# What a step holds in memory only.
+_UNWRITTEN = ("content",)
+MAX_TOKENS = 16384
 
 
 def parse_steps(steps: Iterable[Mapping[str, Any]], *, where: str = "preprocess.steps") -> tuple[Step, ...]:
@@ -136,7 +162,7 @@ def parse_steps(steps: Iterable[Mapping[str, Any]], *, where: str = "preprocess.
         op = options.pop("op", None)
         if not isinstance(op, str) or op not in STEPS:
             raise RecipeError(f"{place}: unknown op {op!r}. {nearest(str(op), STEPS)}")
-        known = {field.name for field in dataclasses.fields(STEPS[op])}
+        known = {item.name for item in dataclasses.fields(STEPS[op])} - {*_UNWRITTEN}
         for key in options:
             if key not in known:
                 raise RecipeError(f"{place} ({op}): unknown key '{key}'. {nearest(key, known)}")
@@ -148,11 +174,12 @@ def parse_steps(steps: Iterable[Mapping[str, Any]], *, where: str = "preprocess.
 
 
 def steps_to_json(steps: Iterable[Step]) -> list[dict[str, Any]]:
-    """The form that a bundle holds; `parse_steps` reads it back to equal values."""
+    """The form that a bundle holds; `parse_steps` reads it back to equal values (but for the content of files)."""
     plain = []
     for step in steps:
         values = {key: list(v) if isinstance(v, tuple) else v for key, v in dataclasses.asdict(step).items()}
-        plain.append({"op": step.op, **values})
+        written = {key: v for key, v in values.items() if v is not None and key not in _UNWRITTEN}
+        plain.append({"op": step.op, **written})
     return plain
 
 
@@ -162,6 +189,9 @@ def _check_step(step: Step, place: str) -> None:
 
     def is_size(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= 16384
+
+    def is_count(value: object) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
     def is_number(value: object) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
@@ -193,13 +223,23 @@ def _check_step(step: Step, place: str) -> None:
             refuse(step.std, "no std of 0")
     if isinstance(step, Layout) and step.to not in ("CHW", "HWC", "flat"):
         refuse(step.to, 'to = "CHW", "HWC" or "flat"')
+    if isinstance(step, Tokenize):
+        if not isinstance(step.file, str) or not step.file:
+            raise RecipeError(f'{place} (tokenize): "file" is missing, expected a tokenizer.json')
+        if not is_size(step.max_length) or step.max_length < 2:
+            refuse(step.max_length, f"max_length = 2 to {MAX_TOKENS}")
+        if step.vocabulary is not None and (not is_count(step.vocabulary) or step.vocabulary < 2):
+            refuse(step.vocabulary, "a number of tokens to keep, from 2")
+    if isinstance(step, Trim) and step.pad is not None and not is_count(step.pad):
+        refuse(step.pad, "the id of the padding token")
 
 
 @dataclass(frozen=True)
 class Split:
     """One part of a data set, before the arithmetic steps (scale, normalize, layout).
 
-    x    (N, ...) uint8 or float32; images are (N, H, W, C); an array, or rows on the disk (`edgekd.rows`)
+    x    (N, ...) uint8 or float32; images are (N, H, W, C); texts (N, T) int32 ids of tokens, padded; an array, or
+         rows on the disk (`edgekd.rows`)
     y    (N,) int64 classes | (N, L) uint8 labels | (N, D) float32 targets
     ids  (N,) int64, unique within the data set and stable from run to run
     """
@@ -233,6 +273,18 @@ class Dataset:
     def num_outputs(self) -> int:
         """How many numbers the model's output has: classes, labels or targets."""
         return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The token ids that a model of texts reads: 0 to size - 1, of which `pad` fills up short texts.
+
+    tokens  what each id stands for; empty where only the size is known
+    """
+
+    size: int
+    pad: int
+    tokens: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)

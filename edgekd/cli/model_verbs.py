@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -334,17 +335,26 @@ def verify(
 def predict(
     common: Common,
     path: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT...", help="Images, or .npy/.npz arrays of samples.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, or .npy/.npz arrays of samples; for a model of texts the texts themselves, - for one per "
+            "line of standard input.",
+        ),
+    ],
     variant: Annotated[str | None, typer.Option("--variant", help="Default: the bundle's choice for this CPU.")] = None,
     top_k: Annotated[int, typer.Option("--top-k", min=1, help="How many labels to give.")] = 1,
 ) -> None:
-    """What the student says: label and score for images or arrays. Needs no torch."""
+    """What the student says: label and score for images, arrays or texts. Needs no torch."""
     from edgekd.device.predictor import load
-    from edgekd.stages.inputs import read_inputs
+    from edgekd.stages.inputs import read_inputs, read_texts
 
     with load(path, variant=variant, threads=common.threads) as predictor:
         rows: list[dict[str, Any]] = []
-        for name, sample in read_inputs(inputs):
+        reads_text = any(step["op"] == "tokenize" for step in predictor.bundle.manifest["preprocess"])
+        samples: Iterable[tuple[str, Any]] = read_texts(inputs) if reads_text else read_inputs([*map(Path, inputs)])
+        for name, sample in samples:
             answer = predictor.predict(sample, top_k=top_k)
             rows.append(
                 {
@@ -353,6 +363,7 @@ def predict(
                     "score": answer.score,
                     "top": [list(item) for item in answer.top],
                     "latency_ms": round(answer.latency_ms, 4),
+                    **({"truncated": answer.truncated} if reads_text else {}),
                     "outputs": {key: value.tolist() for key, value in answer.outputs.items()},
                 }
             )
@@ -362,6 +373,8 @@ def predict(
     for row in rows:
         said = "  ".join(f"{label} {score:.4g}" for label, score in row["top"])
         common.say(f"{row['input']}: {said}")
+        if row.get("truncated"):
+            common.warn("this text is longer than the model reads: its end was not looked at")
 
 
 def inspect(

@@ -30,6 +30,9 @@ KINDS: dict[str, str] = {
     "arrays": "edgekd.data.arrays:read",
     "webdataset": "edgekd.data.webdataset:read",
     "arrow": "edgekd.data.arrow:read",
+    "text": "edgekd.data.text:read",
+    "sst2": "edgekd.data.text:read_sst2",
+    "clinc150": "edgekd.data.text:read_clinc150",
 }
 OWN = "edgekd.data.own:read"
 SPLITS = ("train", "val", "test")
@@ -53,13 +56,15 @@ def load_dataset(
     steps: str = "",
     store: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
+    text: str | None = None,
 ) -> Dataset:
     """Read a data set.
 
     kind           one of KINDS, or "package.module:function" for your own (see edgekd.data.own)
     root           file or folder; mnist and fashion_mnist: EDGEKD_DATA, then the user's cache, when None
     labels         names of the outputs, in order; from the data when None
-    target         arrays in a .csv file, webdataset with .json, arrow: the columns to predict
+    target         arrays in a .csv file, webdataset with .json, arrow, text: the columns to predict
+    text           text: the column that holds the texts
     val_fraction   of the training samples, where the data has no validation split of its own; `test_fraction` alike
     prepare        one raw sample (path, encoded bytes or array) through the spatial steps
                    (edgekd.device.preprocess.prepare)
@@ -89,6 +94,7 @@ def load_dataset(
         steps=steps,
         store=None if store is None else Path(store),
         progress=progress,
+        text=text,
     )
     source = cast(Source, getattr(importlib.import_module(module), function)(request))
     fractions = {"val": val_fraction, "test": test_fraction}

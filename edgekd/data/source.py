@@ -13,8 +13,8 @@ from edgekd.errors import DataError
 from edgekd.rows import Rows
 from edgekd.spec import Array, Task
 
-# One sample as it comes: a file, encoded bytes or an array.
-Raw = Path | bytes | Array
+# One sample as it comes: a file, encoded bytes, an array or a text.
+Raw = Path | bytes | Array | str
 Prepare = Callable[[Raw], Array]
 # (text, samples done, samples in all)
 Progress = Callable[[str, int, int], None]
@@ -48,6 +48,7 @@ class Request:
     steps: str = ""
     store: Path | None = None
     progress: Progress | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)

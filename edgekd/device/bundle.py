@@ -2,6 +2,7 @@
 
     bundle.json            what it is: inputs, outputs, preprocessing, labels, variants, hashes, licences
     graphs/VARIANT.onnx    one graph per variant (VARIANT.ROLE.onnx for roles other than "main")
+    tokenizer.json         of a model of texts, what its preprocessing names
     golden.npz             inputs with the outputs that every variant must give
     samples.npz            labelled samples, only where the maker wanted them inside
 
@@ -32,9 +33,10 @@ from edgekd.device.archive import (
 )
 from edgekd.device.machine import cpu_kind as this_cpu_kind
 from edgekd.device.manifest import MANIFEST, MAX_MANIFEST_BYTES, VERSION, check_manifest, parse_manifest
+from edgekd.device.tokens import files_of, with_tokenizers
 from edgekd.errors import BundleError, ModelError, UsageError, explain_os_errors, nearest
 from edgekd.files import canonical_json, sha256_bytes, write_atomically
-from edgekd.spec import Array
+from edgekd.spec import Array, Step, parse_steps
 from edgekd.version import __version__
 
 GOLDEN = "golden.npz"
@@ -79,6 +81,7 @@ class Bundle:
         golden: Mapping[str, Array],
         samples: Mapping[str, Array] | None = None,
         *,
+        files: Mapping[str, bytes] | None = None,
         as_zip: bool = False,
     ) -> Bundle:
         """Write a bundle atomically and open it: the same arguments give the same bytes.
@@ -88,6 +91,7 @@ class Bundle:
         graphs    {variant: {role: the graph's bytes or path}}, for exactly the manifest's variants
         golden    "raw" (N, ...) before the arithmetic steps, "input.NAME", "output.VARIANT.NAME"
         samples   "x" (before the arithmetic steps) and "y"
+        files     further ones by name: the tokenizer that the preprocessing names
 
         An older bundle at the place is replaced. Raises `BundleError` for a manifest that could not be opened
         again, `ModelError` for a graph that cannot be read, `UsageError` when something else lies at the place,
@@ -95,7 +99,7 @@ class Bundle:
         """
         target = Path(path)
         _check_place(target, as_zip)
-        contents = _contents(manifest, graphs, golden, samples)
+        contents = _contents(manifest, graphs, golden, samples, files or {})
         if as_zip:
             write_atomically(target, lambda temporary: write_zip(temporary, contents))
         else:
@@ -131,6 +135,14 @@ class Bundle:
         if role not in graphs:
             raise UsageError(f"variant '{name}' of {self.path} has no graph '{role}'. {nearest(role, graphs)}")
         return self._read(graphs[role])
+
+    def steps(self) -> tuple[Step, ...]:
+        """The preprocessing, with the tokenizer that it names read."""
+        return with_tokenizers(parse_steps(self.manifest["preprocess"]), self._read)
+
+    def files(self) -> dict[str, bytes]:
+        """What the preprocessing needs beside the graphs, by name."""
+        return {name: self._read(name) for name in files_of(parse_steps(self.manifest["preprocess"]))}
 
     def golden(self) -> dict[str, Array]:
         """The golden arrays: "raw", "input.NAME", "output.VARIANT.NAME" (see `write`)."""
@@ -184,6 +196,7 @@ def _contents(
     graphs: Mapping[str, Mapping[str, bytes | Path]],
     golden: Mapping[str, Array],
     samples: Mapping[str, Array] | None,
+    files: Mapping[str, bytes],
 ) -> dict[str, bytes]:
     """The files of a bundle, bundle.json first."""
     full = copy.deepcopy(dict(manifest))
@@ -193,7 +206,7 @@ def _contents(
             f"the manifest describes the variants {sorted(described or [])} but there are graphs for "
             f"{sorted(graphs)}; expected the same names"
         )
-    contents: dict[str, bytes] = {}
+    contents: dict[str, bytes] = dict(files)
     for variant, roles in graphs.items():
         described[variant]["graphs"] = {}
         for role, graph in roles.items():

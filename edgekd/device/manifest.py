@@ -78,6 +78,7 @@ def check_manifest(manifest: object) -> None:
         tensor_specs(table, side)
     _check_steps(table)
     files = _check_files(table)
+    _check_tokenizers(table, files)
     _check_variants(table, files)
     _check_arrays(table, files)
 
@@ -128,6 +129,13 @@ def _check_steps(table: Mapping[str, Any]) -> None:
                 for word in ("train", "calibrated"):
                     fits = word not in step.values()
                     _expect(fits, f"{key}[{index}]", step, f'figures, not "{word}", which only a recipe may say')
+
+
+def _check_tokenizers(table: Mapping[str, Any], files: Mapping[str, Any]) -> None:
+    for index, step in enumerate(table["preprocess"]):
+        if step["op"] == "tokenize":
+            _check_listed(step["file"], f"preprocess[{index}].file", files)
+        _expect(step["op"] != "trim" or "pad" in step, f"preprocess[{index}]", step, "the id of the padding, pad")
 
 
 def _check_files(table: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -17,8 +17,9 @@ from edgekd.device.programs import classify, multilabel, regress
 from edgekd.device.programs.answer import Program
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.device.tokens import is_cut, tokenize_step
 from edgekd.errors import BundleError, DataError, ModelError, UsageError, nearest
-from edgekd.spec import Array, parse_steps
+from edgekd.spec import Array
 
 PROGRAMS: dict[str, Program] = {
     "classification": classify.interpret,
@@ -35,6 +36,7 @@ class Prediction:
     top                   (label, score) pairs: the top_k classes, the labels that are present, or all targets
     outputs               what the graph gave for this sample, by name, before the bundle's postprocessing
     latency_ms            preprocessing, inference and postprocessing; in a batch, its share of the whole
+    truncated             whether the text was longer than the model reads: its end was not looked at
     uncertainty           for classes, the entropy of their probabilities: 0 (sure of one) to 1 (all alike); else None
     """
 
@@ -45,6 +47,7 @@ class Prediction:
     outputs: dict[str, Array]
     latency_ms: float
     uncertainty: float | None = None
+    truncated: bool = False
 
 
 def load(
@@ -76,7 +79,7 @@ class Predictor:
             names = ", ".join(spec.name for spec in session.inputs)
             raise UsageError(f"predict works on models with one input, this one has {names}; use edgekd.open_session")
         self._program = PROGRAMS[manifest["task"]]
-        self._spatial, self._arithmetic = split_steps(parse_steps(manifest["preprocess"]))
+        self._spatial, self._arithmetic = split_steps(bundle.steps())
         self._post = parse_post_steps(manifest["postprocess"])
         self._threshold = threshold_of(self._post)
         self._labels: tuple[str, ...] = tuple(manifest["labels"])
@@ -93,7 +96,7 @@ class Predictor:
             )
 
     def predict(self, x: Raw, *, top_k: int = 1) -> Prediction:
-        """The answer for one sample: an image's path, its encoded bytes, or an array without batch axis.
+        """The answer for one sample: a text, an image's path, its encoded bytes, or an array without batch axis.
 
         Raises `DataError` for an image or array that does not fit the preprocessing, `UsageError` for one that
         does not fit the model, and when the predictor is closed.
@@ -113,9 +116,12 @@ class Predictor:
         if isinstance(xs, (str, bytes, Path)):
             raise UsageError(f"predict_batch found one {type(xs).__name__}, expected a list of samples; use predict")
         started = time.perf_counter()
+        xs = list(xs)
         prepared = [prepare(self._spatial, x) for x in xs]
         if not prepared:
             return []
+        step = tokenize_step(self._spatial)
+        cut = [step is not None and is_cut(step, x, ids) for x, ids in zip(xs, prepared)]
         any_size = any(isinstance(size, str) for size in self._input.shape[1:])
         if not any_size and len({sample.shape for sample in prepared}) > 1:
             shapes = ", ".join(str(shape) for shape in sorted({sample.shape for sample in prepared}))
@@ -139,6 +145,7 @@ class Predictor:
                 {name: array[row] for name, array in outputs.items()},
                 latency_ms,
                 answer.uncertainty,
+                cut[row],
             )
             for row, answer in enumerate(answers)
         ]

@@ -1,8 +1,10 @@
 """From a raw sample to what the model reads: the one function that training, calibration, benchmark and predict call.
 
-Spatial steps (decode, to_rgb, to_grey, resize, center_crop) work on one sample and come first; arithmetic
-steps (scale, normalize, layout) are vectorized over a batch. Data sets keep samples between the two, so that
-augmentation sees bytes and the arithmetic is paid once per batch.
+Spatial steps (decode, to_rgb, to_grey, resize, center_crop; for texts tokenize) work on one sample and come first;
+arithmetic steps (scale, normalize, layout; trim) are vectorized over a batch. Data sets keep samples between the two,
+so that augmentation sees bytes and the arithmetic is paid once per batch.
+
+Ids of tokens are the only samples of whole numbers beside bytes: int32 where they are kept, int64 where a model reads.
 
 Axes: N batch, H height, W width, C channels.
 """
@@ -18,13 +20,27 @@ from numpy.typing import NDArray
 
 from edgekd.device.images import decode_image
 from edgekd.device.resampling import resize
+from edgekd.device.tokens import encode, is_ids
 from edgekd.errors import DataError, RecipeError
-from edgekd.spec import Array, CenterCrop, Decode, Layout, Normalize, Resize, Scale, Step, ToGrey, ToRgb
+from edgekd.spec import (
+    Array,
+    CenterCrop,
+    Decode,
+    Layout,
+    Normalize,
+    Resize,
+    Scale,
+    Step,
+    ToGrey,
+    Tokenize,
+    ToRgb,
+    Trim,
+)
 
 Raw: TypeAlias = str | os.PathLike[str] | bytes | Array
-"""One sample: the path of an image, the bytes of an encoded image, or an array."""
+"""One sample: the path of an image, the bytes of an encoded image, a text, or an array."""
 
-SPATIAL: tuple[type[Step], ...] = (Decode, ToRgb, ToGrey, Resize, CenterCrop)
+SPATIAL: tuple[type[Step], ...] = (Decode, ToRgb, ToGrey, Resize, CenterCrop, Tokenize)
 MAX_SIDE = 16384
 GREY_WEIGHTS = (19595, 38470, 7471)  # ITU-R 601-2 luma in 1/65536, the integers of Pillow's mode L
 
@@ -36,7 +52,12 @@ def split_steps(steps: Iterable[Step]) -> tuple[tuple[Step, ...], tuple[Step, ..
     """
     spatial: list[Step] = []
     arithmetic: list[Step] = []
+    steps = tuple(steps)
+    reads_text = any(isinstance(step, Tokenize) for step in steps)
     for step in steps:
+        if reads_text is not isinstance(step, (Tokenize, Trim)):
+            why = "stands beside 'tokenize': texts take tokenize, then trim" if reads_text else "needs 'tokenize' first"
+            raise RecipeError(f"preprocess.steps: '{step.op}' {why}")
         if not isinstance(step, SPATIAL):
             arithmetic.append(step)
             continue
@@ -47,6 +68,8 @@ def split_steps(steps: Iterable[Step]) -> tuple[tuple[Step, ...], tuple[Step, ..
             )
         if isinstance(step, Decode) and spatial:
             raise RecipeError(f"preprocess.steps: 'decode' stands after '{spatial[-1].op}'; move it to the first place")
+        if isinstance(step, Tokenize) and spatial:
+            raise RecipeError("preprocess.steps: found 'tokenize' twice, expected it once")
         spatial.append(step)
     return tuple(spatial), tuple(arithmetic)
 
@@ -56,8 +79,10 @@ def prepare(spatial_steps: Sequence[Step], raw: Raw) -> Array:
 
     uint8 stays uint8 (resize rounds as Pillow does), every other number becomes float32. A 2-D array gets a
     channel axis when there is a spatial step, and decode composes an array with transparency as it does a file.
-    Raises `DataError` when the sample does not fit the steps.
+    Texts become int32 ids. Raises `DataError` when the sample does not fit the steps.
     """
+    if spatial_steps and isinstance(spatial_steps[0], Tokenize):
+        return encode(spatial_steps[0], raw)
     if isinstance(raw, (str, bytes, os.PathLike)):
         if not spatial_steps or not isinstance(spatial_steps[0], Decode):
             found = "encoded bytes" if isinstance(raw, bytes) else f"the path {os.fspath(raw)}"
@@ -76,16 +101,19 @@ def prepare(spatial_steps: Sequence[Step], raw: Raw) -> Array:
     return np.ascontiguousarray(image_HWC)
 
 
-def apply_arithmetic(arithmetic_steps: Iterable[Step], batch: Array) -> NDArray[np.float32]:
-    """A batch (N, ...) of prepared samples through the arithmetic steps: float32, C-contiguous.
+def apply_arithmetic(arithmetic_steps: Iterable[Step], batch: Array) -> Array:
+    """A batch (N, ...) of prepared samples through the arithmetic steps: float32 (ids: int64), C-contiguous.
 
-    The result of a sample does not depend on the batch that it is in. (N, H, W) gets a channel axis when a
-    layout step names channels. The input is not changed; it is returned itself only when nothing is to be done.
-    Raises `DataError` when the shape does not fit a step, `RecipeError` when normalize still reads "train".
+    The result of a sample does not depend on the batch that it is in, but for the padding of a text. (N, H, W) gets a
+    channel axis when a layout step names channels. The input is not changed; it is returned itself only when nothing
+    is to be done. Raises `DataError` when the shape does not fit a step, `RecipeError` when normalize still reads
+    "train".
     """
     steps = tuple(arithmetic_steps)
     if batch.ndim == 0:
         raise DataError("found a single number, expected a batch (N, ...); stack the samples first")
+    if is_ids(batch) and all(isinstance(step, Trim) for step in steps):
+        return _trim(steps, batch)
     if batch.ndim == 3 and any(isinstance(step, Layout) and step.to != "flat" for step in steps):
         batch = batch[..., np.newaxis]
     result: NDArray[np.float32] = batch.astype(np.float32, copy=False)
@@ -97,7 +125,10 @@ def apply_arithmetic(arithmetic_steps: Iterable[Step], batch: Array) -> NDArray[
         elif isinstance(step, Layout):
             result = _lay_out(step, result)
         else:
-            raise RecipeError(f"'{step.op}' is not an arithmetic step; expected scale, normalize or layout")
+            raise RecipeError(
+                f"'{step.op}' is not an arithmetic step for {batch.dtype}; expected scale, normalize or layout (of the "
+                "ids of texts: trim)"
+            )
     return np.ascontiguousarray(result)
 
 
@@ -114,11 +145,23 @@ def as_fed(arithmetic_steps: Sequence[Step], batch: Array, dtype: str) -> Array:
     return apply_arithmetic(arithmetic_steps, batch).astype(dtype, copy=False)
 
 
-def preprocess(steps: Iterable[Step], raw: Raw) -> NDArray[np.float32]:
-    """One raw sample as the model reads it: float32, without the batch axis."""
+def preprocess(steps: Iterable[Step], raw: Raw) -> Array:
+    """One raw sample as the model reads it: float32 (ids of a text: int64), without the batch axis."""
     spatial, arithmetic = split_steps(steps)
-    result: NDArray[np.float32] = apply_arithmetic(arithmetic, prepare(spatial, raw)[np.newaxis])[0]
+    result: Array = apply_arithmetic(arithmetic, prepare(spatial, raw)[np.newaxis])[0]
     return result
+
+
+def _trim(steps: Sequence[Step], ids_NT: Array) -> NDArray[np.int64]:
+    """Ids as models read them; with a trim step only as many columns as the longest text needs, at least one."""
+    for step in steps:
+        if not isinstance(step, Trim) or step.pad is None:
+            raise RecipeError(
+                f"'{step.op}' cannot work on {ids_NT.dtype}: texts take trim (with its pad) and nothing else"
+            )
+        used = np.flatnonzero((ids_NT != step.pad).any(axis=0))
+        ids_NT = ids_NT[:, : used[-1] + 1 if len(used) else 1]
+    return np.ascontiguousarray(ids_NT, dtype=np.int64)
 
 
 def _as_numbers(raw: Array) -> Array:

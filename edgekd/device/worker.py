@@ -5,15 +5,18 @@ Each command is a function `(state, command) -> answer` of plain JSON values; ar
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.device import memory
 from edgekd.device.bundle import Bundle
@@ -23,12 +26,15 @@ from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, run_in_chunks
 from edgekd.device.selftest import check_variant
 from edgekd.device.timing import time_calls, warm_up
+from edgekd.device.tokens import is_ids
 from edgekd.errors import UsageError
-from edgekd.spec import Array, Step, TensorSpec, parse_steps
+from edgekd.spec import Array, Step, TensorSpec, Trim, parse_steps
 
 EVALUATION_BATCH = 64
 # "Steady" memory is the peak over this many further calls: enough for an arena to stop growing.
 STEADY_CALLS = 20
+# So many batches of texts are timed in turn: every length that is not rare.
+TIMED_TEXTS = 32
 # A block of one slow call would be per-call alternation, which reads 5-10 % wrong: caches never warm up.
 LEAST_BLOCK_CALLS = 4
 
@@ -47,18 +53,27 @@ class State:
     """What the process holds between commands."""
 
     session: Session | None = None
-    feeds: dict[str, Array] = field(default_factory=dict)
+    feeds: Sequence[dict[str, Array]] = ()
     steps: tuple[Step, ...] = ()
     call: Callable[[], object] = lambda: None
     latency_ns: list[int] = field(default_factory=list)
     block: list[int] = field(default_factory=list)
 
 
-def bare_call(session: Session, feeds: Mapping[str, Array]) -> Callable[[], object]:
-    """The call that is timed: the runtime's own with prepared feeds, or `session.run` where it offers none."""
-    if isinstance(session, Prepares):
-        return session.prepare(feeds)
-    return lambda: session.run(feeds)
+def bare_call(session: Session, feeds: Sequence[Mapping[str, Array]]) -> Callable[[], object]:
+    """The call that is timed: the runtime's own with prepared feeds, or `session.run` where it offers none.
+
+    Of several feeds each call takes the next one, again and again.
+    """
+    keeps_several = getattr(session, "prepares_several", False)
+    if isinstance(session, Prepares) and (len(feeds) == 1 or keeps_several):
+        calls = [session.prepare(one) for one in feeds]
+    else:
+        calls = [functools.partial(session.run, one) for one in feeds]
+    if len(calls) == 1:
+        return calls[0]
+    following = itertools.cycle(calls).__next__
+    return lambda: following()()
 
 
 def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,21 +109,49 @@ def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     return {"load_ms": (loaded - begin) / 1e6, "first_ms": (first - before) / 1e6, "memory_mb": peaks or None}
 
 
-def make_feeds(inputs: tuple[TensorSpec, ...], command: Mapping[str, Any], steps: tuple[Step, ...]) -> dict[str, Array]:
-    """One batch for timing: real samples, else golden inputs, else random numbers by `TensorSpec` and seed."""
+def make_feeds(
+    inputs: tuple[TensorSpec, ...], command: Mapping[str, Any], steps: tuple[Step, ...]
+) -> list[dict[str, Array]]:
+    """One batch for timing: real samples, else golden inputs, else random numbers by `TensorSpec` and seed.
+
+    Of texts there are several batches, whose lengths are those of the samples: how long a text is decides how long it
+    takes.
+    """
     batch = int(command["batch"])
+    samples: Array | None = None
     if command["samples"] is not None:
         samples = np.load(command["samples"], mmap_mode="r")
+    elif command["golden"] is not None:
+        with np.load(command["golden"]) as golden:
+            samples = golden["raw"] if "raw" in golden.files and is_ids(golden["raw"]) else None
+    if samples is not None:
         spec = _single_input(inputs)
-        return {spec.name: as_fed(steps, samples[np.arange(batch) % len(samples)], spec.dtype)}
+        chosen = timed_texts(samples, steps, batch) if is_ids(samples) else [np.arange(batch) % len(samples)]
+        return [{spec.name: as_fed(steps, samples[rows], spec.dtype)} for rows in chosen]
     if command["golden"] is not None:
         with np.load(command["golden"]) as golden:
             stored = [key.removeprefix("input.") for key in golden.files if key.startswith("input.")]
             places = by_name_or_place([spec.name for spec in inputs], stored)
             known = {name: golden[f"input.{place}"] for name, place in places.items()}
-        return {name: np.ascontiguousarray(value[np.arange(batch) % len(value)]) for name, value in known.items()}
+        return [{name: np.ascontiguousarray(value[np.arange(batch) % len(value)]) for name, value in known.items()}]
     random = np.random.default_rng(int(command["seed"]))
-    return {spec.name: _random_input(spec, batch, random) for spec in inputs}
+    return [{spec.name: _random_input(spec, batch, random) for spec in inputs}]
+
+
+def timed_texts(samples_NT: Array, steps: tuple[Step, ...], batch: int) -> list[NDArray[np.intp]]:
+    """Positions of the texts of each batch for timing: all lengths in turn, each as often as it is among the samples.
+
+    A batch holds texts of like length, as whoever makes batches of texts does it.
+    """
+    pad = next((step.pad for step in steps if isinstance(step, Trim)), None)
+    if pad is None:
+        return [np.arange(batch) % len(samples_NT)]
+    lengths = (np.asarray(samples_NT) != pad).sum(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    # A step that shares no factor with the number of batches: short and long ones follow each other.
+    places = (np.arange(TIMED_TEXTS) * 13 % TIMED_TEXTS + 0.5) / TIMED_TEXTS
+    first = (places * max(len(order) - batch + 1, 1)).astype(np.intp)
+    return [order[(start + np.arange(batch)) % len(order)] for start in first]
 
 
 def check_golden(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +191,7 @@ def profile_operators(state: State, command: Mapping[str, Any]) -> dict[str, Any
         options={**command["options"], "profile": command["folder"]},
     )
     feeds = make_feeds(session.inputs, command, parse_steps(command["preprocess"]))
-    return {"profile": profile(session, feeds)}
+    return {"profile": profile(session, feeds[0])}
 
 
 def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@
 
 A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64, "index": (N,) int64 position in the split, "view": (N,)
 int64}; y is (N,) int64 classes, (N, L) float32 labels or (N, D) float32 targets; mixed samples: see
-`edgekd.distill.mixing`. Further tensors of each sample may come with it: "mask" (N, L), "labelled" (N,; see
+`edgekd.distill.mixing`. Of texts x is (N, L) int64, as long as the longest of the batch, and "mask" (N, L) says which
+tokens are none of the padding. Further tensors of each sample may come with it: "mask" (N, L), "labelled" (N,; see
 `edgekd.distill.labelled`). Everything is a function of seed, epoch and ids, so an epoch can be repeated at will.
 
 `view` says which augmentation of the sample this is: (id, view) stands for exactly these pixels, and a teacher's
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edgekd.device.preprocess import apply_arithmetic
+from edgekd.device.tokens import is_ids
 from edgekd.distill.ahead import ahead
 from edgekd.distill.augmentation import Augment, augment_batch, check_augment
 from edgekd.distill.labelled import LABELLED, hidden, weights_of
@@ -31,11 +33,13 @@ from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
 from edgekd.errors import DataError, UsageError
 from edgekd.rows import DiskRows
-from edgekd.spec import Array, Layout, Split, Step, Task
+from edgekd.spec import Array, Layout, Split, Step, Task, Trim
 
 # Samples that never change are made model-ready once, up to this much memory; beyond it batch by batch.
 READY_BYTES = 512 << 20
 _CHUNK = 4096
+# Texts of so many batches are sorted by length together.
+_BUCKET = 32
 # The view of a sample that was not augmented although its training is.
 PLAIN = -1
 
@@ -88,6 +92,8 @@ class Batches:
         self._ids = torch.from_numpy(np.ascontiguousarray(split.ids, dtype=np.int64))
         self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
         self._ready = None if self._augment else _ready(split, steps)
+        self._pad = _padding(steps)
+        self._lengths = _lengths(split, self._pad)
         self._is_on_disk = self._ready is None and isinstance(split.x, DiskRows)
         self._axes = _image_axes(steps)
         if self._mixing is not None and self._mixing.cutmix and len(self.input_shape) != 3:
@@ -112,7 +118,7 @@ class Batches:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Shape of one model-ready sample."""
+        """Shape of one model-ready sample (for texts, of one of many lengths)."""
         return tuple(apply_arithmetic(self._steps, self._split.x[:1]).shape[1:])
 
     @property
@@ -141,11 +147,25 @@ class Batches:
         return ahead(parts) if self._is_on_disk else parts
 
     def _parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
-        order = permutation(self._seed, number, self._split.ids)
+        order = self._bucketed(permutation(self._seed, number, self._split.ids))
         view = number if self._views is None else number % self._views
         for start, end in self._bounds:
             rows = order[start:end]
             yield [self.at(rows[part::count], view=view) for part in own]
+
+    def _bucketed(self, order: Positions) -> Positions:
+        """`order` with texts of like length in one batch: those of `_BUCKET` batches are sorted by length, and then
+        whole batches are shuffled again, as `order` says."""
+        if self._lengths is None:
+            return order
+        size = self._batch_size * _BUCKET
+        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        by_length = np.concatenate([part[np.argsort(self._lengths[part], kind="stable")] for part in parts])
+        # The last batch may be of another size: it stays.
+        batches = [by_length[start:end] for start, end in self._bounds]
+        shuffled = np.argsort([order[start] for start, _ in self._bounds[:-1]], kind="stable")
+        bucketed: Positions = np.concatenate([*(batches[index] for index in shuffled), batches[-1]])
+        return bucketed
 
     def full(self, *, first: int = 0, every: int = 1) -> Iterator[dict[str, Tensor]]:
         """All samples once, in their order and without augmentation; or those from `first` on, `every` so many."""
@@ -199,7 +219,9 @@ class Batches:
             if view != PLAIN:
                 raw = augment_batch(raw, self._split.ids[indices], self._augment, seed=self._seed, epoch=view)
             x = torch.from_numpy(apply_arithmetic(self._steps, raw))
+        mask = {} if self._pad is None else {"mask": x != self._pad}
         return {
+            **mask,
             "x": x,
             "y": self._targets.index_select(0, chosen),
             "id": self._ids.index_select(0, chosen),
@@ -251,7 +273,22 @@ def _ready(split: Split, steps: tuple[Step, ...]) -> Tensor | None:
     first = apply_arithmetic(steps, split.x[:1])
     if len(split) * math.prod(first.shape[1:]) * 4 > READY_BYTES:
         return None
+    if is_ids(first):
+        return None  # a batch is as long as its longest text
     ready = np.empty((len(split), *first.shape[1:]), dtype=np.float32)
     for start in range(0, len(split), _CHUNK):
         ready[start : start + _CHUNK] = apply_arithmetic(steps, split.x[start : start + _CHUNK])
     return torch.from_numpy(ready)
+
+
+def _padding(steps: tuple[Step, ...]) -> int | None:
+    """The id of the padding of texts; None for samples of something else, and for texts that are not trimmed."""
+    return next((step.pad for step in steps if isinstance(step, Trim)), None)
+
+
+def _lengths(split: Split, pad: int | None) -> NDArray[np.int64] | None:
+    """(N,) how many tokens each text has."""
+    if pad is None:
+        return None
+    lengths: NDArray[np.int64] = (split.x[: len(split)] != pad).sum(axis=1)
+    return lengths

@@ -31,6 +31,8 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "weights": (str, type(None)),
     "search_path": (str, type(None)),
 }
+# Of models that read the ids of tokens.
+_TEXT_KEYS = ("vocabulary", "pad")
 
 
 def save_model_json(
@@ -42,8 +44,13 @@ def save_model_json(
     weights: str | None,
     args: Mapping[str, Any] | None = None,
     search_path: str | os.PathLike[str] | None = None,
+    vocabulary: int | None = None,
+    pad: int = 0,
 ) -> Path:
-    """Write how to build a module again. `weights` is relative to the folder of `path`; None: random weights."""
+    """Write how to build a module again. `weights` is relative to the folder of `path`; None: random weights.
+
+    vocabulary, pad  of a model of texts: how many token ids there are, and which one is padding
+    """
     return write_json(
         path,
         {
@@ -53,6 +60,7 @@ def save_model_json(
             "input_shape": list(input_shape),
             "weights": weights,
             "search_path": None if search_path is None else str(Path(search_path).resolve()),
+            **({} if vocabulary is None else {"vocabulary": vocabulary, "pad": pad}),
         },
     )
 
@@ -75,14 +83,16 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
         raise UsageError(f"runtime 'torch' knows the option 'compile' only, found {', '.join(unknown)}")
     module, described = _load(Path(model))
     call = torch.compile(module) if options.get("compile") else module
-    return _TorchSession(call, described["input_shape"], described["num_outputs"], threads)
+    if "vocabulary" in described:
+        spec = TensorSpec("input_ids", "int64", ("N", "L"))
+    else:
+        spec = TensorSpec("input", "float32", ("N", *described["input_shape"]))
+    return _TorchSession(call, spec, described["num_outputs"], threads)
 
 
 class _TorchSession:
-    def __init__(
-        self, module: Callable[[Tensor], object], input_shape: Sequence[int], num_outputs: int, threads: int
-    ) -> None:
-        self.inputs = (TensorSpec("input", "float32", ("N", *input_shape)),)
+    def __init__(self, module: Callable[[Tensor], object], spec: TensorSpec, num_outputs: int, threads: int) -> None:
+        self.inputs = (spec,)
         self.outputs = (TensorSpec("logits", "float32", ("N", num_outputs)),)
         self._module: Callable[[Tensor], object] | None = module
         self._threads_before = torch.get_num_threads()
@@ -93,7 +103,7 @@ class _TorchSession:
         if module is None:
             raise UsageError("this session is closed; open another one")
         check_feeds(self.inputs, feeds)
-        array = feeds["input"]
+        array = feeds[self.inputs[0].name]
         # torch warns about arrays that it could write into and must not.
         x = torch.from_numpy(array if array.flags.writeable else array.copy())
         try:
@@ -118,6 +128,7 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
             input_shape=described["input_shape"],
             args=described["args"],
             search_path=described["search_path"],
+            **{key: described[key] for key in _TEXT_KEYS if key in described},
         )
     if described["weights"] is not None:
         load_weights(module, path.parent / described["weights"])
@@ -137,4 +148,7 @@ def _read(path: Path) -> dict[str, Any]:
         if key not in described or not isinstance(described[key], kinds):
             names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
             raise ModelError(f"{path}: '{key}' is {described.get(key)!r}, expected {names}")
+    for key in _TEXT_KEYS:
+        if not isinstance(described.get(key, 0), int):
+            raise ModelError(f"{path}: '{key}' is {described[key]!r}, expected a whole number")
     return described

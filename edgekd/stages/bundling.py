@@ -59,8 +59,10 @@ def bundle_run(run: Path, out: Path, *, as_zip: bool, samples: int, inside: Insi
         variant: {role: source.graph(role, variant) for role in source.manifest["variants"][variant]["graphs"]}
         for variant in source.variants
     }
-    contents = put_inside(Contents(source.manifest, graphs, source.golden()), inside, seed=seed)
-    return Bundle.write(out, contents.manifest, contents.graphs, contents.golden, labelled, as_zip=as_zip)
+    contents = put_inside(Contents(source.manifest, graphs, source.golden(), source.files()), inside, seed=seed)
+    return Bundle.write(
+        out, contents.manifest, contents.graphs, contents.golden, labelled, files=contents.files, as_zip=as_zip
+    )
 
 
 def check_samples(steps: Sequence[Step], x: Array) -> None:

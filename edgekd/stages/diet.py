@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgekd.stages.workspace import INPUT, Workspace
+from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,7 +95,7 @@ def _loss(space: Workspace, module: nn.Module) -> Tensor:
     train = space.prepared.dataset.train
     some = train.take(np.linspace(0, len(train) - 1, min(_SAMPLES, len(train))).astype(np.intp))
     device = next(module.parameters()).device
-    given = logits_of(module(torch.from_numpy(space.prepared.feeds(some)[INPUT]).to(device)))
+    given = logits_of(module(torch.from_numpy(space.prepared.samples(some)).to(device)))
     target = torch.from_numpy(np.asarray(some.y)).to(device)
     if space.recipe.task == "classification":
         return F.cross_entropy(given, target.long())

@@ -14,7 +14,7 @@ from edgekd.stages.aware import trained_variants
 from edgekd.stages.caching import features, store_of
 from edgekd.stages.graphs import variant_names
 from edgekd.stages.training import build
-from edgekd.stages.workspace import INPUT, Workspace
+from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -110,7 +110,7 @@ def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:
     taps = features(store.taps)
     if taps and teacher is not None:
         asked = ModuleTeacher(teacher.cpu())
-        batch = {"x": torch.from_numpy(space.prepared.feeds(space.prepared.dataset.train, 2)[INPUT])}
+        batch = {"x": torch.from_numpy(space.prepared.samples(space.prepared.dataset.train, 2))}
         with tapped(asked, taps, batch):
             named = {**asked(batch)}
     pixels = {PIXELS: np.zeros(2, np.float32)}
@@ -121,7 +121,7 @@ def time_steps(space: Workspace, module: nn.Module, batch_size: int) -> tuple[fl
     """Seconds of one training step and of one forward pass, the fastest of a few."""
     import torch
 
-    x = torch.from_numpy(space.prepared.feeds(space.prepared.dataset.train, batch_size)[INPUT]).to(space.device)
+    x = torch.from_numpy(space.prepared.samples(space.prepared.dataset.train, batch_size)).to(space.device)
     module = module.to(space.device).train()
     train, forward = [], []
     for _ in range(TIMED_STEPS):

@@ -38,7 +38,7 @@ from edgekd.graph.verification import Precision, VerifyResult, verify
 from edgekd.spec import Array, Interval
 from edgekd.stages import aware, mixing
 from edgekd.stages.training import load_teacher, load_trained
-from edgekd.stages.workspace import INPUT, OUTPUT, Workspace
+from edgekd.stages.workspace import OUTPUT, Workspace
 
 FLOAT = "float32"
 CALIBRATION = "calibration.json"
@@ -318,7 +318,11 @@ def answers(path: Path, feeds: Iterable[Mapping[str, Array]]) -> Array:
     name = answer_name(session)
     try:
         return np.concatenate(
-            [run_in_chunks(session, {session.inputs[0].name: piece[INPUT]}, size=OUTPUT_BATCH)[name] for piece in feeds]
+            [
+                run_in_chunks(session, {session.inputs[0].name: x}, size=OUTPUT_BATCH)[name]
+                for piece in feeds
+                for x in piece.values()
+            ]
         )
     finally:
         session.close()

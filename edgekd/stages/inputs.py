@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +17,8 @@ ARRAYS = (".npy", ".npz")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # As many as change a calibration; spread evenly over a larger folder.
 MOST_IMAGES = 512
+# Characters of a text that stands before its answer.
+MOST_SHOWN = 60
 
 
 def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:
@@ -32,6 +35,22 @@ def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:
             continue
         for index, row in enumerate(read_array(path)):
             yield f"{path}[{index}]", row
+
+
+def read_texts(texts: Sequence[str]) -> Iterator[tuple[str, str | bytes]]:
+    """The texts with a name each, short enough for a line; "-" stands for those of standard input, one per line."""
+    for text in texts:
+        if text != "-":
+            yield _shown(text), text
+            continue
+        for line in sys.stdin.buffer:
+            raw = line.rstrip(b"\r\n")
+            yield _shown(raw.decode("utf-8", "replace")), raw
+
+
+def _shown(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 3] + "..."
 
 
 def read_array(path: Path) -> Array:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ class Contents:
     manifest: Mapping[str, Any]
     graphs: Graphs
     golden: Mapping[str, Array]
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def put_inside(contents: Contents, inside: Inside, *, seed: int) -> Contents:
@@ -149,7 +150,7 @@ def put_inside(contents: Contents, inside: Inside, *, seed: int) -> Contents:
     if inside.postprocess:
         manifest["postprocess_in_graph"] = post_steps_to_json(post)
         manifest["postprocess"] = post_steps_to_json(step for step in post if isinstance(step, MARKS))
-    return Contents(manifest, graphs, golden)
+    return Contents(manifest, graphs, golden, contents.files)
 
 
 def wrap(

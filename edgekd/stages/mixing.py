@@ -17,7 +17,7 @@ from edgekd.graph.quantization import VARIANTS, Int8Static, MixedPrecision
 from edgekd.graph.schemes import static_scheme
 from edgekd.graph.targets import load_target
 from edgekd.spec import Array, Interval
-from edgekd.stages.workspace import INPUT, OUTPUT, Workspace
+from edgekd.stages.workspace import OUTPUT, Workspace
 
 MIXED = "mixed"
 
@@ -42,7 +42,7 @@ def evaluation(space: Workspace, reference: Contributions) -> Evaluation:
     def drop(outputs: Mapping[str, Array]) -> Interval:
         return drop_points(task, reference, prepared.judge(outputs[OUTPUT], val), confidence=confidence)
 
-    return Evaluation({INPUT: prepared.feeds(val)[INPUT]}, drop)
+    return Evaluation(prepared.feeds(val), drop)
 
 
 def is_needed(limit: float, student: Interval, quantized: Interval) -> bool:

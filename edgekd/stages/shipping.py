@@ -26,7 +26,8 @@ from edgekd.stages.choosing import equally_good_elsewhere
 from edgekd.stages.converting import convert_bundle, platform_of
 from edgekd.stages.graphs import FLOAT, answers, target, variant_path
 from edgekd.stages.inside import Contents, Inside, put_inside
-from edgekd.stages.workspace import INPUT, OUTPUT, Prepared, Workspace, blocks, figures
+from edgekd.stages.texts import bundled, random_texts, tokenizer_files
+from edgekd.stages.workspace import OUTPUT, Prepared, Workspace, blocks, figures
 from edgekd.version import __version__
 
 GOLDEN_SAMPLES = 16
@@ -46,11 +47,13 @@ def work_on_bundle(space: Workspace) -> tuple[dict[str, Any], str]:
     golden = make_golden(space.prepared, {name: graphs[name]["main"] for name in names}, space.recipe.seed)
     export = space.recipe.export
     contents = put_inside(
-        Contents(build_manifest(space, names, golden), graphs, golden),
+        Contents(build_manifest(space, names, golden), graphs, golden, tokenizer_files(space.prepared.steps)),
         Inside(export.preprocess_in_graph, export.postprocess_in_graph),
         seed=space.recipe.seed,
     )
-    bundle = Bundle.write(space.path / BUNDLE, contents.manifest, contents.graphs, contents.golden)
+    bundle = Bundle.write(
+        space.path / BUNDLE, contents.manifest, contents.graphs, contents.golden, files=contents.files
+    )
     bad = [row for row in self_test(bundle) if not row["ok"]]
     if bad:
         raise AnswerIsNo(f"the bundle fails its own golden vectors: {', '.join(row['variant'] for row in bad)}")
@@ -75,19 +78,23 @@ def shipped_variants(space: Workspace) -> tuple[str, ...]:
 def make_golden(prepared: Prepared, graphs: Mapping[str, Any], seed: int) -> dict[str, Array]:
     """Synthetic inputs with what each variant makes of them: nobody's data, so it may travel.
 
-    Images are random bytes; arrays are normal with the train split's mean and deviation per feature.
+    Images are random bytes; arrays are normal with the train split's mean and deviation per feature; texts are random
+    tokens, as long as those of the train split.
     """
     train = prepared.dataset.train.x
     rng = np.random.default_rng(seed)
     shape = (GOLDEN_SAMPLES, *train.shape[1:])
-    if train.dtype == np.uint8:
-        raw: Array = rng.integers(0, 256, shape, dtype=np.uint8)
+    if prepared.vocabulary is not None:
+        raw: Array = random_texts(train[: len(train)], prepared.vocabulary, GOLDEN_SAMPLES, rng)
+    elif train.dtype == np.uint8:
+        raw = rng.integers(0, 256, shape, dtype=np.uint8)
     else:
         mean, std = figures(block.reshape(len(block), -1) for block in blocks(train))
         normal = rng.standard_normal((shape[0], len(mean)))
         raw = (mean + std * normal).astype(np.float32).reshape(shape)
-    feeds = {INPUT: apply_arithmetic(prepared.arithmetic, raw)}
-    golden: dict[str, Array] = {"raw": raw, f"input.{INPUT}": feeds[INPUT]}
+    name = prepared.input_spec.name
+    feeds = {name: apply_arithmetic(prepared.arithmetic, raw)}
+    golden: dict[str, Array] = {"raw": raw, f"input.{name}": feeds[name]}
     for name, path in graphs.items():
         golden[f"output.{name}.{OUTPUT}"] = answers(path, [feeds])
     return golden
@@ -127,7 +134,7 @@ def build_manifest(space: Workspace, names: tuple[str, ...], golden: Mapping[str
         "default": default_variants(space, names),
         "inputs": [spec_to_json(prepared.input_spec)],
         "outputs": [spec_to_json(output)],
-        "preprocess": steps_to_json(prepared.steps),
+        "preprocess": steps_to_json(bundled(prepared.steps)),
         "postprocess": post_steps_to_json(space.post),
         "variants": {
             name: {
@@ -143,7 +150,7 @@ def build_manifest(space: Workspace, names: tuple[str, ...], golden: Mapping[str
         },
         "golden": {
             "file": "golden.npz",
-            "inputs": [INPUT],
+            "inputs": [prepared.input_spec.name],
             "outputs": {name: [OUTPUT] for name in names},
             "synthetic": True,
         },

@@ -50,7 +50,24 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
             input_shape=space.prepared.input_shape,
             args=section.args,
             search_path=space.search_path,
+            **reads(space),
         )
+
+
+def reads(space: Workspace) -> dict[str, Any]:
+    """What `build_model` is told of the token ids that models read; nothing for samples of another kind."""
+    vocabulary = space.prepared.vocabulary
+    return {} if vocabulary is None else {"vocabulary": vocabulary.size, "pad": vocabulary.pad}
+
+
+def size_of(space: Workspace, module: nn.Module) -> tuple[int, int]:
+    """(parameters, multiply-accumulates of one sample; of the longest text)."""
+    import torch
+
+    from edgekd.distill.models import count
+
+    dtype = torch.float32 if space.prepared.vocabulary is None else torch.int64
+    return count(module, space.prepared.input_shape, dtype=dtype)
 
 
 def check(space: Workspace) -> None:
@@ -321,7 +338,6 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
 
     from edgekd.distill.distribution import ALONE
     from edgekd.distill.engine import distill
-    from edgekd.distill.models import count
 
     together.call(space, name)
     section: Any = section_of(space, name)
@@ -370,7 +386,7 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     for warning in result.warnings:
         space.listener.warn(f"{name}: {warning}")
     unusual = "" if is_teacher or name == "student_alone" else lesson.describe(space)
-    parameters, macs = count(module, space.prepared.input_shape)
+    parameters, macs = size_of(space, module)
     return {"trained": True, "parameters": parameters, "macs": macs, "lesson": unusual, **_numbers(result)}
 
 
@@ -454,7 +470,6 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
     """The score on validation of a teacher that was not trained here. Raises `ModelError` when it cannot teach."""
     from edgekd.device.metrics import METRIC, score
     from edgekd.distill.engine import evaluate
-    from edgekd.distill.models import count
     from edgekd.distill.teachers import OnnxTeacher
 
     prepared, task = space.prepared, space.recipe.task
@@ -483,7 +498,7 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
             "so nothing can be learned from it. Expected targets in the units of the data (postprocess.steps says it "
             "where the graph gives others), and the preprocessing that it was trained with"
         )
-    parameters, macs = (None, None) if is_black_box else count(model, prepared.input_shape)
+    parameters, macs = (None, None) if is_black_box else size_of(space, model)
     return {
         "best": value,
         "last": value,
@@ -515,6 +530,7 @@ def _save_model_json(space: Workspace, name: str, section: Any) -> None:
         input_shape=space.prepared.input_shape,
         weights="weights.safetensors",
         search_path=space.search_path,
+        **reads(space),
     )
 
 

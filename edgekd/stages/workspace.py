@@ -26,16 +26,30 @@ from edgekd.device.postprocess import (
     without_units,
 )
 from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
+from edgekd.device.tokens import tokenize_step, vocabulary_of
 from edgekd.files import canonical_json
 from edgekd.recipe import Recipe
 from edgekd.rows import DiskRows, Rows, pieces
 from edgekd.run_folder import Listener, Record
-from edgekd.spec import Array, Dataset, Normalize, Split, Step, TensorSpec, parse_steps, steps_to_json
+from edgekd.spec import (
+    Array,
+    Dataset,
+    Normalize,
+    Split,
+    Step,
+    TensorSpec,
+    Trim,
+    Vocabulary,
+    parse_steps,
+    steps_to_json,
+)
+from edgekd.stages import texts
 
 if TYPE_CHECKING:
     from edgekd.distill.distribution import World
 
 INPUT = "input"
+INPUT_IDS = "input_ids"  # as Hugging Face's runtimes feed it
 OUTPUT = "logits"
 
 
@@ -52,6 +66,12 @@ class Prepared:
     input_shape: tuple[int, ...]
 
     @property
+    def vocabulary(self) -> Vocabulary | None:
+        """Of the ids that the models read; None where they read no texts."""
+        step = tokenize_step(self.steps)
+        return None if step is None else vocabulary_of(step)
+
+    @property
     def arithmetic(self) -> tuple[Step, ...]:
         """The steps that training, calibration, benchmark and the predictor apply to a batch."""
         return split_steps(self.steps)[1]
@@ -59,7 +79,10 @@ class Prepared:
     @property
     def input_spec(self) -> TensorSpec:
         """The model's input with its symbolic batch axis N."""
-        return TensorSpec(INPUT, "float32", ("N", *self.input_shape))
+        if self.vocabulary is None:
+            return TensorSpec(INPUT, "float32", ("N", *self.input_shape))
+        is_trimmed = any(isinstance(step, Trim) for step in self.steps)
+        return TensorSpec(INPUT_IDS, "int64", ("N", "L") if is_trimmed else ("N", *self.input_shape))
 
     @property
     def sample_spec(self) -> TensorSpec:
@@ -80,12 +103,16 @@ class Prepared:
 
     def feeds(self, split: Split, limit: int | None = None) -> dict[str, Array]:
         """Model-ready samples of `split`, at most `limit` of them."""
-        return {INPUT: apply_arithmetic(self.arithmetic, split.x[:limit])}
+        return {self.input_spec.name: self.samples(split, limit)}
+
+    def samples(self, split: Split, limit: int | None = None) -> Array:
+        """Model-ready samples of `split`, at most `limit` of them, (N, ...)."""
+        return apply_arithmetic(self.arithmetic, split.x[:limit])
 
     def feeds_in_pieces(self, split: Split) -> Iterator[dict[str, Array]]:
         """Model-ready samples of `split`, so many at a time as fit into memory."""
         for piece in pieces(split.x):
-            yield {INPUT: apply_arithmetic(self.arithmetic, piece)}
+            yield {self.input_spec.name: apply_arithmetic(self.arithmetic, piece)}
 
 
 @dataclass
@@ -148,25 +175,30 @@ class Workspace:
 
 def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None = None) -> Prepared:
     """Read the recipe's data, apply its spatial steps and resolve figures that come from the train split."""
-    steps = parse_steps(recipe.preprocess.steps)
-    spatial, arithmetic = split_steps(steps)
     data = recipe.data
-    dataset = load_dataset(
-        kind=data.kind,
-        root=data.root,
-        task=recipe.task,
-        labels=data.labels or None,
-        target=data.target or None,
-        val_fraction=data.val_fraction,
-        test_fraction=data.test_fraction,
-        prepare=lambda raw: prepare(spatial, raw),
-        steps=canonical_json(steps_to_json(spatial)),
-        progress=progress,
-        seed=recipe.seed,
-        search_path=search_path,
-        licence=data.licence,
-        limit=data.limit,
-    )
+
+    def read(steps: tuple[Step, ...]) -> Dataset:
+        spatial = split_steps(steps)[0]
+        return load_dataset(
+            kind=data.kind,
+            root=data.root,
+            task=recipe.task,
+            labels=data.labels or None,
+            target=data.target or None,
+            text=data.text,
+            val_fraction=data.val_fraction,
+            test_fraction=data.test_fraction,
+            prepare=lambda raw: prepare(spatial, raw),
+            steps=canonical_json(steps_to_json(spatial)),
+            progress=progress,
+            seed=recipe.seed,
+            search_path=search_path,
+            licence=data.licence,
+            limit=data.limit,
+        )
+
+    steps, dataset = texts.with_vocabulary(texts.opened(parse_steps(recipe.preprocess.steps), search_path), read)
+    spatial, arithmetic = split_steps(steps)
     arithmetic = resolve_train_figures(arithmetic, dataset.train.x)
     if recipe.postprocess.steps is not None:
         post = parse_post_steps(recipe.postprocess.steps)
@@ -175,7 +207,8 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
         post = default_post_steps(recipe.task, mean=mean, std=std)
     if recipe.task == "regression":
         dataset = learned_targets(dataset, post)
-    input_shape = apply_arithmetic(arithmetic, dataset.train.x[:1]).shape[1:]
+    is_text = tokenize_step(steps) is not None  # of texts, the longest
+    input_shape = dataset.train.x.shape[1:] if is_text else apply_arithmetic(arithmetic, dataset.train.x[:1]).shape[1:]
     return Prepared(dataset, (*spatial, *arithmetic), post, input_shape)
 
 

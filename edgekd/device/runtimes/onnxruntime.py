@@ -94,6 +94,9 @@ class _OnnxSession:
                 f"the model failed while running: {_first_line(error)}; does it fit this input?"
             ) from error
 
+    # What `prepare` gives holds whatever is prepared or run after it.
+    prepares_several = True
+
     def prepare(self, feeds: Mapping[str, Array]) -> Callable[[], object]:
         """Check the feeds now and give the bare call, for timing: around 10 microseconds every check would show."""
         loaded, names, bound = self._loaded, self._names, dict(feeds)

@@ -15,7 +15,7 @@ from edgekd.distill.models.vision import torchvision_model
 from edgekd.distill.models.weights import count, load_weights, save_weights
 from edgekd.distill.modules import evaluating
 from edgekd.errors import ModelError, nearest
-from edgekd.references import import_reference, importing_from
+from edgekd.references import import_reference, importing_from, locate
 
 __all__ = [
     "MODELS",
@@ -104,12 +104,18 @@ def build_model(
     """
     own = dict(args or {})
     family, _, name = reference.partition(":")
+    if vocabulary is not None and (family in ("torchvision", "timm") or reference in MODELS.keys() - TEXT_MODELS):
+        raise ModelError(
+            f"{reference} reads no texts, but the samples are ids of tokens; take {', '.join(sorted(TEXT_MODELS))} "
+            "or hf:FOLDER"
+        )
     if family == "torchvision":
         model: object = torchvision_model(name, num_outputs=num_outputs, args=own)
     elif family == "timm":
         model = timm_model(name, num_outputs=num_outputs, args=own)
     elif family == "hf":
-        model = hugging_face_model(name, num_outputs=num_outputs, args=own)
+        folder = locate(name, search_path)
+        model = hugging_face_model(str(folder or name), num_outputs=num_outputs, args=own)
     elif ":" not in reference and reference not in MODELS:
         raise ModelError(
             f"unknown model '{reference}'. {nearest(reference, MODELS)}. Others: torchvision:NAME, timm:NAME, "

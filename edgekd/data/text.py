@@ -1,0 +1,226 @@
+"""`text`: sentences with labels, in .csv, .tsv or .jsonl (each also .gz), one file or a folder with one per split.
+
+    ROOT.csv                                 text,label           splits are drawn
+    ROOT/train.tsv dev.tsv test.tsv          val may be called dev, valid or validation
+
+In .tsv every character counts (no quotes); a .jsonl has one table per line. The label is the column `data.target`
+(default "label"), the text the column `data.text` (default "text", or the only other one). `sst2` and `clinc150` are
+public sets in the layout of their publishers, below `data.root`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgekd.data.checks import as_targets, default_labels
+from edgekd.data.source import Pool, Request, Source
+from edgekd.errors import DataError, nearest
+from edgekd.spec import Array
+
+SUFFIXES = (".csv", ".tsv", ".jsonl")
+NAMES = {"train": ("train",), "val": ("val", "dev", "valid", "validation"), "test": ("test",)}
+OUT_OF_SCOPE = "oos"
+MAX_PROBLEMS = 5
+# Of one field; the csv module's own limit is 128 kB, and reviews are longer.
+MAX_FIELD = 10_000_000
+
+Rows = list[tuple[str, tuple[Any, ...]]]
+
+
+def read(request: Request) -> Source:
+    """The texts below `request.root`, tokenized by `request.prepare`."""
+    root = request.root
+    if root is None or not root.exists():
+        raise DataError(
+            f"text: there is nothing at {root}; expected data.root = a .csv, .tsv or .jsonl file, or a folder of them"
+        )
+    files = _splits(root) if root.is_dir() else {"train": root}
+    text, target = request.text, request.target or ("label",)
+    parts = {name: _read(path, text, target) for name, path in files.items()}
+    return _source(parts, request, name=root.name.partition(".")[0], licence="not stated", target=target)
+
+
+def read_sst2(request: Request) -> Source:
+    """The Stanford Sentiment Treebank, two classes: sst2/{train,dev,test}.tsv below the root."""
+    files = _splits(_folder(request, "sst2"))
+    parts = {name: _read(path, "sentence", ("label",)) for name, path in files.items()}
+    named = ("negative", "positive")
+    return _source(parts, request, name="sst2", licence="not stated (cite Socher et al. 2013)", labels=named)
+
+
+def read_clinc150(request: Request) -> Source:
+    """CLINC150: 150 intents, and "oos" for what is none of them, last: clinc150/data_full.json below the root."""
+    path = _folder(request, "clinc150") / "data_full.json"
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        parts: dict[str, Rows] = {
+            name: [(str(text), (str(label),)) for key in (name, f"oos_{name}") for text, label in table[key]]
+            for name in NAMES
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({error}); expected the publisher's data_full.json") from error
+    labels = sorted({row[1][0] for row in parts["train"]} - {OUT_OF_SCOPE})
+    return _source(parts, request, name="clinc150", licence="CC-BY-3.0", labels=(*labels, OUT_OF_SCOPE))
+
+
+def _folder(request: Request, name: str) -> Path:
+    root = request.root
+    if root is None:
+        raise DataError(
+            f"{name}: data.root is missing; set EDGEKD_DATA, or data.root, to the folder that holds {name}/"
+        )
+    folder = root / name if (root / name).is_dir() else root
+    if not folder.is_dir():
+        raise DataError(f"{name}: there is no folder {root}; expected data.root = the folder that holds {name}/")
+    return folder
+
+
+def _source(
+    parts: dict[str, Rows],
+    request: Request,
+    *,
+    name: str,
+    licence: str,
+    labels: Sequence[str] = (),
+    target: Sequence[str] = ("label",),
+) -> Source:
+    if request.prepare is None or not request.steps or '"tokenize"' not in request.steps:
+        raise DataError(
+            f"{name} holds texts, and nothing says how they become numbers; put "
+            '{op = "tokenize", file = "tokenizer.json", max_length = 64} into preprocess.steps'
+        )
+    y = {split: _targets([row[1] for row in rows], request) for split, rows in parts.items()}
+    given = request.labels or labels
+    if not given:
+        given = default_labels(y["train"], request.task, where=name) if request.task == "classification" else target
+    pools, first = {}, 0
+    for split, rows in parts.items():
+        targets = as_targets(y[split], request.task, given, where=f"{name}, {split}")
+        pools[split] = _pool([row[0] for row in rows], targets, first, request)
+        first += len(rows)
+    return Source(name, tuple(given), licence, pools)
+
+
+def _pool(texts: Sequence[str], y: Array, first: int, request: Request) -> Pool:
+    prepare = request.prepare
+    assert prepare is not None
+
+    def read_rows(positions: NDArray[np.intp]) -> Array:
+        return np.stack([prepare(texts[position]) for position in positions])
+
+    return Pool(y, np.arange(first, first + len(texts), dtype=np.int64), read_rows)
+
+
+def _targets(cells: Sequence[tuple[Any, ...]], request: Request) -> Array:
+    """Numbers where every label is one, else texts."""
+    table = np.array([[str(cell).strip() for cell in row] for row in cells])
+    try:
+        numbers: Array = table.astype(np.float64)
+    except ValueError:
+        return table
+    is_class = request.task == "classification"
+    # Names may look like numbers ("401k" does not, "911" does).
+    return table if is_class and set(table.ravel()) <= set(request.labels) else numbers
+
+
+def _splits(folder: Path) -> dict[str, Path]:
+    """The file of each split in the folder. Raises `DataError` when there is none for train, or two for one."""
+    found: dict[str, Path] = {}
+    for split, names in NAMES.items():
+        paths = [
+            path
+            for name in names
+            for suffix in SUFFIXES
+            for path in (folder / f"{name}{suffix}", folder / f"{name}{suffix}.gz")
+            if path.is_file()
+        ]
+        if len(paths) > 1:
+            raise DataError(f"{folder} has {paths[0].name} and {paths[1].name} for the split '{split}'; keep one")
+        if paths:
+            found[split] = paths[0]
+    if "train" not in found:
+        raise DataError(f"{folder} has no train file; expected train{', train'.join(SUFFIXES)} (or .gz of them)")
+    return found
+
+
+def _read(path: Path, text: str | None, target: Sequence[str]) -> Rows:
+    """(text, labels) of every line. Raises `DataError` that names the lines that cannot be used."""
+    kind = Path(path.name.removesuffix(".gz")).suffix
+    if kind not in SUFFIXES:
+        raise DataError(f"{path}: found a file that ends in '{path.suffix}', expected {', '.join(SUFFIXES)} (or .gz)")
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = data.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, line {line}: not valid UTF-8 (byte {error.start}); save the file as UTF-8") from error
+    rows: Rows = []
+    problems: list[str] = []
+    for line, record in _records(path, kind, lines, problems):
+        column = _text_column(path, record, text, target)
+        cells = [record.get(name) for name in (column, *target)]
+        empty = [name for name, cell in zip((column, *target), cells) if cell is None or not str(cell).strip()]
+        if empty:
+            problems.append(f"line {line}: '{empty[0]}' is empty")
+        elif not isinstance(cells[0], str):
+            problems.append(f"line {line}: '{column}' is {cells[0]!r}, expected a text")
+        else:
+            rows.append((cells[0], tuple(int(cell) if isinstance(cell, bool) else cell for cell in cells[1:])))
+    if problems:
+        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+        listed = "\n  ".join([*problems[:MAX_PROBLEMS], *more])
+        raise DataError(f"{path}: lines that cannot be used; repair or remove them:\n  {listed}")
+    if not rows:
+        raise DataError(f"{path} holds no texts")
+    return rows
+
+
+def _records(path: Path, kind: str, text: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number and columns of each line."""
+    if kind == ".jsonl":
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                problems.append(f"line {number}: no JSON ({error})")
+                continue
+            if isinstance(record, dict):
+                yield number, record
+            else:
+                problems.append(f"line {number}: found {type(record).__name__}, expected a table")
+        return
+    csv.field_size_limit(MAX_FIELD)
+    plain: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
+    reader = csv.DictReader(text.splitlines(keepends=True) if kind == ".csv" else text.split("\n"), **plain)
+    try:
+        for record in reader:
+            if None in record or None in record.values():
+                problems.append(f"line {reader.line_num} has another number of cells than the header")
+            else:
+                yield reader.line_num, record
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: not readable as {kind[1:]} ({error})") from error
+
+
+def _text_column(path: Path, record: dict[str, Any], text: str | None, target: Sequence[str]) -> str:
+    for name in target:
+        if name not in record:
+            raise DataError(f"{path}: data.target: there is no column '{name}'. {nearest(name, record)}")
+    others = [name for name in record if name not in target]
+    wanted = text or ("text" if "text" in others or len(others) != 1 else others[0])
+    if wanted not in others:
+        raise DataError(f"{path}: data.text: there is no column '{wanted}' of texts. {nearest(wanted, others)}")
+    return wanted

@@ -1,0 +1,80 @@
+"""How texts become ids in one run: the tokenizer that the recipe names, cut down to the data where it says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from edgekd.device.tokens import TOKENIZER, tokenize_step, vocabulary_of, with_tokenizers
+from edgekd.errors import DataError
+from edgekd.references import locate
+from edgekd.rows import pieces
+from edgekd.spec import Array, Dataset, Step, Tokenize, Trim, Vocabulary
+
+
+def opened(steps: tuple[Step, ...], search_path: Path) -> tuple[Step, ...]:
+    """The steps with their tokenizer read; a folder stands for the tokenizer.json in it. Raises `DataError`."""
+
+    def read(name: str) -> bytes:
+        found = locate(name, search_path)
+        path = found / TOKENIZER if found is not None and found.is_dir() else found
+        if path is None or not path.is_file():
+            raise DataError(
+                f"preprocess.steps: there is no tokenizer {name}; expected a tokenizer.json (a path, or package/path "
+                "of an installed package), as AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) writes it"
+            )
+        return path.read_bytes()
+
+    return with_tokenizers(steps, read)
+
+
+def bundled(steps: Iterable[Step]) -> tuple[Step, ...]:
+    """The steps as a bundle names them: its tokenizer lies at its root."""
+    return tuple(replace(step, file=TOKENIZER) if isinstance(step, Tokenize) else step for step in steps)
+
+
+def tokenizer_files(steps: Iterable[Step]) -> dict[str, bytes]:
+    """What a bundle holds for these steps."""
+    step = tokenize_step(steps)
+    return {} if step is None else {TOKENIZER: step.content.encode()}
+
+
+def random_texts(train_NT: Array, vocabulary: Vocabulary, count: int, rng: np.random.Generator) -> Array:
+    """Random ids (count, T) int32 with the lengths and the first and last token of texts of the train split."""
+    rows = train_NT[rng.integers(0, len(train_NT), count)]
+    lengths = np.maximum((rows != vocabulary.pad).sum(axis=1), 1)
+    ids = rng.integers(0, vocabulary.size, rows.shape, dtype=np.int32)
+    ids = np.where(ids == vocabulary.pad, (vocabulary.pad + 1) % vocabulary.size, ids).astype(np.int32)
+    ids[:, 0] = rows[:, 0]
+    for row, length in enumerate(lengths):
+        ids[row, length - 1] = rows[row, length - 1]
+        ids[row, length:] = vocabulary.pad
+    return ids
+
+
+def with_vocabulary(
+    steps: tuple[Step, ...], read: Callable[[tuple[Step, ...]], Dataset]
+) -> tuple[tuple[Step, ...], Dataset]:
+    """The steps with the vocabulary that the recipe asks for, and the data read with them.
+
+    `read` reads the data by some steps. A smaller vocabulary is that of the tokens that the train split uses most.
+    """
+    step = tokenize_step(steps)
+    if step is None or step.vocabulary is None:
+        return steps, read(steps)
+    whole = read(tuple(replace(item, vocabulary=None) if item is step else item for item in steps))
+    counts = np.zeros(vocabulary_of(step).size, np.int64)
+    for piece in pieces(whole.train.x):
+        counts += np.bincount(piece.ravel(), minlength=len(counts))
+    from edgekd.data.vocabulary import shrink
+
+    content, _ = shrink(step.content, counts, step.vocabulary)
+    smaller = replace(step, file=TOKENIZER, content=content, vocabulary=None)
+    pad = vocabulary_of(smaller).pad
+    steps = tuple(
+        smaller if item is step else replace(item, pad=pad) if isinstance(item, Trim) else item for item in steps
+    )
+    return steps, read(steps)

@@ -1,0 +1,194 @@
+"""Models of texts through the command line: teacher, student, int8, bundle, predict; and texts that are no good."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import edgekd, ok, ok_json, refused
+from real_data import real_data
+
+import edgekd as package
+from edgekd.device.bundle import Bundle
+
+tokenizers = pytest.importorskip("tokenizers", reason="models of texts need the extra text")
+
+RECIPE = """
+version = 1
+name = "reviews"
+[data]
+kind = "text"
+root = "reviews"
+[preprocess]
+steps = [{{op = "tokenize", file = "tokenizer.json", max_length = 24}}, {{op = "trim"}}]
+[teacher]
+model = "text_cnn_s"
+train = {{epochs = 3, batch_size = 32, lr = 3e-3}}
+[student]
+model = "{student}"
+[distill]
+epochs = 3
+batch_size = 32
+lr = 3e-3
+[quantize]
+variants = ["int8_dynamic", "int8_u8s8"]
+[benchmark]
+suite = "quick"
+"""
+
+
+def write_reviews(folder: Path, count: int = 600) -> Path:
+    """Short sentences of the SST-2 set, and a tokenizer that was trained on them."""
+    source = real_data("sst2")
+    place = folder / "reviews"
+    place.mkdir(parents=True)
+    for name, lines in (("train", count), ("dev", count // 3), ("test", count // 3)):
+        rows = (source / f"{name}.tsv").read_text(encoding="utf-8").splitlines()[: lines + 1]
+        (place / f"{name}.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    trained = tokenizers.BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(
+        [line.split("\t")[0] for line in (place / "train.tsv").read_text().splitlines()[1:]],
+        vocab_size=1500,
+        show_progress=False,
+    )
+    trained.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_reviews(tmp_path_factory.mktemp("texts"))
+    (folder / "recipe.toml").write_text(RECIPE.format(student="bow_s"))
+    ok("distill-and-export", folder / "recipe.toml", "--out", folder / "run", cwd=folder)
+    return folder / "run"
+
+
+def test_a_run_ends_in_a_bundle_that_holds_its_tokenizer(run: Path) -> None:
+    bundle = Bundle.open(run / "student.edgekd")
+    manifest = bundle.manifest
+    assert manifest["preprocess"] == [
+        {"op": "tokenize", "file": "tokenizer.json", "max_length": 24},
+        {"op": "trim", "pad": 0},
+    ]
+    assert [(spec["name"], spec["dtype"], spec["shape"]) for spec in manifest["inputs"]] == [
+        ("input_ids", "int64", ["N", "L"])
+    ]
+    assert bundle.files()["tokenizer.json"] == (run.parent / "tokenizer.json").read_bytes()
+    assert "tokenizer.json" in manifest["files"]
+    ok("verify", run / "student.edgekd")
+
+
+def test_labels_and_confidence_come_from_the_command_line_as_from_python(run: Path) -> None:
+    texts = ["a wonderful film", "", "dull // and / boring", "x" * 400, "🙂 \x00 ok"]
+    told = ok_json("predict", run / "student.edgekd", *(text.replace("\x00", "") for text in texts))["predictions"]
+    with package.load(run / "student.edgekd") as predictor:
+        alone = [predictor.predict(text) for text in texts]
+        together = predictor.predict_batch(texts)
+    for row, one, other in zip(told, alone, together):
+        assert row["label"] == one.label == other.label
+        assert row["score"] == pytest.approx(one.score, abs=1e-6)
+        assert other.score == pytest.approx(one.score, abs=1e-5), "padding to the longest of a batch changes nothing"
+    assert [row["truncated"] for row in told] == [False] * 5
+
+
+def test_texts_are_read_from_standard_input(run: Path) -> None:
+    import subprocess
+    import sys
+
+    command = [sys.executable, "-m", "edgekd", "predict", str(run / "student.edgekd"), "-", "--json"]
+    done = subprocess.run(command, input=b"good\nbad film\n\n", capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [row["input"] for row in json.loads(done.stdout)["predictions"]] == ["good", "bad film", ""]
+    done = subprocess.run(command, input=b"good\n\xff\n", capture_output=True, timeout=120)
+    assert done.returncode == 3
+    assert b"not valid UTF-8" in done.stderr
+
+
+def test_a_text_that_is_too_long_is_cut_and_that_is_said(run: Path) -> None:
+    done = edgekd("predict", run / "student.edgekd", "good film " * 10_000)
+    assert done.returncode == 0
+    assert "longer than the model reads" in done.stderr
+    with package.load(run / "student.edgekd") as predictor:
+        found = predictor.predict("good film " * 10_000)
+        assert found.truncated
+        assert found.score == pytest.approx(predictor.predict("good film " * 50).score, abs=1e-6)
+
+
+def test_every_variant_answers_alike_at_any_padding(run: Path) -> None:
+    bundle = Bundle.open(run / "student.edgekd")
+    assert set(bundle.variants) >= {"float32", "int8_dynamic"}
+    for variant in bundle.variants:
+        with package.load(run / "student.edgekd", variant=variant) as predictor:
+            ids = predictor.session.run({"input_ids": np.array([[2, 9, 3]], np.int64)})["logits"]
+            padded = predictor.session.run({"input_ids": np.array([[2, 9, 3, 0, 0, 0, 0]], np.int64)})["logits"]
+        np.testing.assert_allclose(ids, padded, atol=1e-5)
+
+
+def test_latencies_are_those_of_texts_of_all_lengths(run: Path, tmp_path: Path) -> None:
+    from edgekd.device.worker import timed_texts
+    from edgekd.spec import Trim
+
+    rows = np.zeros((100, 24), np.int32)
+    for number in range(100):
+        rows[number, : 1 + number % 20] = 5
+    chosen = timed_texts(rows, (Trim(0),), 1)
+    lengths = [int((rows[one] != 0).sum()) for one in chosen]
+    assert len(set(lengths)) >= 18
+    assert np.mean(lengths) == pytest.approx(10.5, abs=0.7)
+    results = ok_json("benchmark", run / "student.edgekd", "--suite", "quick")
+    assert {row["candidate"] for row in results["rows"]}
+
+
+def test_the_bundle_opens_elsewhere_and_as_a_zip_with_samples(run: Path, tmp_path: Path) -> None:
+    ok("bundle", run, tmp_path / "again.zip", "--zip", "--samples", "5", cwd=tmp_path)
+    opened = Bundle.open(tmp_path / "again.zip")
+    samples = opened.samples()
+    assert samples is not None
+    assert samples[0].shape == (5, 24)
+    assert ok_json("predict", tmp_path / "again.zip", "good")["predictions"][0]["label"] in ("0", "1")
+
+
+def test_a_bundle_without_its_tokenizer_is_refused(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken.edgekd"
+    shutil.copytree(run / "student.edgekd", broken)
+    (broken / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing" in refused(3, "predict", broken, "good")
+    shutil.copyfile(run.parent / "tokenizer.json", broken / "tokenizer.json")
+    content = (broken / "tokenizer.json").read_text()
+    (broken / "tokenizer.json").write_text(content.replace("[UNK]", "[XNK]"))
+    assert "was changed after the bundle was written" in refused(3, "predict", broken, "good")
+    manifest: dict[str, Any] = json.loads((broken / "bundle.json").read_text())
+    manifest["preprocess"][0]["file"] = "../../etc/passwd"
+    (broken / "bundle.json").write_text(json.dumps(manifest))
+    assert "expected a file that 'files' lists" in refused(3, "predict", broken, "good")
+
+
+def test_nothing_is_trained_again_and_a_new_tokenizer_trains_again(run: Path) -> None:
+    again = edgekd("distill-and-export", run.parent / "recipe.toml", "--out", run, cwd=run.parent)
+    assert again.returncode == 0
+    assert "trained" not in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ('preprocess.steps=[{op="tokenize",file="absent.json"}]', "there is no tokenizer absent.json"),
+        ("preprocess.steps=[]", "nothing says how they become numbers"),
+        ('preprocess.steps=[{op="tokenize",file="recipe.toml"}]', "expected a Hugging Face tokenizer.json"),
+        ("data.root=nowhere", "there is nothing at"),
+        ("student.model=cnn_s", "cnn_s reads no texts"),
+        ("student.model=mlp_s", "mlp_s reads no texts"),
+    ],
+)
+def test_recipes_that_cannot_work_are_refused_at_once(tmp_path: Path, change: str, told: str) -> None:
+    folder = write_reviews(tmp_path)
+    (folder / "recipe.toml").write_text(RECIPE.format(student="bow_s"))
+    done = edgekd("distill-and-export", folder / "recipe.toml", "--out", folder / "run", "--set", change, cwd=folder)
+    assert done.returncode in (2, 3), done.stderr
+    assert "Traceback" not in done.stderr
+    assert told in " ".join(done.stderr.split())
