@@ -21,6 +21,7 @@ from edgekd.files import sha256_bytes
 from edgekd.graph import mixed, quantizers
 from edgekd.graph.calibration import METHODS, Feeds, Method, Ranges, calibrate, graph_sha256
 from edgekd.graph.clean import clean, load_model, save_model
+from edgekd.graph.embeddings import quantize_tables
 from edgekd.graph.float_layers import guard, halve_weights
 from edgekd.graph.fusion import fuse
 from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, open_graph
@@ -53,7 +54,7 @@ class Int8Static:
 @dataclass(frozen=True)
 class Int8Dynamic:
     """8-bit weights of MatMul and Gemm, activations quantized at run time: no calibration; convolutions stay float.
-    Attention that `fuse` found is one operator with 8-bit weights."""
+    Attention that `fuse` found is one operator with 8-bit weights; tables of embeddings have 8 bits too."""
 
     weight: Literal["int8", "uint8"] = "int8"
     per_channel: bool = True
@@ -67,8 +68,8 @@ class Fp16:
 
 @dataclass(frozen=True)
 class Int4WeightOnly:
-    """4-bit weights of MatMul and Gemm in blocks, float activations: an eighth of their size. Needs onnxruntime's
-    own operator MatMulNBits (domain com.microsoft), which other runtimes lack."""
+    """4-bit weights of MatMul and Gemm in blocks, float activations: an eighth of their size; 8 bits for tables of
+    embeddings. Needs onnxruntime's own operator MatMulNBits (domain com.microsoft), which other runtimes lack."""
 
     block_size: int = 32
 
@@ -230,9 +231,9 @@ def _convert(
     if isinstance(config, Fp16):
         return quantizers.half(ready), None
     if isinstance(config, Int4WeightOnly):
-        return quantizers.four_bits(ready, block_size=config.block_size), None
+        return quantize_tables(quantizers.four_bits(ready, block_size=config.block_size)), None
     if isinstance(config, Int8Dynamic):
-        return quantizers.dynamic(ready, weight=config.weight, per_channel=config.per_channel), None
+        return quantize_tables(quantizers.dynamic(ready, weight=config.weight, per_channel=config.per_channel)), None
     static = config.base if isinstance(config, MixedPrecision) else config
     if calibration is None:
         raise UsageError(
