@@ -19,6 +19,7 @@ from odd_images import STEP_LISTS, images
 from other_tasks import OTHER_TASKS, with_task
 from PIL import Image
 from test_embed import make_bundle
+from tokenizer_files import character_tokenizer
 
 import edgekd
 from edgekd import assets
@@ -290,7 +291,8 @@ def test_the_readers_are_fuzzed(bundle, tmp_path):
     """Under sanitizers: every damaged input opens or is refused in a sentence."""
     np.save(tmp_path / "seed.npy", np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)))
     program = cpp_builds.compile_cpp(SOURCE / "fuzz.cpp", tmp_path / "fuzz", *cpp_builds.SANITIZED)
-    seeds = [bundle / "bundle.json", bundle / "golden.npz", tmp_path / "seed.npy"]
+    tokenizer = character_tokenizer(tmp_path / "tokenizer.json", known=range(0x60, 0x180))
+    seeds = [bundle / "bundle.json", bundle / "golden.npz", tmp_path / "seed.npy", tokenizer]
     done = run(program, FUZZED, *seeds)
     assert done.returncode == 0, done.stderr[-2000:]
     opened, refused = map(int, re.fullmatch(rf"{FUZZED} inputs: (\d+) opened, (\d+) refused\n", done.stdout).groups())

@@ -6,6 +6,7 @@ import csv
 import gzip
 import json
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,10 @@ def every_character() -> list[str]:
     return [" ".join(words[at : at + 64]) for at in range(0, len(words), 64)]
 
 
-def character_tokenizer(path: Path, **normalizer: bool | None) -> Path:
+def character_tokenizer(path: Path, *, known: Iterable[int] = KNOWN, **normalizer: bool | None) -> Path:
     """A tokenizer.json that tells most characters from each other, each token one character, with added tokens."""
     vocabulary = {token: at for at, token in enumerate(SPECIAL)}
-    for code in KNOWN:
+    for code in known:
         for token in (chr(code), f"##{chr(code)}"):
             vocabulary.setdefault(token, len(vocabulary))
     added: list[dict[str, Any]] = [

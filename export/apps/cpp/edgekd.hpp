@@ -32,7 +32,9 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <unordered_map>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -50,7 +52,7 @@
 namespace edgekd {
 
 constexpr std::size_t max_manifest = 1000000, max_file = std::size_t(1) << 31, max_numbers = std::size_t(1) << 28;
-constexpr std::size_t max_side = 16384, max_depth = 64, max_entries = 10000;
+constexpr std::size_t max_side = 16384, max_depth = 64, max_entries = 10000, max_text = 10000000;
 constexpr const char *fresh = "; get a fresh copy of the bundle";
 
 // What cannot be used, and what to do about it. exit_code: 3 for an input, 2 for an argument, 4 for a lack.
@@ -171,6 +173,50 @@ inline std::string sha256(const std::string &data) {
     return text;
 }
 
+// ---- UTF-8 (RFC 3629) ---------------------------------------------------------------------------------------------
+
+inline void append_utf8(std::string &text, char32_t code) {
+    const auto put = [&](char32_t byte) { text += static_cast<char>(static_cast<unsigned char>(byte)); };
+    if (code < 0x80) {
+        put(code);
+    } else if (code < 0x800) {
+        put(0xC0 | code >> 6);
+        put(0x80 | (code & 0x3F));
+    } else if (code < 0x10000) {
+        put(0xE0 | code >> 12);
+        put(0x80 | (code >> 6 & 0x3F));
+        put(0x80 | (code & 0x3F));
+    } else {
+        put(0xF0 | code >> 18);
+        put(0x80 | (code >> 12 & 0x3F));
+        put(0x80 | (code >> 6 & 0x3F));
+        put(0x80 | (code & 0x3F));
+    }
+}
+
+// How many bytes the character at `at` has; 0 where there is none, an overlong one or half of a pair.
+inline std::size_t utf8_at(const std::string &text, std::size_t at, char32_t &code) {
+    const auto lead = static_cast<unsigned char>(text[at]);
+    code = lead;
+    if (lead < 0x80) {
+        return 1;
+    }
+    const std::size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
+    if (lead < 0xC2 || lead > 0xF4 || at + length > text.size()) {
+        return 0;
+    }
+    code = lead & (0xFFU >> (length + 1));
+    for (std::size_t i = 1; i < length; i++) {
+        const auto next = static_cast<unsigned char>(text[at + i]);
+        if ((next & 0xC0) != 0x80) {
+            return 0;
+        }
+        code = code << 6 | (next & 0x3FU);
+    }
+    static constexpr std::array<unsigned, 5> least = {0, 0, 0x80, 0x800, 0x10000};
+    return code < least[length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000) ? 0 : length;
+}
+
 // ---- JSON (RFC 8259): strict, no key twice, numbers finite and within 64 bits -------------------------------------
 
 class Json {
@@ -178,7 +224,7 @@ class Json {
     enum class Kind { null, boolean, number, text, list, table };
 
     // The value that the whole text is. Throws Error.
-    static Json parse(const std::string &text);
+    static Json parse(const std::string &text, const std::string &name = "bundle.json");
 
     Kind kind() const { return kind_; }
     bool is(Kind kind) const { return kind_ == kind; }
@@ -201,10 +247,12 @@ class Json {
     const std::string &text(const std::string &where) const { return expect(Kind::text, where, "a text").text_; }
     bool boolean(const std::string &where) const { return expect(Kind::boolean, where, "true or false").flag_; }
     double number(const std::string &where) const { return expect(Kind::number, where, "a number").number_; }
+    bool is_whole(std::size_t least, std::size_t most) const {
+        return is(Kind::number) && is_whole_ && number_ >= double(least) && number_ <= double(most);
+    }
     // A whole number from `least` to `most`.
     std::size_t whole(const std::string &where, std::size_t least, std::size_t most) const {
-        const bool fits = is(Kind::number) && is_whole_ && number_ >= double(least) && number_ <= double(most);
-        if (!fits) {
+        if (!is_whole(least, most)) {
             wrong(where, "a whole number from " + std::to_string(least) + " to " + std::to_string(most));
         }
         return static_cast<std::size_t>(number_);
@@ -232,7 +280,7 @@ class Json {
 
 class JsonReader {
   public:
-    explicit JsonReader(const std::string &text) : text_(text) {}
+    JsonReader(const std::string &text, const std::string &name) : text_(text), name_(name) {}
 
     Json whole() {
         Json value = read(0);
@@ -245,7 +293,7 @@ class JsonReader {
 
   private:
     [[noreturn]] void fail(const std::string &why) const {
-        throw Error("bundle.json is not readable as JSON (" + why + " at byte " + std::to_string(at_) + ")" + fresh);
+        throw Error(name_ + " is not readable as JSON (" + why + " at byte " + std::to_string(at_) + ")" + fresh);
     }
     char peek() const { return at_ < text_.size() ? text_[at_] : '\0'; }
     static bool digit(char c) { return c >= '0' && c <= '9'; }
@@ -385,38 +433,11 @@ class JsonReader {
         return code;
     }
 
-    static void append(std::string &text, unsigned code) {
-        const auto put = [&](unsigned byte) { text += static_cast<char>(static_cast<unsigned char>(byte)); };
-        if (code < 0x80) {
-            put(code);
-        } else if (code < 0x800) {
-            put(0xC0 | code >> 6);
-            put(0x80 | (code & 0x3F));
-        } else if (code < 0x10000) {
-            put(0xE0 | code >> 12);
-            put(0x80 | (code >> 6 & 0x3F));
-            put(0x80 | (code & 0x3F));
-        } else {
-            put(0xF0 | code >> 18);
-            put(0x80 | (code >> 12 & 0x3F));
-            put(0x80 | (code >> 6 & 0x3F));
-            put(0x80 | (code & 0x3F));
-        }
-    }
-
-    // One character of several bytes: as UTF-8 has it, neither overlong nor half of a pair.
+    // One character of several bytes.
     void multibyte(std::string &result) {
-        const auto lead = static_cast<unsigned char>(text_[at_]);
-        const std::size_t length = lead >= 0xF0 ? 4 : lead >= 0xE0 ? 3 : 2;
-        unsigned code = lead & (0xFFU >> (length + 1));
-        bool fits = lead >= 0xC2 && lead <= 0xF4 && at_ + length <= text_.size();
-        for (std::size_t i = 1; fits && i < length; i++) {
-            const auto next = static_cast<unsigned char>(text_[at_ + i]);
-            fits = (next & 0xC0) == 0x80;
-            code = code << 6 | (next & 0x3FU);
-        }
-        static constexpr std::array<unsigned, 5> least = {0, 0, 0x80, 0x800, 0x10000};
-        if (!fits || code < least[length] || code > 0x10FFFF || (code >= 0xD800 && code < 0xE000)) {
+        char32_t code = 0;
+        const std::size_t length = utf8_at(text_, at_, code);
+        if (length == 0) {
             fail("it is not UTF-8");
         }
         result.append(text_, at_, length);
@@ -473,15 +494,15 @@ class JsonReader {
         if (code >= 0xD800 && code < 0xE000) {
             fail("half of a surrogate pair");
         }
-        append(result, code);
+        append_utf8(result, code);
     }
 
-    const std::string &text_;
+    const std::string &text_, &name_;
     std::size_t at_ = 0;
 };
 
-inline Json Json::parse(const std::string &text) {
-    return JsonReader(text).whole();
+inline Json Json::parse(const std::string &text, const std::string &name) {
+    return JsonReader(text, name).whole();
 }
 
 // ---- files: a folder or a zip that somebody else made; nothing is unpacked to the disk ----------------------------
@@ -1498,6 +1519,690 @@ inline Floats postprocess(const std::vector<Step> &steps, const Floats &outputs,
         }
     }
     return Floats(values.begin(), values.end());
+}
+
+// ---- texts: a Hugging Face tokenizer.json of BERT's kind (WordPiece), id for id --------------------------------------
+
+// Characters as Hugging Face's tokenizers sees them; the table is decoded once.
+class Characters {
+  public:
+    enum Kind : unsigned { removed = 1, white = 2, chinese = 4, mark = 8, punctuation = 16 };
+
+    static const Characters &all() {
+        static const Characters table;
+        return table;
+    }
+
+    // What a character is: the sum of its kinds.
+    unsigned kinds(char32_t code) const { return code < ascii_.size() ? ascii_[code] : at(code).kinds; }
+
+    // Canonical decomposition (NFD).
+    std::u32string decomposed(const std::u32string &text) const {
+        std::u32string result;
+        std::size_t start = 0;  // of the marks at the end, which are put in order when something else comes
+        const auto settle = [&] {
+            std::stable_sort(result.begin() + static_cast<std::ptrdiff_t>(start), result.end(),
+                             [&](char32_t a, char32_t b) { return at(a).order < at(b).order; });
+        };
+        const auto add = [&](char32_t code) {
+            if (code < 0x300 || at(code).order == 0) {
+                settle();
+                start = result.size() + 1;
+            }
+            result += code;
+        };
+        for (const char32_t code : text) {
+            std::u32string parts(1, code);  // the last one is decomposed next
+            while (!parts.empty()) {
+                const char32_t part = parts.back(), syllable = part - 0xAC00;
+                parts.pop_back();
+                const Pair *pair = part < 0xC0 ? nullptr : find(parts_, part);
+                if (pair != nullptr) {
+                    if (pair->second != 0) {
+                        parts += pair->second;
+                    }
+                    parts += pair->first;
+                } else if (part >= 0xAC00 && syllable < 11172) {  // Hangul
+                    add(0x1100 + syllable / 588);
+                    add(0x1161 + syllable % 588 / 28);
+                    if (syllable % 28 != 0) {
+                        add(0x11A7 + syllable % 28);
+                    }
+                } else {
+                    add(part);
+                }
+            }
+        }
+        settle();
+        return result;
+    }
+
+    // Lower case, each character for itself: no final sigma, no Turkish.
+    std::u32string lowered(const std::u32string &text) const {
+        std::u32string result;
+        result.reserve(text.size());
+        for (const char32_t code : text) {
+            if (code == 0x130) {
+                result += U"i\u0307";
+                continue;
+            }
+            const Pair *pair = code < 0x80 ? nullptr : find(lower_, code);
+            result += code >= 'A' && code <= 'Z' ? code + 32 : pair == nullptr ? code : pair->first;
+        }
+        return result;
+    }
+
+  private:
+    struct Range {
+        char32_t first;
+        unsigned char kinds, order;  // order: the canonical combining class
+    };
+    struct Pair {
+        char32_t code, first, second;
+    };
+
+    Characters() {
+        const char *digit = table();
+        const auto next = [&] {
+            static const std::string digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+            std::uint32_t value = 0, bits = 32;
+            for (unsigned shift = 0; bits >= 32; shift += 5) {
+                bits = static_cast<std::uint32_t>(digits.find(*digit++));
+                value += (bits & 31) << shift;
+            }
+            return value;
+        };
+        const auto moved = [&](char32_t from) {
+            const std::uint32_t value = next();
+            return value % 2 == 0 ? from + value / 2 : from - (value + 1) / 2;
+        };
+        std::map<char32_t, std::pair<int, int>> changes = {{0, {0, 0}}};  // where kinds and order change, and by what
+        const auto change = [&](char32_t first, char32_t last, int kind, int order) {
+            changes[first].first += kind;
+            changes[first].second += order;
+            changes[last + 1].first -= kind;
+            changes[last + 1].second -= order;
+        };
+        for (const int kind : {removed, white, chinese, mark, punctuation}) {
+            char32_t code = 0;
+            for (std::uint32_t count = next(); count > 0; count--) {
+                const char32_t first = code + next();
+                code = first + next();
+                change(first, code, kind, 0);
+            }
+        }
+        Pair pair{0, 0, 0};
+        for (std::uint32_t count = next(); count > 0; count--) {
+            pair.code += next();
+            pair.first = moved(pair.first);
+            pair.second = moved(pair.second);
+            parts_.push_back(pair);
+        }
+        char32_t code = 0;
+        for (std::uint32_t count = next(); count > 0; count--) {
+            const char32_t first = code + next();
+            code = first + next();
+            change(first, code, 0, static_cast<int>(next()));
+        }
+        code = 0;
+        for (std::uint32_t count = next(); count > 0; count--) {
+            code += next();
+            const std::uint32_t steps = next(), stride = next() + 1;
+            const char32_t to = moved(code);
+            for (std::uint32_t step = 0; step <= steps; step++) {
+                lower_.push_back({code + step * stride, to + step * stride, 0});
+            }
+        }
+        std::sort(lower_.begin(), lower_.end(), [](const Pair &a, const Pair &b) { return a.code < b.code; });
+        int kinds = 0, order = 0;
+        for (const auto &[place, by] : changes) {
+            kinds += by.first;
+            order += by.second;
+            ranges_.push_back({place, static_cast<unsigned char>(kinds), static_cast<unsigned char>(order)});
+        }
+        for (std::size_t i = 0; i < ascii_.size(); i++) {
+            ascii_[i] = at(static_cast<char32_t>(i)).kinds;
+        }
+    }
+
+    const Range &at(char32_t code) const {
+        const auto after = std::upper_bound(ranges_.begin(), ranges_.end(), code,
+                                            [](char32_t wanted, const Range &range) { return wanted < range.first; });
+        return *(after - 1);
+    }
+    static const Pair *find(const std::vector<Pair> &pairs, char32_t code) {
+        const auto found = std::lower_bound(pairs.begin(), pairs.end(), code,
+                                            [](const Pair &pair, char32_t wanted) { return pair.code < wanted; });
+        return found == pairs.end() || found->code != code ? nullptr : &*found;
+    }
+
+    std::array<unsigned char, 128> ascii_{};
+    std::vector<Range> ranges_;
+    std::vector<Pair> parts_, lower_;
+
+    static const char *table();
+};
+
+// The characters of a text in UTF-8. Throws Error where it is none: nobody guesses an encoding here.
+inline std::u32string characters_of(const std::string &text) {
+    std::u32string result;
+    result.reserve(text.size());
+    for (std::size_t at = 0; at < text.size();) {
+        char32_t code = 0;
+        const std::size_t length = utf8_at(text, at, code);
+        if (length == 0) {
+            throw Error("the text is not valid UTF-8 (byte " + std::to_string(at) + "); convert it first");
+        }
+        result += code;
+        at += length;
+    }
+    if (result.size() > max_text) {
+        throw Error("the text has " + std::to_string(result.size()) + " characters, expected at most " +
+                    std::to_string(max_text) + "; pass a part of it");
+    }
+    return result;
+}
+
+// The ids of a text, without padding; whether it was longer than the model reads, and its end was not looked at.
+struct Tokens {
+    std::vector<std::int32_t> ids;
+    bool truncated = false;
+};
+
+class Tokenizer {
+  public:
+    // Throws Error for what is no tokenizer.json, or one of another kind.
+    explicit Tokenizer(const std::string &text) {
+        const Json all = Json::parse(text, "tokenizer.json");
+        table(all, "the file");
+        const Json &model = table(get(all, "model"), "model");
+        expect_type(model, "model", "WordPiece");
+        expect_type(table(get(all, "pre_tokenizer"), "pre_tokenizer"), "pre_tokenizer", "BertPreTokenizer");
+        read_normalizer(table(get(all, "normalizer"), "normalizer"));
+        read_vocabulary(model);
+        std::map<std::string, std::int32_t> added;
+        read_added(get(all, "added_tokens"), added);
+        read_template(get(all, "post_processor"));
+        read_padding(get(all, "padding"), added);
+    }
+    Tokenizer(const Tokenizer &) = delete;  // the keys of its tables point into it
+    Tokenizer &operator=(const Tokenizer &) = delete;
+
+    // The id that fills up short texts.
+    std::int32_t pad() const { return pad_; }
+
+    // The ids of a text in UTF-8 with the tokenizer's special tokens around them, at most `max_length`: what is too much
+    // at the end is cut off.
+    Tokens encode(const std::string &text, std::size_t max_length) const {
+        const std::size_t around = before_.size() + after_.size();
+        if (max_length <= around) {
+            throw Error("tokenize: max_length = " + std::to_string(max_length) +
+                        " leaves no room beside the special tokens" + fresh);
+        }
+        const std::size_t room = max_length - around;
+        std::vector<std::int32_t> ids;
+        split(characters_of(text), raw_, ids, [&](const std::u32string &rest) {
+            split(normalized(rest), normalized_, ids, [&](const std::u32string &piece) { words(piece, ids, room); });
+        });
+        Tokens result{before_, ids.size() > room};
+        ids.resize(std::min(ids.size(), room));
+        result.ids.insert(result.ids.end(), ids.begin(), ids.end());
+        result.ids.insert(result.ids.end(), after_.begin(), after_.end());
+        return result;
+    }
+
+  private:
+    struct Added {
+        std::u32string content;
+        std::int32_t id;
+        bool lstrip, rstrip;
+    };
+    // Added tokens by their first character, the longest first.
+    using Finder = std::unordered_map<char32_t, std::vector<Added>>;
+    using Ids = std::unordered_map<std::string_view, std::int32_t>;
+
+    [[noreturn]] static void refuse(const std::string &found, const std::string &expected) {
+        throw Error("tokenizer.json: " + found + ", expected " + expected +
+                    ": distil with a WordPiece tokenizer, as BERT's, or run this student in Python, where tokenizers "
+                    "reads all kinds");
+    }
+    static const Json &get(const Json &from, const std::string &key) {
+        static const Json nothing;
+        const Json *found = from.find(key);
+        return found == nullptr ? nothing : *found;
+    }
+    static std::string shown(const Json &value) {
+        const Json::Kind kind = value.kind();
+        if (kind == Json::Kind::text) {
+            const std::string &text = value.text("");
+            return "\"" + (text.size() < 60 ? text : text.substr(0, 57) + "...") + "\"";
+        }
+        if (kind == Json::Kind::number) {
+            std::ostringstream text;
+            text.imbue(std::locale::classic());
+            text << value.number("");
+            return text.str();
+        }
+        return kind == Json::Kind::null      ? "missing"
+               : kind == Json::Kind::boolean ? (value.boolean("") ? "true" : "false")
+               : kind == Json::Kind::list    ? "a list"
+                                             : "a table";
+    }
+    static const Json &of_kind(Json::Kind kind, const Json &value, const std::string &where, const char *expected) {
+        if (!value.is(kind)) {
+            refuse(where + " is " + shown(value), expected);
+        }
+        return value;
+    }
+    static const Json &table(const Json &value, const std::string &where) {
+        return of_kind(Json::Kind::table, value, where, "a table");
+    }
+    static const std::vector<Json> &list(const Json &value, const std::string &where) {
+        return of_kind(Json::Kind::list, value, where, "a list").items();
+    }
+    static const std::string &text_in(const Json &value, const std::string &where) {
+        return of_kind(Json::Kind::text, value, where, "a text").text(where);
+    }
+    static bool flag(const Json &value, const std::string &where) {
+        return of_kind(Json::Kind::boolean, value, where, "true or false").boolean(where);
+    }
+    static std::int32_t number(const Json &value, const std::string &where) {
+        if (!value.is_whole(0, max_id)) {
+            refuse(where + " is " + shown(value), "a whole number from 0 to " + std::to_string(max_id));
+        }
+        return static_cast<std::int32_t>(value.number(where));
+    }
+    static void expect_type(const Json &from, const std::string &where, const std::string &type) {
+        const Json &found = get(from, "type");
+        if (!found.is(Json::Kind::text) || found.text("") != type) {
+            refuse(where + ".type is " + shown(found), "'" + type + "'");
+        }
+    }
+
+    void read_normalizer(const Json &from) {
+        expect_type(from, "normalizer", "BertNormalizer");
+        clean_ = flag(get(from, "clean_text"), "normalizer.clean_text");
+        apart_ = flag(get(from, "handle_chinese_chars"), "normalizer.handle_chinese_chars");
+        lowercase_ = flag(get(from, "lowercase"), "normalizer.lowercase");
+        const Json &strip = get(from, "strip_accents");
+        strip_ = strip.is(Json::Kind::null) ? lowercase_ : flag(strip, "normalizer.strip_accents");
+    }
+
+    void read_vocabulary(const Json &model) {
+        const Json &vocabulary = table(get(model, "vocab"), "model.vocab");
+        const std::string &prefix =
+            text_in(get(model, "continuing_subword_prefix"), "model.continuing_subword_prefix");
+        longest_word_ = static_cast<std::size_t>(
+            number(get(model, "max_input_chars_per_word"), "model.max_input_chars_per_word"));
+        tokens_ = vocabulary.keys();
+        for (std::size_t i = 0; i < tokens_.size(); i++) {
+            const std::int32_t id = number(vocabulary.items()[i], "model.vocab['" + tokens_[i] + "']");
+            vocabulary_[tokens_[i]] = id;
+            if (tokens_[i].compare(0, prefix.size(), prefix) == 0) {
+                following_[std::string_view(tokens_[i]).substr(prefix.size())] = id;
+            }
+            longest_ = std::max(longest_, tokens_[i].size());
+        }
+        const std::string &unknown = text_in(get(model, "unk_token"), "model.unk_token");
+        const auto found = vocabulary_.find(unknown);
+        if (found == vocabulary_.end()) {
+            refuse("model.vocab['" + unknown + "'] is missing", "the id of the unknown token");
+        }
+        unknown_ = found->second;
+    }
+
+    void read_added(const Json &from, std::map<std::string, std::int32_t> &ids) {
+        if (from.is(Json::Kind::null)) {
+            return;
+        }
+        std::size_t next = vocabulary_.size(), count = 0;
+        for (const Json &token : list(from, "added_tokens")) {
+            const std::string where = "added_tokens[" + std::to_string(count++) + "]";
+            const std::string &content = text_in(get(table(token, where), "content"), where + ".content");
+            const auto known = vocabulary_.find(content);
+            const auto again = ids.find(content);
+            const std::int32_t id = known != vocabulary_.end() ? known->second
+                                    : again != ids.end()       ? again->second
+                                                               : static_cast<std::int32_t>(next++);
+            const Json &given = get(token, "id");
+            if (number(given, where + ".id") != id) {
+                refuse(where + ".id is " + shown(given), std::to_string(id) + ", as tokenizers numbers it");
+            }
+            ids[content] = id;
+            if (flag(get(token, "single_word"), where + ".single_word")) {
+                refuse(where + ".single_word is true", "false");
+            }
+            const bool late = flag(get(token, "normalized"), where + ".normalized");
+            const std::u32string characters = characters_of(content);
+            Added added{late ? normalized(characters) : characters, id, flag(get(token, "lstrip"), where + ".lstrip"),
+                        flag(get(token, "rstrip"), where + ".rstrip")};
+            if (added.content.empty()) {
+                refuse(where + " is an empty token", "a text");
+            }
+            std::vector<Added> &alike = (late ? normalized_ : raw_)[added.content[0]];
+            const auto same = std::find_if(alike.begin(), alike.end(),
+                                           [&](const Added &other) { return other.content == added.content; });
+            if (same != alike.end()) {
+                *same = added;
+                continue;
+            }
+            alike.insert(std::find_if(alike.begin(), alike.end(),
+                                      [&](const Added &other) { return other.content.size() < added.content.size(); }),
+                         added);
+        }
+    }
+
+    // The special tokens before and after a text.
+    void read_template(const Json &from) {
+        if (from.is(Json::Kind::null)) {
+            return;
+        }
+        const Json &type = get(table(from, "post_processor"), "type");
+        if (type.is(Json::Kind::text) && type.text("") == "BertProcessing") {
+            for (const auto &[key, into] : {std::make_pair("cls", &before_), std::make_pair("sep", &after_)}) {
+                const std::string where = std::string("post_processor.") + key;
+                const std::vector<Json> &pair = list(get(from, key), where);
+                into->push_back(number(pair.size() == 2 ? pair[1] : Json(), where + "[1]"));
+            }
+            return;
+        }
+        if (!type.is(Json::Kind::text) || type.text("") != "TemplateProcessing") {
+            refuse("post_processor.type is " + shown(type), "'TemplateProcessing' or 'BertProcessing'");
+        }
+        const Json &special = table(get(from, "special_tokens"), "post_processor.special_tokens");
+        int seen = 0;
+        for (const Json &piece : list(get(from, "single"), "post_processor.single")) {
+            const Json &sequence = get(table(piece, "post_processor.single"), "Sequence");
+            if (!sequence.is(Json::Kind::null)) {
+                const Json &name = get(table(sequence, "post_processor.single"), "id");
+                seen += name.is(Json::Kind::text) && name.text("") == "A" ? 1 : 2;
+                continue;
+            }
+            const Json &token = table(get(piece, "SpecialToken"), "post_processor.single");
+            const std::string &name = text_in(get(token, "id"), "post_processor.single");
+            const std::string where = "post_processor.special_tokens['" + name + "']";
+            for (const Json &id : list(get(table(get(special, name), where), "ids"), where + ".ids")) {
+                (seen == 0 ? before_ : after_).push_back(number(id, where + ".ids"));
+            }
+        }
+        if (seen != 1) {
+            refuse("post_processor.single without one $A", "special tokens around one $A");
+        }
+    }
+
+    void read_padding(const Json &from, const std::map<std::string, std::int32_t> &added) {
+        std::vector<std::string> names = {"[PAD]", "<pad>", "<|pad|>", "<|endoftext|>"};
+        const Json &named = from.is(Json::Kind::null) ? from : get(table(from, "padding"), "pad_token");
+        if (named.is(Json::Kind::text)) {
+            names.insert(names.begin(), named.text(""));
+        }
+        for (const std::string &name : names) {
+            const auto found = vocabulary_.find(name);
+            const auto other = added.find(name);
+            if (found != vocabulary_.end() || other != added.end()) {
+                pad_ = found != vocabulary_.end() ? found->second : other->second;
+                return;
+            }
+        }
+        refuse("the padding is missing",
+               "a table 'padding', or one of the tokens [PAD], <pad>, <|pad|>, <|endoftext|>");
+    }
+
+    // What lies between added tokens goes to `other`, the tokens themselves to `ids`.
+    template <typename Other>
+    static void split(const std::u32string &text, const Finder &wanted, std::vector<std::int32_t> &ids,
+                      const Other &other) {
+        const auto white = [&](std::size_t at) { return (Characters::all().kinds(text[at]) & Characters::white) != 0; };
+        std::size_t done = 0;
+        for (std::size_t at = 0; at < text.size() && !wanted.empty();) {
+            const Added *token = match(text, at, wanted);
+            if (token == nullptr) {
+                at++;
+                continue;
+            }
+            std::size_t start = at, end = at + token->content.size();
+            at = end;
+            while (token->lstrip && start > done && white(start - 1)) {
+                start--;
+            }
+            while (token->rstrip && end < text.size() && white(end)) {
+                end++;
+            }
+            if (start > done) {
+                other(text.substr(done, start - done));
+            }
+            ids.push_back(token->id);
+            done = end;
+        }
+        if (done == 0 && !text.empty()) {
+            other(text);
+        } else if (done < text.size()) {
+            other(text.substr(done));
+        }
+    }
+    static const Added *match(const std::u32string &text, std::size_t at, const Finder &wanted) {
+        const auto alike = wanted.find(text[at]);
+        if (alike != wanted.end()) {
+            for (const Added &token : alike->second) {
+                if (text.compare(at, token.content.size(), token.content) == 0) {
+                    return &token;
+                }
+            }
+        }
+        return nullptr;
+    }
+
+    // BERT's normalizer: cleaned, without accents, in lower case.
+    std::u32string normalized(const std::u32string &text) const {
+        const Characters &characters = Characters::all();
+        std::u32string result;
+        result.reserve(text.size());
+        for (const char32_t code : text) {
+            const unsigned kinds = characters.kinds(code);
+            if (clean_ && (kinds & Characters::removed) != 0) {
+                continue;
+            }
+            if (apart_ && (kinds & Characters::chinese) != 0) {
+                result += {U' ', code, U' '};
+            } else {
+                result += clean_ && (kinds & Characters::white) != 0 ? U' ' : code;
+            }
+        }
+        const auto is_ascii = [](char32_t code) { return code < 0x80; };
+        if (strip_ && !std::all_of(result.begin(), result.end(), is_ascii)) {
+            result = characters.decomposed(result);
+            const auto is_mark = [&](char32_t code) { return (characters.kinds(code) & Characters::mark) != 0; };
+            result.erase(std::remove_if(result.begin(), result.end(), is_mark), result.end());
+        }
+        return lowercase_ ? characters.lowered(result) : result;
+    }
+
+    // The words and punctuation marks of a normalized text, as ids; it stops when there are more than `room`.
+    void words(const std::u32string &text, std::vector<std::int32_t> &ids, std::size_t room) const {
+        std::string word;
+        std::size_t length = 0;
+        const auto finish = [&] {
+            if (length > 0) {
+                pieces(word, length, ids);
+            }
+            word.clear();
+            length = 0;
+        };
+        for (const char32_t code : text) {
+            const unsigned kinds = Characters::all().kinds(code);
+            if ((kinds & (Characters::white | Characters::punctuation)) != 0) {
+                finish();
+            }
+            if ((kinds & Characters::white) == 0) {
+                append_utf8(word, code);
+                length++;
+            }
+            if ((kinds & Characters::punctuation) != 0) {
+                finish();
+            }
+            if (ids.size() > room) {
+                return;
+            }
+        }
+        finish();
+    }
+
+    // One word as the longest tokens from its front; unknown as a whole where one is missing.
+    void pieces(const std::string &word, std::size_t length, std::vector<std::int32_t> &ids) const {
+        const std::size_t before = ids.size();
+        for (std::size_t start = 0; start < word.size() && length <= longest_word_;) {
+            const Ids &known = start == 0 ? vocabulary_ : following_;
+            std::size_t size = std::min(word.size() - start, longest_);
+            auto found = known.end();
+            for (; size > 0 && found == known.end(); size -= found == known.end() ? 1 : 0) {
+                found = known.find(std::string_view(word).substr(start, size));
+            }
+            if (found == known.end()) {
+                break;
+            }
+            ids.push_back(found->second);
+            start += size;
+            if (start == word.size()) {
+                return;
+            }
+        }
+        ids.resize(before);
+        ids.push_back(unknown_);
+    }
+
+    static constexpr std::size_t max_id = (std::size_t(1) << 24) - 1;  // float32 holds every one
+    bool clean_ = true, apart_ = true, strip_ = true, lowercase_ = true;
+    std::vector<std::string> tokens_;
+    Ids vocabulary_, following_;  // what may follow within a word is without its prefix
+    std::size_t longest_ = 0, longest_word_ = 100;
+    std::int32_t unknown_ = 0, pad_ = 0;
+    Finder raw_, normalized_;
+    std::vector<std::int32_t> before_, after_;
+};
+
+// What Hugging Face's tokenizers takes each character for; unicode_tables.py of edgekd says how to read it.
+inline const char *Characters::table() {
+    // generated by unicode_tables.py
+    static const char *const text =
+        "ZAIDBCRgDgBOAzqBFXAhGAyBA/nEA9/BEbEyBECJx8vB/nGgwBA6HCCAgmEAj/qBDwmFHn0rYAf/Ch8/B9//BD9//BKJETAlDAbAgvFAgs"
+        "CKeBGAwBAh9DAHggN/tGhC/vUhoW/PhohC/2pBhB/oEhIvsFxqK/Q3IgY/BDADqB0IEqIsBCACBCBCApCKxBURAmDGDFDBCDkBAfa8CK7B"
+        "IjBDCICCCEsBCoEf4BACAFHFAEGLBeA7BAFDJAVBeB6BAFBFBDCEAfBEAMB6BAFECBFAVBeA7BADACDJAJAMBfA+BANAzBA+BCGBDDIBMB"
+        "eA7BADAHAGBVBeAgCDJAVBnDAICCA7CADGNHjDADFCBMFrCBcACACA4BBCADACFCACCCBGFCDCDCDCDCDCLCCKAnDDCFCBDBaBFCRDOADB"
+        "HAQAgWCzdCeCeBfBhCBCGJADKKAuBC8EA3DCFBKAHC8GBDA7BACGCACADHHJDAxBNjCDxBACECAGApBINBhBDDBCC5BACBEACC7BHDB5EC"
+        "CMCGFAHAEBnG1BHDxWMFAEL//CCuEAhDfrRDsDB1udAFJhBBxCBxIAEAFAaB+EAcR1BHaKvBCxBADDDApBAkCFDBDBNAJAwBA0BACCDBGB"
+        "CArBBJAvHADAFAx5TAiXPRPueAjHA2EEn0BCCBGDpBCFAmFB7oBA3BO5BCyBDDBmCClBECADE/BANB1BIMCjDCDACBoFAEHWB7BAEAmBGE"
+        "E/JFCAFBCBvHDHBCBcB2CHDACBrDACADFCAmDCDDCEl+UE8BG5iBDroTBpmFCSHDGfD1EC89B2BFxBJAPAXECOhxDGqhmYvH8EhBOLGbFb"
+        "DjBAGAEALBEAEA/VAJAzOFqBB0BACADADAtBBVBCBOADBrCDnDAsBNqHC3BOgBAmIBLAgMAkYA7CALBpFOCAmBDoCArCEFBwDFsFAlTI4E"
+        "AtTBtBBvCCoCB+ECCCmBK6JB5GBhEGCFtFG8ED8BE/BBhCHMA9ZXJTCMCLfBPB6TDeB+hBNwCBgBJ0MVgCDhBB8XDCBxDAwEuBCS/NCFJD"
+        "LRANAjDA7CAjgdBuICkDALA0DF9LD3CBpBCCAyBBwBAiDMRB9DD/DBRB6HAzqUBxGJXiBCNCAFACB2ECCFCDLBEBbCCAcACACG7MC9UAxB"
+        "A/MAoXAoGAgBAxIInBAxDGjCG6CDrlBGuDBCD/DDxBBwCEEAOACC5CFsDA9QA7HWqDC5HCypDE6vRBmEAiCEJA7qUAovHEsgCgGiEgwBBA"
+        "CBACBACBAKBAECE6BBEtCBACBACBAMBIPBACBACBAMCKJBCFBACBACBACBAKDMPBACBACBAMBINDQBBACBACBACBAKBAECE6BBEtCBACBA"
+        "CBAMBIPBACBACBAMCKJBCFBACBACBACBAKDMPBACBACBAMBINCAOBvDHBgCAB/BEBgCAB/BkCBgCAB7BtCBgCAB/BCBgCAB/BKBgCAB/BK"
+        "BgCAB9BABgCAD9BPBgCAB/BEBgCAB/BCBgCAB/BiCBgCAB/B3BBgCAB7BTBgCAB/BIBgCAB/BCBgCAB/BgCBgCAB9BpCBgCAD9BCBgCAB/"
+        "BCBgCAB/BEBgCAB/BkCBgCAB/BhCECJBgCAB9BqCBgCAC9BrCBgCAB/BsCBgCAB/B1BBgCAF7BVBgCAB/BsCBgCAB/B1BBgCAE9BPBgCAB"
+        "/BEBgCAB/BKBgCAD5BTBgCAB/BsCBgCAB/B1BBgCAB9BVBgCAB/BCBgCAB/BqCBgCAB/B1BBgCAB9B2BBgCAB/B1BBgCAD9BRBgCAB/BCB"
+        "gCAB/BEBgCAB/BIBgCAB/BCBgCAB/B6BBgCAB7BrCBgCAB7BABgCAB/BMBCNBgCAB/BMBgCAB/BKBgCAiB1CeBgCAOzBABgCAdnDdBgCAB"
+        "vBABgCABzBABgCABzBABgCABuGPBgCAB/BFBgCAB/BWBgCAB/BXBgCACvDIBgCABkUABCABhWABgCAD9JQBgCAB3BABgCAB3B4BBgCAB2X"
+        "nCBCABnDQB2NABviBAElCVBgCADxBBBgCABuFCBgCAB9BABgCABbABgCABtLcBgCAB/BEBgCAB3BDBgCAB/BEBgCAB3BDBgCAB/BEBgCAB"
+        "zBDBgCAB/BEBgCAB5BDBgCAB/BEBgCAB5BDBgCAB/BEBgCABjCqBBgCAB9BABgCAD3CzBBgCAHtCJBgCAB3BgCBgCABiHlCBgCABhCABgC"
+        "ABrKGBgCAB+bFBCABrdABgCAtIuoBnwBBCACkBABViwBwB9EhwBK7nBAH6GiwBByuBABztBhwBB8tBiwBBEABEACMACMABIABiCAahDOBY"
+        "ABYNBIABEABEABkBAajBOBYABLNBMABIAFSABAOsBmEPBAQCDNEZOFoBNBDBBWMLVAgBgCAXFLBAQCDNEmCOF3BNBDBBWMYiDSBCAqC9FR"
+        "BgCAOrCABgCAB/BEBgCAD1BDBgCADmKEBCABlMABgCAB9BABgCAD9BHBgCAB/BIBgCABzBABgCAD0KABCAB3LABgCABzCHBgCAB/BIBgCA"
+        "B/BGBgCAB3BFBgCAD3BABgCApJ4d20BBACBiCABhCCBmCB6E2IACnBARiBA2SslBwuBIQADGAkB7BABCABCABKABKABCABSABIAsDwJkIB"
+        "AyBQrC1BBCACaA0CmIgIDMAjBjCABCABKADeAqH4R0RDAvBBAyBQrC1BBCA3BgH2J2BoDxBBCABByB8DgI+H4DyH+HHOABACCAnBBImB/D"
+        "4HyGBCABByBuEmJmHCAKBGJBFqBlLyWwdKUAFKAFKAFKAN1BDKiDlECAEBiEYCCAJjEASiCuDKUAFKAFKAFKAN1BDtDqJyHg3CguFuwFCE"
+        "ACEACEACEAEIApByCACEADEABCACGA9VhwN/gMBgCAB9B7BBgCAB/B4BBgCAB/BcBgCABqG/CBgCABlKMBgCAB/B4BBgCAB/BcBgCAB/BT"
+        "BgCAB/BMBgCAB8K5CBCABBCBCAB7M4CBgCAB/BGBgCABmczCBCABleCBgCAB9BFBgCAB9BGBgCAB/B4BBgCAB/B1BBgCAB/B+BBgCAB/BO"
+        "BgCAB9BEBgCABsG9CBgCABnKABgCAB/BkCBgCAB/BcBgCAB9BbBgCAB08O9BBCAB1+O6CBgCAB/BHBgCAB9B3CBgCAB/BMBgCAB/B4BBgC"
+        "AB9B3BBgCAB/B4BBgCAB/BcBgCAB/BHBgCABuG3CBgCAB/BOBgCABuFPBCABBCBCAB5PABgCAB/BMBgCAB7BABgCAB/B4BBgCABw+O9BBC"
+        "ABxgP6CBgCAB9BzCBgCAB/B4BBgCABuO3BBCABKABCABiwOABCAB9gPABgCAB/B4BBgCAB/BcBgCAB/BHBgCAB9BRBgCAB/BYBgCAB/BFB"
+        "gCABmP3CBCABCOBCABpRJBgCAB/BgCBgCAB9BlCBgCAB/BCBgCAB/BOBgCAB/BBBgCAB/B4BBgCAB9B3BBgCAB/BCBgCAB9BBBgCAB9BJB"
+        "gCAB/BiCBgCAB/BcBgCABjBABYxCBGEBEACsQFF7T4BBgCAB/BzBBgCABiGPBgCAB/BBBgCAB/BSBgCAB/BLBgCAB87OBBCAB95OBBCABB"
+        "BBCABBSBCABBLBCAB65OGBCAB3lP6BBgCAB/BzBBgCAB/BLBgCABqGDBgCAB/BBBgCAB/BSBgCAB/BLBgCAB88OBBCAB/mPOBgCAB/B0BB"
+        "gCABzBABgCAB/BzBBgCABqGPBgCAB/BBBgCAB/BSBgCAB/BLBgCABw9OBBCAB5yOBBCABBBBCABBSBCABBLBCABBgCBCAB3UABgCAB/BzB"
+        "BgCAB0TPBCABBBBCABBSBCABBLBCABBgCBCABtVlCBgCAB/BmCBgCAB/BzBBgCAB/BLBgCAHwzBgBBACB+0NnBBCABBCBCABBiEBCAB/2N"
+        "9CBACBu3NnBBCABBCBCABBiEBCABn1N9CBACB21NnBBCABBCBCAD33NkBBACBm4NnBBCABBCBCADj2NkBBACBy2NnBBCABBCBCABBiEBCA"
+        "Bz4N9CBACBi5NnBBCABBCBCABBiEBCAB/2N9CBACBu3NnBBCABBCBCABBiEBCABv5N9CBACB+5NnBBCABBCBCABBiEBCABz3N9CBACBi4N"
+        "nBBCABBCBCADj6NkBBACBy6NnBBCABBCBCADn4NkBBACB24NnBBCABBCBCABBiEBCAC36N7CCo7NnBCACCAiEB/4N9CBACBu5NnBBCABBC"
+        "BCABBiEBCABv7N9CBACB+7NnBBCABBCBCABBiEBCABv7NjEBACBIBBACBEBBACBEBBACBMBBACBMBBACBIBBACDuzNoEBCABCABCABCABC"
+        "ABCABCABCABCABCABCABCABCABCABCABiBABCABCABCABCABCABCABCABCABCABCABCABCABCABCABCABiDABCABCABCABCABCABCABCAB"
+        "CABCABCABCABCABCABCABCAB77N9DBADB+7NiEB97NABJACKFBqgOGBpiO9DBADBAHBACBAoECwCp0BDhxBk0BB4sPGB57NABRACSFB+gO"
+        "GBhjOpEBACBEBBACBAoEBwiOpEBACBAiEBrgO3DBADBiBHBACDhBiEBiBABhD3DBADBAHBACCqmOBBACBAiEBxjO3DBADBMHBACBTkBBAC"
+        "BI8CBMABrC3DBADBAHBACBHmBBxvBnBBACBvEhwBD4xPq0BBl7NABKACJFB6iOGBtlOpEBACBUBBACBAoEBpvBp0BD80PABCAlJzlOAE71"
+        "BABT0wBvD+0Q8CBEATEAf4DABIABDA1BiDAFKADGAYwBACEAbuBADOADEACGAX1gRACoiRALnBABhhRABEABsiRABCADaABCADGABCAHGA"
+        "BCADOABCADGABCAjB2BABMABCABEAxB9CABCABoBABCAHgCABCABCABCA8Bm1GvzBBCAy9B3yCwzBwrB82Ci2WCEACEACEACEACEACEACE"
+        "ACEACEACEACEADGACEACEAHOABACCGBBACCGBBACCGBBACCGBBACXpDBKuFAOcACEACEACEACEACEACEACEACEACEACEACEADGACEACEAH"
+        "OABACCGBBACCGBBACCGBBACCGBBACXpDBDyEABCABCABCAEWAigyB20tBxpYBn1SABs9TABjgBABt/OAB9pQABm7CABu7lBABAAB1kjBAB"
+        "gocABzkeABi8BAB8qEABmnKAB4xEAB0rDAB2XAB8TABu5DAB5oTAByxBAB87BABqwBAB+lIAB6yGABuoEAB92lBABmvCAB+4LABuxDABkh"
+        "KABi/LAB7sgBAB2pJABk+KABu5BAB1pTAB+wPABukDABp1UAB6kEABmlDABk5CABk9OABv0gBABijBABuSABs+IAB+gDAB6zDAButCAB0x"
+        "EABqgDABsFABm5DABm0EAB6jCAB2oBAB72SABmPABiiCAByiDAB2zHAB23FABx6JABt/YABqiDAB41OAB8hCAB3hHABwmDABw/JABqjFAB"
+        "9hfAB04BABi7GABu8BABqTABgiHABwQABohMABx3hBABy7WAB9qXABfABglUABk6BABmjDABooJABpvFABhrUABmzDAB4vQABpseAB86GA"
+        "B2iCABq3JAByeABxlRABo+SAB3zUAB0+HAB35IAB+rPABn1DAB06LAB91UAB2pCABmqPABw0GABimDAB/uPABs/RABvyRABz4EABu+PABp"
+        "0PABq8IABtrTAB2rBABgGABwrLABsmKABw4CABmmEAB6vDABztfAB6UABizCABy3CABytDAByjFAB4yEABmoOAB6rCAB6iCABuDABljmBA"
+        "B2iKABirCAB2+RAB7uYAB4xBABgHAB0pBAByoFABsiBABg0BABi0CAB0iCAB2nBABurHABvjFABqzFABuyBABlzgBAB4IAB0hBAB2gOAB0"
+        "/LABweABh+VAB4SABs4BABmjEABgpIABxsEABhpSABqhEAB8uCABmdABkmBABs5JABuLABizFAB4KAB8+IABksCABkFABgNAB5okBABmiV"
+        "ABsgMABowCABt9aAB1lJABolBABoxFABiFAB01EABymCAB48DABonCAB0rHABg4FABixHABpwcABs6XABp6hBABkvKABwHAB80CAB2VAB6"
+        "2CABgVABkxBABqqCAB80NABhvjBABisIAB0kaAB5kjBAB8uGABitIABg0QAB95XABybABmtDABg3FAB+vRAB5liBABseABslEAB86EAB2T"
+        "AB0VAB6jCABiyDAB4dABu5EABs1EABkBAB2uEABsxCABl6hBAB23NAB5pNABm7OABwsBABk2IAByqIABo7CABwkBABvwbABojDAB6hKAB5"
+        "xDABqFABkXABj9EABtiBAB+rNABvpeABsnaAB3vYABlDAB+pGAB6iCABmgNABh1QABy5IABzmDABuoUAB9uDABigHABjsGABvrVABl5GAB"
+        "goCAD0pBAC0hHADrpKAB40QABg6BABknBABkCABOAB0CABu8OABvpNAB+vBACqlDACsuCADg0CABqMAEk/DABaAB4CAB4oCABrtGABy9CA"
+        "BxwjBAByTABsGAB4XAB2BAB6GAB4kBAByGABkGABwdABwGAB47BABUABsiCABoNABsCABoGAB61BABmJAB+KABofABkvCABmKABwQAB4kB"
+        "AB6LABufAB+mCAB6KABWABBABQABMABOABgDABCABkLABiEAB+TABojBABqBABwDABiTABmJABweAB4IABAAB8dAByrCABsIAB2WABwDAB"
+        "0ZABqDAB8qBABkIAB2qDAB4RAB4DABr8bABynxHABrtgHADj/ZAB+4BAB5EABveABqcAB2DABuUABmDABmqBABvEABoEAByEABwnBAByFA"
+        "BiJABgBAB8QABsMAB06BABOABgJABoEAB2SABsHABrEABsIAB7CABkJABkEABgZABwFABsDABoQAB8RABmKABIAB2DABmiCABiEABuYAB0"
+        "ZABfABuFAB4PABgVAByjDABj3CAB0HAB2HABuUABqJABqDABkOABEAB2KABiBAByBABsFABTAB4YABqeAB+QAB2LABgOAByJAB0UABuMAB"
+        "60BAB6JAB04BABwcABqEABgBABySAByDAB5CABsDABFABhBAB4EABiFAB8XABgjBAB0TABuSAB6NABsgCABuGABmHABqIABoCABYABgDAB"
+        "utBAB0oCAB8qkGABLABi5FABvj8HAB2nCABiCABghpIABuoFABmgRAB/4vHAB2EAkCp7sCo7CCyBGLRUBACBg26DBBACBx36DVBACBAIBC"
+        "ABCABCABCABCABCACEABCABCABCABCACEACEABCACEABCACEABCABCABCABCABpBFBHMBUABSAsqFqrlE2vlECEAPUAjE4I6GBCA8QqhBu"
+        "hBBAyBvLkXmWBATCAa8H+PkPBCAj9uB859Cs79CBCABOSBACBACBACBAC3C0FZBCABCSBCABBCBCAgypC93hG92oHBJABSABiu5GABj84G"
+        "AB8EABaABuEABwHAB+BAB8EABvBABhjOAB45oHAB5u6GABOABgBABmBABq65GABlmoHAB8qOABsCAB875GABn75GABaABvtBABguBABSAB"
+        "0igJABz+/IABcABnyOAB41OABWAB4CABKABj2OABk7OABEAB2BABsBABWABCABiBABkDABQABSAByBABUABEABAABAAB6q7GAB37sGABrq"
+        "OABqBABo47GABv37GABMABqBABwJABrGABgBABgCAB0DABoFAB0BABmEABgBABiCABAABqBABkBABQABeABoVAB/QABiRABrMABmCAB5mC"
+        "ABuuDAB/RABsCAByBABjIABuKABBAB2HABwj+GABj/9GABKABeABoBABQABgEABs0+GABkEAB7v+GAB+CABYAB9EAB8IABv3RABcAB4gSA"
+        "BsDABAAB0o/GABpg/GABqBABeABYABqy/GABxx/GABOAB60BABhzBABhqSAB+tSABcABkFABlDABu1gHABhqgHABmqgHABvngHABFABiBA"
+        "BqGABCABl7SAB88SAB2CABqBAB4CABtgTABiy0HABtw0HABojTABGABGABoBABwsiJABnpiJABmjiHABAAB/ywGAB9tRABAAB1lTABi/8H"
+        "ABkyXABvnhIABSABvoTABurTABmDABUABkCABwIABt0TAB7BABw3TABgkjHAB5gjHABiIABIABEABDAB8CABoBABoCABbABWAB+CABoBAB"
+        "IAB0BABWABkEABoFABmCAB4HAB47jHAB98jHABhEAB4GAB2BABiGAB6gkHAB98jHAB5FAB3BAB13UAB2jVABqBAB+BABrCAB1gVABmuVAB"
+        "6BAB8plHABtilHABqRAB9KAB/yVABw3VABx4VABnCAB8qLABGAB22KABnGABihNABnteAB8zRABIABMAB6DABVABgnmHABzn8HABirWABp"
+        "HAB6MABmDABw+lHAB99lHAB9GABqPABt3WABq6WABiGABuEAB8LAB2/lHABv8lHABlsXABywXABs4mHABl1mHABrwXABoyXAB6CAB2BABC"
+        "ABktnHABj4OAB++OAB3qnHAB8moHAB5/nHABcABrGAB+KABwCAByDABrDABwCABeABaABy5nHABz+nHAB2PAB+DAB1zYABw5YABHAB0goH"
+        "ABvtoHABqXABg/nHABgDABv8nHABmHAB1BABFABpoZABorZABmDABLABsDABwnqGAB/9pGAB8xoHABtsoHAB+gpHABl4oHABaAB2BABw7p"
+        "HABv4pHABqBABgqqHAB+NABzpqHABiBAB9taAByvaAB5uaABAAB+4aABqBABqBABoBABqEAB96aABygbABkxrHABvvrHABo1rHABjyrHAB"
+        "+i2GAB941GABi5sHABuBAB4IABvkoIABYAB4ubAB+/sHABBABuCAB0BABphtHABCABAAB2CABhxbABk1bABp0bABgFABu4pIAB98tHAB8D"
+        "ABgEABx+bABm0qIAB/suHABo0uHAB2CABrzuHAB4FAB3rcABixcABUABKAB6yvHAB2SABAABx7vHAB3ucABy6sIABp+vHABGABj6cABylt"
+        "IAB76vHABjjdABwkdABJAB6BABsoxHABlixHABjmdABssdAB2DABmEABhxdABovvIAB+BAB7uvIABg4vIAB91xHABo8xHABx6xHABqGABW"
+        "ABqtyHAByEABlsyHABw0yHABvzyHAB+u5GABz43HAB6teABiFABvveABmzeABxoTABkvmIABcABjiaABSAB154GABGAB05GABlzlBABsif"
+        "ABLABkBABz+XAB8/XABEABUAByCABsl0HABtl0HABwDABsEAB0EABzIAB0JAB0CABgHABnQABuHABEABgBAB0l0HABqTABrJABz6zIABs8"
+        "fABEABmCABor3HABrm3HABw80HAB980IABIABgl1IABiSABt21IABqugBABYABWABEABgEABhCABsIAB3CABuJABhFABmEAB2BAB96gBAB"
+        "0ghBABgCABvghBABumhBABGABog3HAB/42HABOABxqhBABqshBAB9jqBABm/hJABwLABvq5IABSABy9hBAB6EAB6JAB2MABml4HAB5/3HA"
+        "BsBAB0FAB4FABw74HAB1y7BABxj9FABdABoDAB8u9FABzg9FABoGAB0p7HAB2BABx16HAB6FABgCAB6h7HABlh7HAB6RAB+JABCAB3FAB6"
+        "XAB4BABq+7HAB9m7HABr/lBABkimBABg87HABh5hJAB6tmBABhxcABi3cABki9HABqNAB36jJABQAB02mBAB0i+HABv1kJABo+kJAB1o+H"
+        "ABAAB8BAB64+HABnt+HAB96mBABs/mBAB8HAB2BAB4DAB/inBABk2nJAB7hgIAB8SAB6LAB9ioBAB+BAB0noBABu2hIABr9pJAB6gqJABy"
+        "QABmIABr9hIABp2oBABm6oBABKABOABUABOABqCABqsjIAuKgYUmHBAoHBD8GBAoHBA4GBE8GBBqGBD8GBBqGBK8GBEBBD8GBCmHDAmHDA"
+        "wHBAmHBC8GBCmHBB8GCCmHBD8GBAmHBAoHBB8GBAmHBApHBBqHBApHBBqHBApHBMmH0IEmHqIA8GBDmHBA8GBCmHBA+GBA8GBFmHBF8GBB"
+        "mHBA8GBBmHBA+GBAkHBAmHBAKBALBAMBANBAOBAPBAQBARBASBBTBAUBAVBAWCAXCAYBAZCAmHBA8GCASpCHmHBAeBAfBAgBxBAbBAcBAd"
+        "BAeBAfBAgBBAhBBAiBBBmHBB8GBEmHBA8GBBmHBA8GRAjBmDGmHDDmHBA8GBAmHDBmHCA8GBBmHBA8GkBAkBfAmHBA8GBBmHBA8GBBmHBC"
+        "8GBAmHBB8GBAmHBA8GBCmHBA8GBAmHBA8GBAmHBA8GBAmHBA8GBBmHhFGmHBA8GBAmHjBDmHCImHCCmHCEmHsBC8G5DNmHCA8GBBmHBA8G"
+        "BBmHBA8GBCmHBC8GBAbBAcBAdBCmHBA8GBBmHBB8GBEmH9BAHRAJEAmHBA8GBBmHoDAHRAJvDAHRAJvDAHRAJvDAHRAJgEAJgEAJIA0CBA"
+        "7CmDAHRAJgEAJ9DAJuDBnDBAJODrDtDB2DPD6DtCB8GcA8GCA8GCA4G4BAhEBAiECAkEGDiEDAiECBmHBAJCBmH/BA8GxDAHCBJzCA8GwW"
+        "CmH1dAJgBAJ+EAJLAmHsGAkHwEA+GBAmHBA8G8GAmHBA8GoCAJVHmHDA8GxBEmHBF8GBBmHBA8G3DAHQAJnBAmHBA8GBGmH3BBJ7BAHMBJ"
+        "kCAH5ECmHCABBE8GBBmHBD8GBAmHCGBFA8GHAmHEBmHnGBmHBA8GBGmHBA8GBBmHBAqHBA2GBA8GBAqGBkBmHGAmHBApHBA8GBAmHBA8Gx"
+        "WBmHBBBBDmHBCBBBmHFAmHEBBBAmHBA8GBAmHBBBBD8GBAmH//CCmHuEAJhDfmHrRA6GBAkHBAoHBA+GBBgHqDBI1udAmHFJmHhBBmHxCB"
+        "mH1IAJ+FAJcRmH6BC8GmBAJgDAHNAJwHAmHCBmHBA8GDBmHGBmHCAmH1BAJ3HAJx5TAaiYGmHBG8GBBmHueA8GjHA8G2EEmHz0BA8GCAmH"
+        "pBAmHBABBA8GFAJmFAmHBA8GgrBAJ5BAJ6BAJBAHmCCmHxBBJ/BAHtCAJKAHrDAJBAHzFAHBAJyCAHRAJZGmHEEmHuGAJEAH8DAJBAH8HA"
+        "JBAH/DAJ3DAJBAH0DAJ0oBAJx1TEB8BGmHorUABnmFB4GBCBEAiHBE4GJH8GDEmHBB8GfDmH1ECmH8tDGmHCQmHDGmHCBmHCEmHmlCG8Gu"
+        "DFmHBAH5FhCZAgC/DWAgCYGAgCoBXBCyBCBCHHBCRWBCuBABxHBCBCIABkNBBBCEAB8MBABCCBA6MCABCDAB+EBAB0MBAB2MBABCCAB6MB"
+        "AB+MCABmNBABiNBABCEABmNBABqNCABsNBCBCGAB0NBABCCAB0NDABCCAB0NBABCCBAyNCBBCEAB2NBABCEABCIABEBABCCABEBABCCABE"
+        "BIBCTIBCTABEBBBCEABhGBABvDBTBCoBABjICIBCYAB2iVBABCCABlKBABwiVDABCCABlMBABqEBABuEBEBCqJBBCGABCJABoHHABsCCCA"
+        "qCEABgECBA+DDQAgCSIAgCsBABQJLBCcAB3DDABCCABNBABCDCAjIDPAgFQfAgCwCQBCqBaBC2BABeBGBCPvBBChDlBAgDv7ClBAgmOnBA"
+        "BgmOGABgmOzWvCAg9rCwCFAQ5kCABCHqBA/7FtBCA/7FjKqCBC+EAB97OCvBBCoDHAPQFAPQHAPQHAPQFAPRDBPPHAPgBHAPQHAPQHAPQB"
+        "APCBAzECABRMDArFEABRMBAPCBAnGOBAPCBA/GCABNMBA/HCBA7HCABRqJAB51OEAB9rQBABrkQHAB4BuBPAgBjBABCzZZA0Bq6BvBAgDg"
+        "DABCCABt/UBABruHBABt+UDCBCGAB3hVBAB5/UBAB9hVBAB7hVCABCDABCJBA9jVCxBBCrDBBCHABCuqeWBCgCNBCiFGBCQeBCnCBBCEAB"
+        "nglCBEBCNABCCABvyyCDBBCGJBCUABn0yCBAB90yCBAB10yCBABh0yCBABn0yCCABjxyCBABzyyCBABpxyCBABg6BBHBCQAB/CBABl0yCB"
+        "ABvjlCBBBCEABt2yCBHBCQABhkzCZABCs5VZAgC/mBnBAwCwFjBAwCgGKAuCMOAuCQGAuCIBAuCs3ByBAgEwGVAgCw6CfAgCgtVfAgCgDY"
+        "A2BgzehBAkC";
+    // end of what is generated
+    return text;
 }
 
 // ---- the runtime behind it ----------------------------------------------------------------------------------------

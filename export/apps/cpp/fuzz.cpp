@@ -1,7 +1,7 @@
 // Damaged bundles for the reader: each must open or throw edgekd::Error, nothing else.
 //
 //     clang++ -std=c++17 -g -O1 -fsanitize=fuzzer,address,undefined -DEDGEKD_LIBFUZZER fuzz.cpp -o fuzz
-//     ./fuzz -runs=100000 SEEDS             (SEEDS: a folder with a bundle.json, a .npy, a zip)
+//     ./fuzz -runs=100000 SEEDS             (SEEDS: a folder with a bundle.json, a tokenizer.json, a .npy, a zip)
 //     g++ -std=c++17 -g -O1 -fsanitize=address,undefined fuzz.cpp -o fuzz && ./fuzz 20000 FILE...   (without clang)
 #include "edgekd.hpp"
 
@@ -26,7 +26,7 @@ void attempt(const Work &work) {
     }
 }
 
-// The manifest's parser, the zip's, the array's; and whatever steps a readable manifest holds, on a small image.
+// The manifest's parser, the zip's, the array's, the tokenizer's, data as a text; and whatever steps a readable manifest holds, on a small image.
 void every_reader(const std::string &data) {
     attempt([&] {
         const edgekd::Manifest manifest = edgekd::parse_manifest(data);
@@ -42,6 +42,13 @@ void every_reader(const std::string &data) {
                             sample.count());
     });
     attempt([&] { edgekd::parse_npy(data, "array"); });
+    attempt([&] { edgekd::Tokenizer(data).encode("[MASK] a text", 16); });
+    static const edgekd::Tokenizer tokenizer(
+        R"({"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[UNK]": 1, "a": 2, "##e": 3, ",": 4}, "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}, "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
+        "lowercase": true}})");
+    attempt([&] { tokenizer.encode(data, 100); });
     attempt([&] {
         const edgekd::Zip archive(data, "zip");
         for (const std::string &name : archive.names()) {

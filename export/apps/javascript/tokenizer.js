@@ -268,7 +268,9 @@ function templateOf(post) {
     const ends = ["cls", "sep"].map((key) => whole(list(post[key], `post_processor.${key}`)[1], `post_processor.${key}[1]`));
     return [ends.slice(0, 1), ends.slice(1)];
   }
-  if (type !== "TemplateProcessing") expectType(post, "post_processor", "TemplateProcessing' or 'BertProcessing");
+  if (type !== "TemplateProcessing") {
+    refuse(`post_processor.type is ${JSON.stringify(type)}`, "'TemplateProcessing' or 'BertProcessing'");
+  }
   const special = table(post.special_tokens, "post_processor.special_tokens");
   /** @type {[number[], number[]]} */
   const sides = [[], []];
