@@ -58,7 +58,7 @@ def files_of(work: Path, seed: int, overrides: list[str]) -> tuple[dict[str, Pat
 
 def judge(files: dict[str, Path], prepared: Any, seconds: float) -> dict[str, Any]:
     """Accuracy and latency of the files in one run."""
-    suite = Suite(name="diet", min_calls=1000, max_seconds=seconds, block_ms=20.0, cold_starts=0, memory=False)
+    suite = Suite(name="diet", min_calls=1000, max_seconds=seconds, block_ms=40.0, cold_starts=0, memory=False)
     candidates = [
         Candidate(row, str(path), preprocess=prepared.arithmetic, postprocess=prepared.post)
         for row, path in files.items()

@@ -32,7 +32,8 @@ import numpy as np
 
 from edgekd.device.benchmark import Candidate, Samples, benchmark
 from edgekd.device.machine import cpu_kind, describe, versions
-from edgekd.device.statistics import block_bootstrap_ratio
+from edgekd.device.rows import launch_of_calls
+from edgekd.device.statistics import launch_ratio
 from edgekd.device.suites import Suite
 from edgekd.files import write_json
 from edgekd.graph.inspection import inspect
@@ -40,7 +41,7 @@ from edgekd.graph.quantization import VARIANTS, Int8Static, quantize
 from edgekd.graph.schemes import static_scheme
 from edgekd.graph.targets import load_target
 from edgekd.results import write_results
-from edgekd.spec import Array, Interval, TensorSpec
+from edgekd.spec import Interval, TensorSpec
 
 HERE = Path(__file__).resolve().parent
 # System -> its package.
@@ -59,7 +60,7 @@ FLOAT = "float32"
 
 def suite(seconds: float) -> Suite:
     """Enough calls for a p90 of every candidate, also of one that takes 30 ms."""
-    return Suite(name="quantizers", min_calls=200, max_seconds=seconds, block_ms=20.0, cold_starts=0, memory=False)
+    return Suite(name="quantizers", min_calls=200, max_seconds=seconds, block_ms=40.0, cold_starts=0, memory=False)
 
 
 def ours() -> str:
@@ -68,7 +69,7 @@ def ours() -> str:
 
 
 def measure(candidates: list[Candidate], samples: Samples | None, seconds: float) -> dict[str, Any]:
-    """One interleaved run; p50 of each candidate over that of ours, from the same blocks, is added."""
+    """One interleaved run; p50 of each candidate over that of ours, from the same launches, is added."""
     results = benchmark(candidates, suite=suite(seconds), against=FLOAT, samples=samples)
     raw = results["samples"]
     for item in results["candidates"]:
@@ -80,11 +81,9 @@ def measure(candidates: list[Candidate], samples: Samples | None, seconds: float
 
 
 def ratio(slow: Mapping[str, Any], fast: Mapping[str, Any]) -> Interval:
-    """Median latency over median latency, with an interval from whole blocks."""
-    series: list[Array] = []
-    for item in (slow, fast):
-        series += [np.array(item["latency_ns"]), np.repeat(np.arange(len(item["block"])), item["block"])]
-    return block_bootstrap_ratio(*series, seed=0)
+    """Median latency over median latency, with an interval over launches."""
+    base, own = ((item["latency_ns"], launch_of_calls(item)) for item in (slow, fast))
+    return launch_ratio(base, own)
 
 
 def interpreter(envs: Path | None, system: str) -> str:

@@ -38,7 +38,7 @@ TERMINAL_TITLES = {"p50": "p50", "p90": "p90", "memory": "Peak"}
 VERDICT_MARKS = {"met": "✓", "missed": "✗", "unproven": "?"}
 FINE_PRINT = (
     "Percentiles need enough timed calls (MLPerf LoadGen’s early-stopping rule); with fewer the cell reads “n too "
-    "small”. Speed-ups are ratios of interleaved runs, their intervals a bootstrap over whole blocks. 1 kB = 1000 "
+    "small”. Speed-ups are ratios of interleaved runs, their intervals Student’s t over launches. 1 kB = 1000 "
     "bytes, 1 MB = 1000 kB; drops are percentage points. Raw samples are in results.json. Written by edgekd; this "
     "page loads nothing from elsewhere."
 )

@@ -16,6 +16,7 @@ from edgekd.results import read_results
 SUITE = """
 min_calls = 64
 min_blocks = 4
+launches = 1
 max_seconds = 0.4
 block_ms = 2
 cold_starts = 0

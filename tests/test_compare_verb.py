@@ -16,7 +16,9 @@ from edgekd.results import read_results
 sys.path.insert(0, str(Path(__file__).parent / "device"))
 from device_models import make_manifest, make_parts, write_bundle
 
-SUITE = "min_calls = 64\nmin_blocks = 8\nmax_seconds = 1.0\nblock_ms = 2\ncold_starts = 0\nmemory = false\n"
+SUITE = (
+    "min_calls = 64\nmin_blocks = 8\nlaunches = 4\nmax_seconds = 1.0\nblock_ms = 2\ncold_starts = 0\nmemory = false\n"
+)
 
 
 @pytest.fixture(scope="module")

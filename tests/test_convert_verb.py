@@ -238,7 +238,7 @@ def test_converted_files_are_benchmarked_beside_the_bundle(bundle: Bundle, tmp_p
     pytest.importorskip("openvino")
     suite = tmp_path / "s.toml"
     suite.write_text(
-        "min_calls = 8\nmin_blocks = 2\nmax_seconds = 1.0\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
+        "min_calls = 8\nmin_blocks = 2\nlaunches = 1\nmax_seconds = 1\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
     )
     ok("convert", bundle.path, tmp_path / "out", "--to", "ort,openvino")
     files = [tmp_path / "out" / "float32.ort", tmp_path / "out" / "float32.xml"]

@@ -52,7 +52,9 @@ size_kb = 60
 [benchmark]
 suite = "{suite}"
 """
-SUITE = "min_calls = 8\nmin_blocks = 2\nmax_seconds = 1.0\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
+SUITE = (
+    "min_calls = 8\nmin_blocks = 2\nlaunches = 1\nmax_seconds = 1.0\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
+)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parent / "device"))
 from device_models import write_bundle
 from make_models import FOLDER
 
-SUITE = "min_calls = 16\nmin_blocks = 4\nmax_seconds = 1.0\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
+SUITE = (
+    "min_calls = 16\nmin_blocks = 4\nlaunches = 1\nmax_seconds = 1.0\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
+)
 
 
 def find_sshd() -> str:

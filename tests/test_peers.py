@@ -28,7 +28,7 @@ def test_bare_loop_compares_block_by_block_and_keeps_every_sample(tmp_path: Path
     assert set(result["models"]) == {"perceptron.onnx", "cnn.onnx"}
     for model in result["models"].values():
         assert len(model["repeats"]) == 2
-        values = [repeat["ratio"]["value"] for repeat in model["repeats"]]
+        values = [repeat["ratio"] for repeat in model["repeats"]]
         assert model["ratio"]["lowest"] == min(values) <= model["ratio"]["median"] <= max(values)
         for repeat in model["repeats"]:
             medians = {}
@@ -38,7 +38,7 @@ def test_bare_loop_compares_block_by_block_and_keeps_every_sample(tmp_path: Path
                 assert sorted(set(raw["block"])) == [0, 1, 2, 3]
                 ordered = sorted(raw["latency_ns"])
                 medians[name] = ordered[len(ordered) // 2]
-            assert repeat["ratio"]["value"] == pytest.approx(medians["edgekd"] / medians["bare"])
+            assert repeat["ratio"] == pytest.approx(medians["edgekd"] / medians["bare"])
 
 
 def test_import_cost_measures_fresh_processes(tmp_path: Path) -> None:

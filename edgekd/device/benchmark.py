@@ -1,7 +1,8 @@
 """Latency, memory, size and accuracy of candidates on this machine, by the rules of benchmarks/README.md.
 
 prepare     one process per candidate: load, golden check, accuracy; one more for its memory; side by side
-time        warm up until steady, then blocks A B C | C B A | A B C ...; one process runs, all others sleep
+time        warm up until steady, then blocks A B C | C B A ...; one process runs, all others sleep
+launch      the same in fresh processes, again and again: a candidate is timed in ten of them
 drive       if asked for: MLPerf LoadGen's scenarios
 cold start  load and first call in fresh processes, in turns
 judge       VALID, or INVALID with reasons and advice
@@ -83,7 +84,7 @@ def benchmark(
         if profile:
             run.profile()
     series = {
-        plan.candidate.id: verdict.Series(measured.latency_ns, measured.block, effort.min_calls)
+        plan.candidate.id: verdict.Series(measured.latency_ns, measured.block, measured.launch, effort.min_calls)
         for plan, measured in run.timed()
     }
     by_id = {plan.candidate.id: (plan, measured) for plan, measured in run.all()}

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edgekd.device.differences import Difference, Series, log_percentile, p_of_interval, ratio_of
+from edgekd.device.differences import Difference, p_of_interval, ratio_of
 from edgekd.device.metrics import drop_points
+from edgekd.device.rows import launch_of_calls
+from edgekd.device.statistics import across_launches
 
 # How much worse each metric may become: per cent of the value before, but accuracy in percentage points.
 TOLERANCES: dict[str, float] = {
@@ -61,12 +64,13 @@ class Side:
         self.row: Mapping[str, Any] = next(row for row in results["rows"] if row["candidate"] == name)
         self.raw: Mapping[str, Any] = results["samples"][name]
 
-    def series(self) -> Series:
+    def series(self) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+        """The timed calls, and the launch of each."""
         latency = np.asarray(self.raw["latency_ns"], np.float64)
-        block = np.repeat(np.arange(len(self.raw["block"])), np.asarray(self.raw["block"], np.int64))
-        if latency.ndim != 1 or latency.shape != block.shape or not (np.isfinite(latency) & (latency > 0)).all():
-            raise ValueError(f"{latency.size} latencies for {block.size} calls in blocks")
-        return Series(latency, block)
+        launch = launch_of_calls(self.raw)
+        if latency.ndim != 1 or latency.shape != launch.shape or not (np.isfinite(latency) & (latency > 0)).all():
+            raise ValueError(f"{latency.size} latencies for {launch.size} calls in blocks")
+        return latency, launch
 
     def reference(self) -> Side | None:
         speedup = self.row.get("speedup")
@@ -81,7 +85,7 @@ def _latency(percentile: str, q: float) -> Measure:
         told = [side.row["latency_ms"][percentile] for side in (a, b)]
         if None in told:
             return "too few calls in one of them" if percentile == "p50" else None
-        estimates = [log_percentile(side.series(), q=q, seed=seed) for side in (a, b)]
+        estimates = [across_launches(*side.series(), q=q) for side in (a, b)]
         return _ratio(ratio_of(*estimates, confidence=confidence), *(item["value"] for item in told))
 
     return measure
@@ -93,9 +97,7 @@ def _cold_start(a: Side, b: Side, confidence: float, seed: int) -> Change | str 
     estimates = []
     for side in (a, b):
         total = np.asarray(side.raw["cold_ms"], np.float64).sum(axis=1)
-        # Every start is a process of its own, hence a stretch of its own.
-        series = Series(total, np.arange(len(total)))
-        estimates.append(log_percentile(series, seed=seed, stretches=len(total)))
+        estimates.append(across_launches(total, np.arange(len(total))))  # each start is a process of its own
     values = (side.row["cold_start_ms"]["value"] for side in (a, b))
     return _ratio(ratio_of(*estimates, confidence=confidence), *values)
 
@@ -108,7 +110,7 @@ def _speedup(a: Side, b: Side, confidence: float, seed: int) -> Change | str | N
     if names[0] != names[1]:
         return f"it was against {names[0]} before and against {names[1]} after"
     estimates = [
-        log_percentile(reference.series(), below=side.series(), seed=seed)
+        across_launches(*reference.series(), below=side.series())
         for reference, side in zip(references, (a, b))
         if reference is not None
     ]

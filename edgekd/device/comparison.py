@@ -57,8 +57,8 @@ def compare(
     """Compare two results (the dicts of results.json), candidate by candidate.
 
     A change is real when its p-value, adjusted by Holm for all comparisons at once, is below 1 - confidence, so that
-    two results of the same thing differ anywhere in at most 5 % of cases. Latencies are compared beyond the 2 % that
-    two processes of one model differ by. Accuracy is paired, and told only where both saw the same samples.
+    two results of the same thing differ anywhere in at most 5 % of cases. Latencies need at least 4 launches of each
+    candidate. Accuracy is paired, and told only where both saw the same samples.
     `tolerance` replaces entries of `TOLERANCES`.
 
     Raises `UsageError` for an unknown metric, for different machines (unless `across_machines`) and where no

@@ -13,7 +13,7 @@ from edgekd.device.candidates import Plan, Samples
 from edgekd.device.metrics import Contributions, agreement, contributions, drop_points, score_interval
 from edgekd.device.postprocess import as_judged
 from edgekd.device.quality import class_numbers, further_metrics, per_class, worst_samples
-from edgekd.device.statistics import PLACEMENT, block_bootstrap_ratio, latency_interval, median_interval
+from edgekd.device.statistics import latency_interval, launch_ratio, median_interval
 from edgekd.errors import UsageError
 from edgekd.spec import Array, Interval
 
@@ -24,10 +24,14 @@ SCENARIOS = {1: "single-stream", 8: "multi-stream"}
 
 @dataclass
 class Measured:
-    """What the processes of one candidate gave. `order[k]` is the place of its block k among all blocks that ran."""
+    """What the processes of one candidate gave: every timed call with the numbers of its block and of its launch.
+
+    `order[k]` is the place of its block k among all blocks that ran.
+    """
 
     latency_ns: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     block: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    launch: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     order: list[int] = field(default_factory=list)
     calls: int = 0
     seconds: float = 0.0
@@ -80,7 +84,7 @@ def make_row(
         return {**row, "error": plan.error}
     if len(measured.latency_ns):
         row["latency_ms"] = {
-            name: _json(latency_interval(measured.latency_ns, q, confidence=confidence))
+            name: _json(latency_interval(measured.latency_ns, q, launch=measured.launch, confidence=confidence))
             for name, q in PERCENTILES.items()
         }
         row["throughput_per_s"] = candidate.batch * 1e9 / float(np.mean(measured.latency_ns))
@@ -89,25 +93,25 @@ def make_row(
     if reference is not None and (reference[0].error is not None or reference[1].golden == "WRONG"):
         usable = None
     if usable is not None and usable[0] is not plan:
-        row["speedup"] = _speedup(plan, measured, usable, seed)
+        row["speedup"] = _speedup(plan, measured, usable)
     if samples is not None and measured.outputs is not None:
         row |= _accuracy(plan, measured.outputs, usable, samples, seed=seed, confidence=confidence)
     return row
 
 
-def _speedup(plan: Plan, measured: Measured, reference: tuple[Plan, Measured], seed: int) -> dict[str, Any] | None:
+def _speedup(plan: Plan, measured: Measured, reference: tuple[Plan, Measured]) -> dict[str, Any] | None:
     """Median per sample of the reference over this candidate's: 2 means twice as fast."""
     base_plan, base = reference
     try:
-        ratio = block_bootstrap_ratio(base.latency_ns, base.block, measured.latency_ns, measured.block, seed=seed)
+        ratio = launch_ratio((base.latency_ns, base.launch), (measured.latency_ns, measured.launch))
     except UsageError:
-        return None  # too few blocks: the verdict says so
+        return None  # too few launches: the suite asked for no more, or the verdict says so
     # Per sample, so that a batch of 8 is not eight times slower.
     per_sample = plan.candidate.batch / base_plan.candidate.batch
     return {
         "value": ratio.value * per_sample,
-        "low": ratio.low * per_sample / (1 + PLACEMENT),
-        "high": ratio.high * per_sample * (1 + PLACEMENT),
+        "low": ratio.low * per_sample,
+        "high": ratio.high * per_sample,
         "against": base_plan.candidate.id,
     }
 
@@ -174,6 +178,7 @@ def raw_samples(measured: Measured, own: Contributions | None = None) -> dict[st
 
     latency_ns     every timed call in the order of time
     block          how many of these calls each of its blocks holds (a number per call would double the file)
+    launch         how many of these blocks ran in each of its processes
     order          the place of each of its blocks among all blocks that ran
     cold_ms        load and first call of each fresh process
     contributions  of each labelled sample to the metric, by columns (`metrics.contributions`), so that two results
@@ -182,6 +187,7 @@ def raw_samples(measured: Measured, own: Contributions | None = None) -> dict[st
     raw: dict[str, Sequence[Any]] = {
         "latency_ns": measured.latency_ns.tolist(),
         "block": np.bincount(measured.block).tolist(),
+        "launch": np.bincount(measured.launch[np.unique(measured.block, return_index=True)[1]]).tolist(),
         "order": measured.order,
         "cold_ms": [list(start) for start in measured.cold],
     }
@@ -189,6 +195,12 @@ def raw_samples(measured: Measured, own: Contributions | None = None) -> dict[st
         return raw
     whole = bool((own == own.round()).all())
     return {**raw, "contributions": (own.astype(np.int64) if whole else own).T.tolist()}
+
+
+def launch_of_calls(raw: Mapping[str, Any]) -> NDArray[np.intp]:
+    """The launch of each call in `raw_samples`; a result of an edgekd that knew no launches was one."""
+    launches = np.asarray(raw.get("launch", [len(raw["block"])]), np.int64)
+    return np.repeat(np.repeat(np.arange(len(launches)), launches), np.asarray(raw["block"], np.int64))
 
 
 def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,6 @@ from edgekd.spec import Array
 
 WARM_UP_SECONDS = 0.5
 _NOT_IN_FILE_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
-# A bootstrap over fewer blocks says nothing, so slow models exceed the time of the suite rather than have fewer.
-LEAST_BLOCKS = 4
 
 Progress = Callable[[str, int, int], None]
 """Told `(text, done, total)`. It runs in the measuring process: a display that redraws by itself disturbs."""
@@ -53,6 +52,8 @@ class Run:
         self._plans: list[Plan] = []
         self._measured: list[Measured] = [Measured() for _ in candidates]
         self._children: dict[int, Child] = {}
+        self._spans: list[tuple[verdict.Readings, verdict.Readings]] = []
+        self._passes = self._ran = 0
         self._keep_partial = keep_partial
         self.interrupted = False
         self._samples: Path | None = None
@@ -83,46 +84,29 @@ class Run:
     def prepare(self) -> None:
         """Start, load, check and evaluate, as many at a time as there are cores: nothing here is on the clock."""
         steps = [self._load, *([self._measure_memory] if self._suite.memory else [])]
-        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
-            futures = [pool.submit(step, index) for index in self._alive() for step in steps]
-            try:
-                for done, future in enumerate(as_completed(futures)):
-                    self._progress("loading and checking", done, len(futures))
-                    future.result()
-            except BaseException:
-                # Ctrl-C too: the threads of the pool wait for children, and the pool waits for its threads.
-                for future in futures:
-                    future.cancel()
-                self._crew.kill()
-                raise
+        self._side_by_side([partial(step, index) for index in self._alive() for step in steps], "loading and checking")
 
     def time(self) -> verdict.Conditions:
-        """Interleaved blocks until every candidate has enough, or the time of the suite is over."""
-        cores = {index: allowed_cores()[-self._plans[index].candidate.threads :] for index in self._alive()}
-        before = verdict.read()
+        """Interleaved blocks in launch after launch, until there is enough or the time of the suite is over."""
+        launching_s = 0.0
         with self._may_end_early():
-            for index in self._alive():
-                with self._guard(index):
-                    self._warm_up(index, cores[index])
-            before, begin = verdict.read(), time.monotonic()
-            block = ran = 0
-            while self._wants_more(block, time.monotonic() - begin):
-                self._progress("timing", self._percent(block, time.monotonic() - begin), 100)
-                # There and back again: what drifts slowly touches the first and the last alike.
-                for index in self._alive() if block % 2 == 0 else self._alive()[::-1]:
-                    with self._guard(index):
-                        self._block(index, block, ran)
-                    ran += 1
-                block += 1
-        after = verdict.read()
-        for index in self._alive():
-            with self._guard(index):
-                self._collect(index)
+            while self._alive() and self._suite.wants_launch(
+                len(self._spans),
+                timed_s=sum(after.clock_s - before.clock_s for before, after in self._spans),
+                launching_s=launching_s,
+            ):
+                # Told here and nowhere in the timed part, where this process only sends the next command.
+                self._progress("timing", len(self._spans), self._suite.launches)
+                begin = time.monotonic()
+                if self._spans:
+                    self._launch()
+                self._warm_up()
+                launching_s += time.monotonic() - begin
+                self._time_launch(len(self._spans))
         measured = [item for _, item in self.timed()]
         waited = [item.waited_s for item in measured]
         return verdict.between(
-            before,
-            after,
+            self._spans,
             threads=max((plan.candidate.threads for plan, _ in self.timed()), default=1),
             own_cpu_s=sum(item.cpu_s for item in measured),
             waited_s=None if None in waited else sum(value for value in waited if value is not None),
@@ -155,15 +139,14 @@ class Run:
             child.close()
 
     def start_cold(self) -> None:
-        """Load and first call in fresh processes: each candidate once, then each once more, ..., one at a time."""
+        """Load and first call in fresh processes, in turns, until there are enough: most launches were such starts."""
         if self.interrupted:
             return
         with self._may_end_early():
-            for start in range(self._suite.cold_starts):
+            for start in range(max(0, len(self._spans) - 1), self._suite.cold_starts):
                 self._progress("cold start", start, self._suite.cold_starts)
-                for index in self._alive():
-                    with self._guard(index):
-                        self._cold_start(index)
+                self._launch()
+            self.dismiss()
 
     def profile(self) -> None:
         """What each operator takes, in a process of its own per candidate: it would disturb everything else."""
@@ -236,47 +219,88 @@ class Run:
         with self._guard(index), self._crew.start() as child:
             self._measured[index].memory_mb = self._ask(child, self._load_command(index, memory=True))["memory_mb"]
 
-    def _cold_start(self, index: int) -> None:
-        with self._crew.start() as child:
-            answer = self._ask(child, self._load_command(index, memory=False))
-        self._measured[index].cold.append((answer["load_ms"], answer["first_ms"]))
+    def _launch(self) -> None:
+        """A fresh process of every candidate; one at a time where the suite asks for cold starts, which these are."""
+        self.dismiss()
+        if self._suite.cold_starts:
+            for index in self._alive():
+                answer = self._start_anew(index)
+                if answer is not None:
+                    self._measured[index].cold.append((answer["load_ms"], answer["first_ms"]))
+        else:
+            self._side_by_side([partial(self._start_anew, index) for index in self._alive()])
 
-    def _warm_up(self, index: int, cores: Sequence[int]) -> None:
-        command = {"do": "steady", "max_seconds": WARM_UP_SECONDS, "cores": list(cores)}
-        self._measured[index].warm_up = self._ask(self._children[index], command)
+    def _start_anew(self, index: int) -> dict[str, Any] | None:
+        with self._guard(index):
+            child = self._children[index] = self._crew.start()
+            return self._ask(child, self._load_command(index, memory=False))
+        return None
 
-    def _block(self, index: int, block: int, place: int) -> None:
+    def _side_by_side(self, steps: Sequence[Callable[[], object]], text: str | None = None) -> None:
+        with ThreadPoolExecutor(max_workers=available_cores()) as pool:
+            futures = [pool.submit(step) for step in steps]
+            try:
+                for done, future in enumerate(as_completed(futures)):
+                    if text is not None:
+                        self._progress(text, done, len(futures))
+                    future.result()
+            except BaseException:
+                # Ctrl-C too: the threads of the pool wait for children, and the pool waits for its threads.
+                for future in futures:
+                    future.cancel()
+                self._crew.kill()
+                raise
+
+    def _warm_up(self) -> None:
+        for index in self._alive():
+            cores = allowed_cores()[-self._plans[index].candidate.threads :]
+            with self._guard(index):
+                command = {"do": "steady", "max_seconds": WARM_UP_SECONDS, "cores": cores}
+                warmed = self._ask(self._children[index], command)
+                self._measured[index].warm_up = self._measured[index].warm_up or warmed
+
+    def _time_launch(self, launch: int) -> None:
+        """Blocks of every candidate in turns, in the processes that are there."""
+        before, passes = verdict.read(), 0
+        first, ran = self._passes, {index: self._measured[index].calls for index in self._alive()}
+        try:
+            while self._suite.wants_block(
+                passes,
+                calls=min((self._measured[index].calls - ran[index] for index in self._alive()), default=0),
+                seconds=time.monotonic() - before.clock_s,
+            ):
+                # There and back again: what drifts slowly touches the first and the last alike.
+                for index in self._alive() if passes % 2 == 0 else self._alive()[::-1]:
+                    with self._guard(index):
+                        self._block(index, first + passes)
+                passes += 1
+                if not self._alive():
+                    break
+        finally:  # Ctrl-C too: what was timed is kept
+            self._passes += passes
+            self._spans.append((before, verdict.read(ends=True)))
+            for index in self._alive():
+                with self._guard(index):
+                    self._collect(index, launch)
+
+    def _block(self, index: int, block: int) -> None:
         command = {"do": "block", "seconds": self._suite.block_ms / 1e3, "block": block}
         answer, measured = self._ask(self._children[index], command), self._measured[index]
-        measured.order.append(place)
+        measured.order.append(self._ran)
+        self._ran += 1
         measured.calls += answer["n"]
         measured.seconds += answer["seconds"]
         measured.cpu_s += answer["cpu_s"]
         waited = answer["waited_s"]
         measured.waited_s = None if waited is None or measured.waited_s is None else measured.waited_s + waited
 
-    def _collect(self, index: int) -> None:
-        out = self._crew.folder / str(index) / "latency.npy"
+    def _collect(self, index: int, launch: int) -> None:
+        out, measured = self._crew.folder / str(index) / "latency.npy", self._measured[index]
         self._ask(self._children[index], {"do": "samples", "out": str(out)})
-        self._measured[index].latency_ns, self._measured[index].block = np.load(out)
-
-    def _percent(self, blocks: int, seconds: float) -> int:
-        """How far the timing is: by its time, or by its blocks and calls, whichever will end it."""
-        calls = min((self._measured[index].calls for index in self._alive()), default=0)
-        enough = min(blocks / self._suite.min_blocks, calls / self._suite.min_calls)
-        return int(100 * min(1.0, max(enough, seconds / self._suite.max_seconds)))
-
-    def _wants_more(self, blocks: int, seconds: float) -> bool:
-        alive = self._alive()
-        if not alive:
-            return False
-        # Only whole pairs of passes: half of one would favour an end of the row.
-        if blocks % 2 == 1 or blocks < LEAST_BLOCKS:
-            return True
-        if seconds * (blocks + 2) / blocks > self._suite.max_seconds:
-            return False
-        calls = min(self._measured[index].calls for index in alive)
-        return blocks < self._suite.min_blocks or calls < self._suite.min_calls
+        latency, block = np.load(out)
+        measured.latency_ns = np.concatenate([measured.latency_ns, latency])
+        measured.block = np.concatenate([measured.block, block])
+        measured.launch = np.concatenate([measured.launch, np.full(len(block), launch)])
 
 
 def folder_name(candidate: str) -> str:

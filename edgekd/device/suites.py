@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from edgekd.device.statistics import LEAST_LAUNCHES
 from edgekd.errors import InputRefused, UsageError, nearest
 
 # Fewer starts give no interval worth telling.
 LEAST_COLD_STARTS = 10
+# Launching may take this many times as long as the timing, once there are enough for an interval.
+LAUNCHING = 2.0
 
 
 @dataclass(frozen=True)
@@ -19,9 +23,12 @@ class Suite:
     min_calls    timed calls of each candidate, at least
     max_seconds  limit on the timed part of all candidates together; it ends early when there is enough
     block_ms     length of one block, which holds at least four calls; then the next candidate has its turn
+    launches     fresh processes that each candidate is timed in, one after the other: where a process lies in memory
+                 shifts a call of 10 microseconds by 2.5 %, and only another process shows it. With fewer than 4
+                 there is no speed-up
     cold_starts  fresh processes for load and first call: 0 (not measured) or at least 10
     memory       whether the peak memory of each phase is measured, in one more process
-    min_blocks   blocks of each candidate, at least: the speed-up's interval draws blocks
+    min_blocks   blocks of each candidate in all launches together, at least
     timeout_seconds  a candidate that does not answer for so long has hung, and is out
     runtimes, threads, batches  what to measure each candidate with, where the command does not say; of a shipped
                  suite, runtimes that are not installed and threads beyond the cores are left out
@@ -34,6 +41,7 @@ class Suite:
     cold_starts: int
     memory: bool
     min_blocks: int = 24
+    launches: int = 12
     timeout_seconds: float = 300.0
     runtimes: tuple[str, ...] = ()
     threads: tuple[int, ...] = ()
@@ -45,6 +53,8 @@ class Suite:
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
                 raise UsageError(f"suite '{self.name}': found {key} = {value!r}, expected a number above 0")
+        if type(self.launches) is not int or self.launches < 1:
+            raise UsageError(f"suite '{self.name}': found launches = {self.launches!r}, expected a number from 1")
         starts = self.cold_starts
         if isinstance(starts, bool) or not isinstance(starts, int) or 0 < starts < LEAST_COLD_STARTS or starts < 0:
             raise UsageError(
@@ -59,6 +69,23 @@ class Suite:
             values = getattr(self, key)
             if not isinstance(values, tuple) or not all(type(item) is int and item > 0 for item in values):
                 raise UsageError(f"suite '{self.name}': found {key} = {values!r}, expected a list of numbers from 1")
+
+    def wants_block(self, blocks: int, *, calls: int, seconds: float) -> bool:
+        """Whether a launch goes on after `blocks` blocks, `calls` calls (of the slowest) and `seconds` of timing."""
+        # Only whole pairs of passes: half of one would favour an end of the row.
+        if blocks % 2 == 1 or blocks < 2:
+            return True
+        if seconds * (blocks + 2) / blocks > self.max_seconds / self.launches:
+            return False
+        return blocks < math.ceil(self.min_blocks / self.launches) or calls < math.ceil(self.min_calls / self.launches)
+
+    def wants_launch(self, launches: int, *, timed_s: float, launching_s: float) -> bool:
+        """Whether one more launch follows `launches`, which took `timed_s` to time and `launching_s` to begin."""
+        if launches < min(self.launches, LEAST_LAUNCHES):
+            return True
+        more = (launches + 1) / launches
+        in_time = timed_s * more <= self.max_seconds and launching_s * more <= LAUNCHING * self.max_seconds
+        return launches < self.launches and in_time
 
 
 def load_suite(name: str | Path) -> Suite:

@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.device.machine import ROOT, cgroup_folders
-from edgekd.device.statistics import early_stopping_minimum, effective_n
+from edgekd.device.statistics import early_stopping_minimum, independent_calls
 
 STEAL = 0.02  # of the time of all cores
 PRESSURE = 0.20  # of the time somebody waited for a core
@@ -47,7 +47,7 @@ class Readings:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What happened on the machine between two readings; shares are of the time between them."""
+    """What happened on the machine while calls were timed; shares are of that time."""
 
     seconds: float
     cores: int
@@ -64,19 +64,21 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Series:
-    """The timed calls of one candidate, in order, with the number of the block of each."""
+    """The timed calls of one candidate, in order, with the numbers of the block and of the launch of each."""
 
     latency_ns: NDArray[np.int64]
     block: NDArray[np.int64]
+    launch: NDArray[np.int64]
     min_calls: int
 
 
-def read(*, root: Path = ROOT) -> Readings:
-    """The counters now."""
+def read(*, ends: bool = False, root: Path = ROOT) -> Readings:
+    """The counters now; `ends` says that a timed part ends here, so that reading them is not counted into it."""
+    clocks = (time.monotonic(), time.process_time()) if ends else None
     ticks = _cpu_ticks(root)
-    return Readings(
-        clock_s=time.monotonic(),
-        parent_cpu_s=time.process_time(),
+    counted = Readings(
+        clock_s=0.0,
+        parent_cpu_s=0.0,
         steal_ticks=None if ticks is None else ticks[7],
         busy_ticks=None if ticks is None else ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6],
         total_ticks=None if ticks is None else sum(ticks[:8]),
@@ -85,11 +87,12 @@ def read(*, root: Path = ROOT) -> Readings:
         thermal_events=_sum_of(root, "thermal_throttle/core_throttle_count"),
         frequency_mhz=_mean_frequency_mhz(root),
     )
+    clock_s, parent_cpu_s = clocks or (time.monotonic(), time.process_time())
+    return replace(counted, clock_s=clock_s, parent_cpu_s=parent_cpu_s)
 
 
 def between(
-    before: Readings,
-    after: Readings,
+    spans: Sequence[tuple[Readings, Readings]],
     *,
     threads: int,
     own_cpu_s: float,
@@ -97,18 +100,18 @@ def between(
     timed_s: float,
     cores: int | None = None,
 ) -> Conditions:
-    """What happened between two readings, while our children used `own_cpu_s` and timed for `timed_s` seconds."""
-    seconds = max(1e-9, after.clock_s - before.clock_s)
+    """What happened in `spans` (each two readings), while our children used `own_cpu_s` and timed for `timed_s` s."""
+    seconds = max(1e-9, sum(after.clock_s - before.clock_s for before, after in spans))
     count = cores or os.cpu_count() or 1
-    total = _difference(before.total_ticks, after.total_ticks)
-    steal = _difference(before.steal_ticks, after.steal_ticks)
-    busy = _difference(before.busy_ticks, after.busy_ticks)
-    pressure = _difference(before.pressure_us, after.pressure_us)
-    parent = after.parent_cpu_s - before.parent_cpu_s
+    total = _increase([(before.total_ticks, after.total_ticks) for before, after in spans])
+    steal = _increase([(before.steal_ticks, after.steal_ticks) for before, after in spans])
+    busy = _increase([(before.busy_ticks, after.busy_ticks) for before, after in spans])
+    pressure = _increase([(before.pressure_us, after.pressure_us) for before, after in spans])
+    parent = sum(after.parent_cpu_s - before.parent_cpu_s for before, after in spans)
     competing = None
     if busy is not None and total:
         competing = max(0.0, busy / total * count - (own_cpu_s + parent) / seconds)
-    clocks = before.frequency_mhz, after.frequency_mhz
+    clocks = (spans[0][0].frequency_mhz, spans[-1][1].frequency_mhz) if spans else (None, None)
     return Conditions(
         seconds=seconds,
         cores=count,
@@ -118,8 +121,8 @@ def between(
         competing_cores=competing,
         waited_share=None if waited_s is None or timed_s <= 0 else waited_s / timed_s,
         parent_share=parent / seconds,
-        throttled_periods=_difference(before.throttled_periods, after.throttled_periods),
-        thermal_events=_difference(before.thermal_events, after.thermal_events),
+        throttled_periods=_increase([(before.throttled_periods, after.throttled_periods) for before, after in spans]),
+        thermal_events=_increase([(before.thermal_events, after.thermal_events) for before, after in spans]),
         clock_fall=None if clocks[0] is None or clocks[1] is None else max(0.0, 1 - clocks[1] / clocks[0]),
     )
 
@@ -226,7 +229,7 @@ def _about_series(series: Mapping[str, Series]) -> list[tuple[str, str]]:
     for name, item in series.items():
         if len(item.latency_ns) < item.min_calls:
             found.append((f"too few samples: {name} has {len(item.latency_ns)} of {item.min_calls} calls", longer))
-        elif effective_n(item.latency_ns, 0.5) < early_stopping_minimum(0.5):
+        elif independent_calls(item.latency_ns, item.launch, 0.5) < early_stopping_minimum(0.5):
             found.append((f"too few samples: the calls of {name} are too much alike in time to tell p50", longer))
         shift = drift(item.latency_ns, item.block)
         if abs(shift) > DRIFT:
@@ -239,8 +242,10 @@ def _about_series(series: Mapping[str, Series]) -> list[tuple[str, str]]:
     return found
 
 
-def _difference(before: int | None, after: int | None) -> int | None:
-    return None if before is None or after is None else after - before
+def _increase(counters: Sequence[tuple[int | None, int | None]]) -> int | None:
+    """By how much a counter grew in all spans together; None where the system has none."""
+    grown = [after - before for before, after in counters if before is not None and after is not None]
+    return sum(grown) if counters and len(grown) == len(counters) else None
 
 
 def _cpu_ticks(root: Path) -> list[int] | None:

@@ -9,11 +9,10 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from edgekd.device.benchmark import Candidate, benchmark
 from edgekd.device.metrics import drop_points, needed_n
-from edgekd.device.statistics import block_bootstrap_ratio, early_stopping_minimum
+from edgekd.device.rows import launch_of_calls
+from edgekd.device.statistics import early_stopping_minimum, launch_ratio
 from edgekd.device.suites import Suite
 from edgekd.errors import StageFailed, UsageError
 from edgekd.spec import Interval, Limits, LimitVerdict
@@ -76,6 +75,8 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
         block_ms=20.0,
         cold_starts=0,
         memory=space.recipe.limits.peak_memory_mb is not None,
+        min_blocks=16,
+        launches=8,
     )
     results = benchmark(
         candidates,
@@ -90,22 +91,17 @@ def measure(space: Workspace, names: Sequence[str]) -> dict[str, Mapping[str, An
             space.listener.warn(f"variant {item['id']} is out: {item['error']}")
     rows = {row["candidate"]: row for row in results["rows"] if not row.get("error")}
     confidence = space.recipe.limits.confidence
-    return {
-        name: {**row, "speedup": speedup(results["samples"], name, confidence, seed=space.recipe.seed)}
-        for name, row in rows.items()
-    }
+    return {name: {**row, "speedup": speedup(results["samples"], name, confidence)} for name, row in rows.items()}
 
 
-def speedup(samples: Mapping[str, Any], name: str, confidence: float, *, seed: int) -> Interval | None:
-    """Median of the float student over this variant's, from blocks of calls that ran beside each other; None for the
-    float student itself, and where too few blocks were measured."""
+def speedup(samples: Mapping[str, Any], name: str, confidence: float) -> Interval | None:
+    """Median of the float student over this variant's, over launches that ran beside each other; None for the float
+    student itself, and where too few launches were measured."""
     if name == FLOAT or FLOAT not in samples:
         return None
-    series = []
-    for item in (samples[FLOAT], samples[name]):
-        series += [item["latency_ns"], np.repeat(np.arange(len(item["block"])), item["block"])]
+    base, own = ((item["latency_ns"], launch_of_calls(item)) for item in (samples[FLOAT], samples[name]))
     try:
-        return block_bootstrap_ratio(*series, seed=seed, confidence=confidence)
+        return launch_ratio(base, own, confidence=confidence)
     except UsageError:
         return None
 
@@ -120,9 +116,8 @@ def not_proven_faster(rows: Mapping[str, Mapping[str, Any]], limits: Limits) -> 
         ratio = row["speedup"]
         if name == FLOAT or (ratio is not None and ratio.low > 1.0):
             continue
-        measured = (
-            "too few blocks were timed" if ratio is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
-        )
+        told = "too few launches were timed"
+        measured = told if ratio is None else f"{ratio.value:.2f}x [{ratio.low:.2f}, {ratio.high:.2f}]"
         found[name] = f"not proven faster than {FLOAT} ({measured}), and no limit asks for a smaller one"
     return found
 

@@ -121,7 +121,9 @@ def test_other_kinds_of_devices(url: str) -> None:
         find_host(url)
 
 
-TINY = "min_calls = 16\nmin_blocks = 4\nmax_seconds = 0.4\nblock_ms = 2\ncold_starts = 0\nmemory = false\n"
+TINY = (
+    "launches = 1\nmin_calls = 16\nmin_blocks = 4\nmax_seconds = 0.4\nblock_ms = 2\ncold_starts = 0\nmemory = false\n"
+)
 
 
 def test_through_the_command_line(tmp_path: Path) -> None:

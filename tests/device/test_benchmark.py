@@ -25,7 +25,7 @@ from edgekd.errors import UsageError
 from edgekd.files import write_json
 from edgekd.spec import Layout, Scale
 
-TINY = Suite("tiny", min_calls=40, max_seconds=5.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=6)
+TINY = Suite("tiny", min_calls=40, max_seconds=5.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=6, launches=1)
 STEPS = (Scale(1 / 16), Layout("flat"))
 
 ROW_KEYS = {
@@ -62,7 +62,7 @@ def results(folder: Path) -> dict[str, Any]:
             Candidate("broken", folder / "broken.onnx", preprocess=STEPS),
             Candidate("other", folder / "other.onnx", preprocess=STEPS, batch=8),
         ],
-        suite=Suite("small", min_calls=40, max_seconds=5.0, block_ms=1.0, cold_starts=10, memory=True, min_blocks=6),
+        suite=replace(TINY, name="small", cold_starts=10, memory=True, min_blocks=12, launches=4),
         against="right",
         samples=_labelled(weights(), wrong=30),
         progress=lambda text, done, total: told.append((text, done, total)),
@@ -114,6 +114,8 @@ def test_blocks_alternate_there_and_back(results: dict[str, Any]) -> None:
     assert len(right) % 2 == 0
     sequence = "".join("R" if place in right else "O" for place in range(len(right) + len(other)))
     assert sequence == "ROOR" * (len(right) // 2)
+    assert results["samples"]["right"]["launch"] == results["samples"]["other"]["launch"]
+    assert len(results["samples"]["right"]["launch"]) == 4
 
 
 def test_every_timed_call_is_in_the_result(results: dict[str, Any]) -> None:
@@ -161,6 +163,35 @@ def test_progress_tells_each_phase(results: dict[str, Any]) -> None:
         "cold start",
     ]
     assert all(0 <= done < total or done == total for _, done, total in results["told"])
+    # Four launches of two candidates, of which all but the first are cold starts; six more follow.
+    assert [done for text, done, _ in results["told"] if text == "timing"] == [0, 1, 2, 3]
+    assert [done for text, done, _ in results["told"] if text == "cold start"] == [3, 4, 5, 6, 7, 8, 9]
+
+
+def test_each_launch_is_a_process_of_its_own_and_the_speedup_counts_them(folder: Path, tmp_path: Path) -> None:
+    """A runtime that writes down its process each time it opens a model."""
+    (tmp_path / "telling_runtime.py").write_text(TELLING)
+    candidates = [
+        Candidate(
+            name, folder / "right.onnx", runtime="telling_runtime:open_model", options={"told": str(tmp_path / name)}
+        )
+        for name in "ab"
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(tmp_path))
+        found = benchmark(candidates, suite=replace(TINY, launches=5, min_blocks=10), against="a")
+    for name in "ab":
+        processes = (tmp_path / name).read_text().split()
+        assert len(processes) == len(set(processes)) == 5
+        raw = found["samples"][name]
+        assert raw["launch"] == [2] * 5
+        assert len(raw["block"]) == len(raw["order"]) == 10
+        # A call of the k-th process sleeps for k units: every sample is told with the launch that it belongs to.
+        launches = np.repeat(np.repeat(np.arange(5), raw["launch"]), raw["block"])
+        medians = [np.median(np.array(raw["latency_ns"])[launches == number]) for number in range(5)]
+        assert medians == sorted(medians)
+    assert _row(found, "b")["speedup"]["low"] <= 1 <= _row(found, "b")["speedup"]["high"]
+    assert benchmark(candidates[:1], suite=TINY)["rows"][0]["speedup"] is None
 
 
 def test_scenario_and_batch(results: dict[str, Any]) -> None:
@@ -219,6 +250,32 @@ def test_outputs_that_are_no_numbers_cost_the_row(tmp_path: Path) -> None:
     assert found["rows"][1]["accuracy"]["value"] == 0.8
 
 
+TELLING = """
+import os
+import time
+from pathlib import Path
+from edgekd.spec import TensorSpec
+
+class Session:
+    inputs = outputs = (TensorSpec("x", "float32", ("N", 16)),)
+
+    def __init__(self, number):
+        self.number = number
+
+    def run(self, feeds):
+        time.sleep(2e-3 * self.number)
+
+    def close(self):
+        pass
+
+def open_model(model, *, threads, options):
+    told = Path(options["told"])
+    before = told.read_text() if told.exists() else ""
+    told.write_text(before + f"{os.getpid()} ")
+    return Session(len(before.split()) + 1)
+"""
+
+
 HANGING = """
 import threading
 from edgekd.spec import TensorSpec
@@ -261,14 +318,16 @@ def test_ctrl_c_keeps_what_was_measured(folder: Path) -> None:
             raise KeyboardInterrupt
 
     candidates = [Candidate("right", folder / "right.onnx"), Candidate("other", folder / "other.onnx")]
-    found = benchmark(candidates, suite=TINY, progress=stop, keep_partial=True)
+    suite = replace(TINY, launches=5, min_calls=10)
+    found = benchmark(candidates, suite=suite, progress=stop, keep_partial=True)
     assert found["interrupted"] is True
     assert found["verdict"]["reasons"][0] == "interrupted: the measurement was ended early"
-    assert [len(found["samples"][name]["block"]) for name in ("right", "other")] == [2, 2]
+    assert [found["samples"][name]["launch"] for name in ("right", "other")] == [[2, 2], [2, 2]]
+    assert found["rows"][0]["speedup"] is None
     assert all(row["n"] >= 8 for row in found["rows"])
     told.clear()
     with pytest.raises(KeyboardInterrupt):
-        benchmark(candidates, suite=TINY, progress=stop)
+        benchmark(candidates, suite=suite, progress=stop)
 
 
 def test_ctrl_c_during_cold_starts_keeps_the_timing(folder: Path) -> None:
@@ -354,7 +413,7 @@ from edgekd.device.suites import Suite
 folder = Path(sys.argv[1])
 benchmark(
     [Candidate("endless", folder / "model.json", runtime="endless_runtime:open_model", options={"fifo": sys.argv[2]})],
-    suite=Suite("s", min_calls=1, max_seconds=1.0, block_ms=1.0, cold_starts=0, memory=False),
+    suite=Suite("s", min_calls=1, max_seconds=1.0, block_ms=1.0, cold_starts=0, memory=False, launches=1),
 )
 """
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_differences import BLOCKS, CALLS, machine, simulated
+from test_differences import BLOCKS, CALLS, LAUNCHES, machine, simulated
 
 from edgekd.device.comparison import Comparison, compare, parse_tolerance
 from edgekd.errors import InputRefused, UsageError
@@ -31,15 +31,15 @@ def result(
     level = machine(random)
     rows, samples = [], {}
     for name in names:
-        series = simulated(random, level, ns=1e5 * (1.0 if name == against else slower))
+        latency, _ = simulated(random, level, ns=1e5 * (1.0 if name == against else slower))
         correct = np.random.default_rng(7).permutation(1000) < 1000 * right
         cold = 100 * random.lognormal(0, 0.05, 12) * slower
         rows.append(
             {
                 "candidate": name,
                 "latency_ms": {
-                    "p50": {"value": float(np.median(series.latency_ns)) / 1e6},
-                    "p90": {"value": float(np.quantile(series.latency_ns, 0.9)) / 1e6},
+                    "p50": {"value": float(np.median(latency)) / 1e6},
+                    "p90": {"value": float(np.quantile(latency, 0.9)) / 1e6},
                 },
                 "cold_start_ms": {"value": float(np.median(cold))},
                 "memory_mb": {"load": memory - 5, "steady": memory},
@@ -49,8 +49,9 @@ def result(
             }
         )
         samples[name] = {
-            "latency_ns": series.latency_ns.tolist(),
+            "latency_ns": latency.tolist(),
             "block": [CALLS] * BLOCKS,
+            "launch": [BLOCKS // LAUNCHES] * LAUNCHES,
             "cold_ms": [[value / 2, value / 2] for value in cold],
             "contributions": [correct.astype(int).tolist()],
         }
@@ -212,11 +213,11 @@ def test_damaged_samples_are_refused(change: dict[str, Any]) -> None:
         compare(result("a"), broken)
 
 
-def test_few_blocks_leave_out_the_latency_only() -> None:
+def test_few_launches_leave_out_the_latency_only() -> None:
     short = result("a")
-    short["samples"]["a"].update(latency_ns=[100.0] * 60, block=[20, 20, 20])
+    short["samples"]["a"].update(latency_ns=[100.0] * 60, block=[20, 20, 20], launch=[1, 1, 1])
     found = compare(short, short)
-    assert "a: latency is not compared: found 3 blocks, expected at least 4; measure for longer" in found.notes
+    assert "a: latency is not compared: found 3 launches, expected at least 4; measure for longer" in found.notes
     assert change(found, "accuracy").p is not None
 
 

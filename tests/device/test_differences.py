@@ -9,47 +9,50 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgekd.device.differences import (
-    Estimate,
-    Series,
-    holm,
-    log_percentile,
-    p_of_interval,
-    ratio_of,
-    t_quantile,
-    t_test,
-)
+from edgekd.device.differences import holm, p_of_interval, ratio_of
 from edgekd.device.metrics import drop_points
-from edgekd.errors import UsageError
+from edgekd.device.statistics import Estimate, across_launches
 
 PAIRS = 1000
-BLOCKS, CALLS = 48, 20
+LAUNCHES, BLOCKS, CALLS = 12, 48, 20
+Series = tuple[np.ndarray, np.ndarray]
 
 
 def machine(random: np.random.Generator, *, rho: float = 0.7, spread: float = 0.02) -> np.ndarray:
-    """How slow the machine is in each block: it wanders, and now and then another program comes for a few blocks."""
-    wander = np.empty(BLOCKS)
+    """How slow the machine is in each block: it wanders, and now and then another program comes for a few blocks.
+
+    Between two launches lies the start of the next processes, which takes twice as long as a launch is timed (measured
+    with the suite quick).
+    """
+    blocks = 3 * BLOCKS
+    wander = np.empty(blocks)
     wander[0] = random.standard_normal()
-    for i in range(1, BLOCKS):
+    for i in range(1, blocks):
         wander[i] = rho * wander[i - 1] + math.sqrt(1 - rho**2) * random.standard_normal()
     level = np.exp(spread * wander)
-    for start in np.flatnonzero(random.random(BLOCKS) < 0.01):
+    for start in np.flatnonzero(random.random(blocks) < 0.01):
         level[start : start + random.geometric(1 / 3)] *= 1.5
-    return level
+    each = BLOCKS // LAUNCHES
+    return level.reshape(LAUNCHES, 3 * each)[:, 2 * each :].ravel()
 
 
 def simulated(random: np.random.Generator, level: np.ndarray, *, ns: float = 100_000.0) -> Series:
-    """Calls on that machine, 3 % of which have a tail so heavy that its variance is infinite."""
+    """Calls on that machine, 3 % of which have a tail so heavy that its variance is infinite, and their launches.
+
+    Processes of one model differ by 2.5 %, as measured of calls of 10 microseconds.
+    """
+    launch = np.arange(BLOCKS) * LAUNCHES // BLOCKS
+    level = level * random.lognormal(0, 0.025, LAUNCHES)[launch]
     calls = ns * level[:, None] * random.lognormal(0, 0.05, (BLOCKS, CALLS))
     hit = random.random(calls.shape) < 0.03
     calls = np.where(hit, calls * (1 + random.pareto(1.5, calls.shape)), calls)
-    return Series(calls.ravel(), np.repeat(np.arange(BLOCKS), CALLS))
+    return calls.ravel(), np.repeat(launch, CALLS)
 
 
 def p_of_pair(seed: int, *, slower: float = 1.0, q: float = 0.5) -> float:
     random = np.random.default_rng(seed)
-    before = log_percentile(simulated(random, machine(random)), q=q, seed=seed)
-    after = log_percentile(simulated(random, machine(random), ns=100_000.0 * slower), q=q, seed=seed)
+    before = across_launches(*simulated(random, machine(random)), q=q)
+    after = across_launches(*simulated(random, machine(random), ns=100_000.0 * slower), q=q)
     return ratio_of(before, after).p
 
 
@@ -64,65 +67,38 @@ def test_a_slow_down_of_ten_per_cent_is_found_in_at_least_ninety_five_per_cent_o
 
 
 def test_a_speedup_is_untouched_by_what_happens_to_both() -> None:
-    """Interleaved in one run, the machine's wandering cancels: even 5 % is found where the latencies show nothing."""
+    """Interleaved in one run, the machine's wandering cancels: even 7 % is found where the latencies show nothing."""
     found = different = 0
-    for seed in range(200):
+    for seed in range(500):
         random = np.random.default_rng(seed)
         estimates = []
-        for slower in (1.0, 1.0, 1.05):
+        for slower in (1.0, 1.0, 1.07):
             level = machine(random, spread=0.1)
             teacher = simulated(random, level, ns=900_000.0)
-            estimates.append(log_percentile(teacher, below=simulated(random, level, ns=100_000.0 * slower), seed=seed))
+            estimates.append(across_launches(*teacher, below=simulated(random, level, ns=100_000.0 * slower)))
         different += ratio_of(estimates[0], estimates[1]).p < 0.05
         found += ratio_of(estimates[0], estimates[2]).p < 0.05
-    assert different <= 10
-    assert found >= 190
+    assert different / 500 <= 0.05
+    assert found / 500 >= 0.95
 
 
 def test_the_interval_covers_the_true_ratio_at_its_rate() -> None:
     hits = 0
     for seed in range(300):
         random = np.random.default_rng(seed)
-        before = log_percentile(simulated(random, machine(random)), seed=seed)
-        after = log_percentile(simulated(random, machine(random), ns=130_000.0), seed=seed)
+        before = across_launches(*simulated(random, machine(random)))
+        after = across_launches(*simulated(random, machine(random), ns=130_000.0))
         found = ratio_of(before, after)
         assert found.low <= found.value <= found.high
         hits += found.low <= 1.3 <= found.high
     assert hits >= 285
 
 
-def test_two_per_cent_are_the_place_in_memory_and_not_a_difference() -> None:
-    exact = [Estimate(value, 1e-5, 11) for value in (0.0, math.log(1.015), math.log(1.03))]
-    assert ratio_of(exact[0], exact[1]).p == 1.0
-    assert ratio_of(exact[0], exact[2]).p < 1e-6
-    assert ratio_of(exact[0], exact[2]).value == pytest.approx(1.03)
-    assert ratio_of(exact[0], exact[1], placement=0.0).p < 1e-6
-
-
-def test_without_any_spread_only_the_placement_is_left() -> None:
-    a, b, c = (Estimate(math.log(value), 0.0, 11) for value in (100, 101, 110))
-    assert ratio_of(a, b).p == 1.0
-    assert ratio_of(a, c).p == 0.0
-    assert ratio_of(a, c).low == pytest.approx(1.1 / 1.02)
-
-
-def test_percentiles_of_other_ranks_and_too_few_blocks() -> None:
-    random = np.random.default_rng(0)
-    series = simulated(random, np.ones(BLOCKS))
-    assert math.exp(log_percentile(series, q=0.9).value) == pytest.approx(np.quantile(series.latency_ns, 0.9), rel=0.01)
-    short = Series(np.ones(30), np.repeat(np.arange(3), 10))
-    with pytest.raises(UsageError, match="found 3 blocks, expected at least 4; measure for longer"):
-        log_percentile(short)
-
-
-# Student's t, from printed tables: (degrees of freedom, t, two-sided p).
-@pytest.mark.parametrize(
-    ("freedom", "t", "p"),
-    [(5, 2.571, 0.05), (10, 2.228, 0.05), (10, 3.169, 0.01), (22, 2.074, 0.05), (30, 2.750, 0.01)],
-)
-def test_t_is_students(freedom: float, t: float, p: float) -> None:
-    assert t_test(t, freedom) == pytest.approx(p, abs=0.002)
-    assert t_quantile(1 - p / 2, freedom) == pytest.approx(t, rel=0.01)
+def test_without_any_spread_every_change_is_one() -> None:
+    a, b = (Estimate(math.log(value), 0.0, 11, 12) for value in (100, 101))
+    assert ratio_of(a, a).p == 1.0
+    assert ratio_of(a, b).p == 0.0
+    assert ratio_of(a, b).low == ratio_of(a, b).high == pytest.approx(1.01)
 
 
 def test_holm_by_hand() -> None:

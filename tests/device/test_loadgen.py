@@ -142,7 +142,9 @@ def test_folders_of_candidates_stay_where_they_belong(name: str, expected: str) 
     assert folder_name(name) == expected
 
 
-TINY = "min_calls = 64\nmin_blocks = 4\nmax_seconds = 0.4\nblock_ms = 2\ncold_starts = 0\nmemory = false\n"
+TINY = (
+    "launches = 1\nmin_calls = 64\nmin_blocks = 4\nmax_seconds = 0.4\nblock_ms = 2\ncold_starts = 0\nmemory = false\n"
+)
 
 
 @needs_loadgen

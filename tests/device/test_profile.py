@@ -16,7 +16,7 @@ from edgekd.device.runtimes import OperatorTime, open_session
 from edgekd.device.suites import Suite
 from edgekd.errors import UsageError
 
-TINY = Suite("tiny", min_calls=8, max_seconds=2.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=4)
+TINY = Suite("tiny", min_calls=8, max_seconds=2.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=4, launches=1)
 SIZE = 512
 
 

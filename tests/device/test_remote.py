@@ -25,7 +25,7 @@ from edgekd.device.suites import Suite
 from edgekd.errors import InputRefused, MissingHere, StageFailed, StorageError, UsageError
 from edgekd.spec import parse_steps
 
-TINY = Suite("tiny", min_calls=16, max_seconds=1.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=4)
+TINY = Suite("tiny", min_calls=16, max_seconds=1.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=4, launches=1)
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the fake ssh is a shell script")
 
 

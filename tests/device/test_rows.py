@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from edgekd.device.candidates import Candidate, Plan, Samples
 from edgekd.device.postprocess import Denormalize, PostStep, Sigmoid, Threshold
-from edgekd.device.rows import Measured, describe_candidate, judged, make_row, raw_samples
-from edgekd.device.statistics import PLACEMENT
+from edgekd.device.rows import Measured, describe_candidate, judged, launch_of_calls, make_row, raw_samples
 from edgekd.spec import Array
 
 
@@ -24,7 +23,9 @@ def _measured(scale: float, *, outputs: Array | None = None, seed: int = 0) -> M
     random = np.random.default_rng(seed)
     block: NDArray[np.int64] = np.repeat(np.arange(24), 40)
     latency = (scale * 1e6 * random.lognormal(0, 0.05, len(block))).astype(np.int64)
-    return Measured(latency, block, order=list(range(24)), calls=len(block), seconds=1.0, cpu_s=0.48, outputs=outputs)
+    return Measured(
+        latency, block, block // 2, order=list(range(24)), calls=len(block), seconds=1.0, cpu_s=0.48, outputs=outputs
+    )
 
 
 def test_latency_throughput_and_cpu_time() -> None:
@@ -45,7 +46,7 @@ def test_latency_throughput_and_cpu_time() -> None:
 
 def test_a_percentile_without_its_calls_is_null() -> None:
     few = _measured(1.0)
-    few.latency_ns, few.block = few.latency_ns[:100], few.block[:100]
+    few.latency_ns, few.block, few.launch = few.latency_ns[:100], few.block[:100], few.launch[:100]
     latency = make_row(_plan("a"), few, reference=None, samples=None, seed=0)["latency_ms"]
     assert latency["p50"] is not None
     assert latency["p99"] is None
@@ -58,13 +59,20 @@ def test_scenarios_have_mlperfs_names(batch: int, scenario: str) -> None:
     )
 
 
-def test_speedup_is_the_reference_over_the_candidate_and_widened_by_the_placement() -> None:
+def test_speedup_is_the_reference_over_the_candidate() -> None:
     teacher = (_plan("teacher"), _measured(6.0, seed=1))
     speedup = make_row(_plan("a"), _measured(2.0), reference=teacher, samples=None, seed=0)["speedup"]
     assert speedup["against"] == "teacher"
     assert speedup["value"] == pytest.approx(3.0, rel=0.01)
-    assert speedup["low"] < 3.0 / (1 + PLACEMENT) < 3.0 * (1 + PLACEMENT) < speedup["high"]
-    assert speedup["high"] < 3.2
+    assert 2.9 < speedup["low"] < 3.0 < speedup["high"] < 3.1
+
+
+def test_one_launch_tells_no_speedup() -> None:
+    teacher, student = _measured(6.0, seed=1), _measured(2.0)
+    student.launch = np.zeros_like(student.launch)
+    row = make_row(_plan("a"), student, reference=(_plan("teacher"), teacher), samples=None, seed=0)
+    assert row["speedup"] is None
+    assert row["latency_ms"]["p50"] is not None
 
 
 def test_speedup_is_per_sample() -> None:
@@ -173,7 +181,10 @@ def test_raw_samples_hold_every_call_and_can_be_cut_into_blocks() -> None:
     measured = _measured(1.0)
     raw = raw_samples(measured)
     assert sum(raw["block"]) == len(raw["latency_ns"]) == 960
-    assert len(raw["block"]) == len(raw["order"]) == 24
+    assert len(raw["block"]) == len(raw["order"]) == sum(raw["launch"]) == 24
+    assert raw["launch"] == [2] * 12
+    assert launch_of_calls(raw).tolist() == measured.launch.tolist()
+    assert not launch_of_calls({"block": [3, 2]}).any(), "a result from before launches were known"
     assert raw["latency_ns"] == measured.latency_ns.tolist()
     assert json.loads(json.dumps(raw, allow_nan=False)) == raw
     assert "contributions" not in raw

@@ -28,7 +28,7 @@ from edgekd.device.zipapp import MAIN, MAX_BYTES, runner_bytes, write_runner
 from edgekd.errors import InputRefused, UsageError
 from edgekd.spec import Layout, Scale
 
-TINY = Suite("tiny", min_calls=16, max_seconds=1.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=4)
+TINY = Suite("tiny", min_calls=16, max_seconds=1.0, block_ms=1.0, cold_starts=0, memory=False, min_blocks=4, launches=1)
 
 
 @pytest.fixture(scope="module")

@@ -11,16 +11,20 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgekd.device.statistics import (
-    block_bootstrap_ratio,
+    across_launches,
     early_stopping_minimum,
     effective_n,
+    independent_calls,
     latency_interval,
+    launch_ratio,
     median_interval,
     percentile,
     quantile_interval,
-    weighted_percentiles,
+    t_quantile,
+    t_test,
 )
 from edgekd.errors import UsageError
+from edgekd.spec import Array
 
 SAMPLES = st.lists(st.integers(1, 10**9), min_size=1, max_size=200)
 
@@ -105,10 +109,12 @@ def test_calls_that_resemble_their_neighbours_count_less() -> None:
 def test_a_slow_and_a_fast_half_are_hardly_two_calls() -> None:
     random = np.random.default_rng(0)
     halves = np.concatenate([random.normal(100, 1, 500), random.normal(200, 1, 500)])
+    one = np.zeros(1000, np.int64)
     assert effective_n(halves, 0.5) < 11
-    assert latency_interval(halves, 0.5) is None
-    # The very same values in another order are a thousand calls.
-    assert latency_interval(random.permutation(halves), 0.5) is not None
+    assert latency_interval(halves, 0.5, launch=one) is None
+    # The very same values in another order are a thousand calls, and so are two processes with a level each.
+    assert latency_interval(random.permutation(halves), 0.5, launch=one) is not None
+    assert independent_calls(halves, np.repeat([0, 1], 500), 0.5) > 800
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.floats(0.05, 0.95))
@@ -118,10 +124,11 @@ def test_the_effective_number_lies_between_one_and_n(samples: list[int], q: floa
 
 def test_a_percentile_needs_its_calls() -> None:
     shuffled = np.random.default_rng(3).permutation(np.arange(1, 662) * 1_000_000)
-    assert latency_interval(shuffled[:10], 0.5) is None
-    assert latency_interval(shuffled[:60], 0.9) is None
-    assert latency_interval(shuffled, 0.99) is None
-    p90 = latency_interval(shuffled, 0.9)
+    one = np.zeros(661, np.int64)
+    assert latency_interval(shuffled[:10], 0.5, launch=one[:10]) is None
+    assert latency_interval(shuffled[:60], 0.9, launch=one[:60]) is None
+    assert latency_interval(shuffled, 0.99, launch=one) is None
+    p90 = latency_interval(shuffled, 0.9, launch=one)
     assert p90 is not None
     assert p90.value == 595.0
     assert p90.low < 595.0 < p90.high
@@ -135,68 +142,100 @@ def test_medians_of_processes_need_ten() -> None:
     assert (told.value, told.low, told.high, told.n) == (6.0, 2.0, 9.0, 10)
 
 
-def _blocks(random: np.random.Generator, level: float, wander: NDArray[np.float64]) -> tuple[list[float], list[int]]:
-    samples: list[float] = []
-    block: list[int] = []
-    for number, factor in enumerate(wander):
-        samples += list(level * factor * random.lognormal(0, 0.05, 30))
-        block += [number] * 30
-    return samples, block
+LAUNCHES, BLOCKS, CALLS = 12, 2, 30
+# As measured of calls of ten microseconds: processes of one model differ by this much, blocks of a process hardly.
+BETWEEN, WITHIN = 0.026, 0.003
 
 
-def test_the_ratio_is_that_of_the_medians() -> None:
-    ratio = block_bootstrap_ratio([20, 30, 40, 30], [0, 1, 2, 3], [10, 15, 20, 15], [0, 1, 2, 3], seed=0)
-    assert ratio.value == 2.0
-    assert ratio.low <= 2.0 <= ratio.high
-    assert ratio.n == 4
+def _pair(seed: int, *, ratio: float = 1.0, between: float = BETWEEN) -> list[tuple[NDArray[np.float64], Array]]:
+    """Two candidates, each (latencies, launch of each). The machine wanders under both, launches are each one's own."""
+    random = np.random.default_rng(seed)
+    machine = np.exp(0.1 * _autoregressive(LAUNCHES * BLOCKS, 0.7, random))
+    told = []
+    for level in (100.0 * ratio, 100.0):
+        launch = np.repeat(random.lognormal(0, between, LAUNCHES), BLOCKS)
+        blocks = level * machine * launch * random.lognormal(0, WITHIN, LAUNCHES * BLOCKS)
+        calls = blocks[:, np.newaxis] * random.lognormal(0, 0.1, (LAUNCHES * BLOCKS, CALLS))
+        told.append((calls.ravel(), np.repeat(np.arange(LAUNCHES), BLOCKS * CALLS)))
+    return told
 
 
-def test_a_model_against_itself_reads_no_difference() -> None:
-    different = 0
-    for seed in range(150):
+def test_a_model_against_itself_reads_no_difference_although_its_processes_differ() -> None:
+    different = sum(not found.low <= 1 <= found.high for found in (launch_ratio(*_pair(seed)) for seed in range(1000)))
+    # 99 % intervals: about ten of a thousand. Drawing blocks or calls instead of launches is wrong in most.
+    assert different <= 20
+
+
+def test_a_slow_down_of_ten_per_cent_is_seen_and_enclosed_at_the_stated_rate() -> None:
+    found = [launch_ratio(*_pair(seed, ratio=1.1)) for seed in range(500)]
+    assert sum(item.low > 1 for item in found) >= 0.95 * 500
+    assert sum(item.low <= 1.1 <= item.high for item in found) >= 0.98 * 500
+    assert all(item.n == LAUNCHES for item in found)
+
+
+def test_the_interval_grows_with_the_spread_between_launches_and_not_with_the_number_of_calls() -> None:
+    def width(between: float, calls: slice) -> float:
+        a, b = _pair(0, between=between)
+        found = launch_ratio((a[0][calls], a[1][calls]), (b[0][calls], b[1][calls]))
+        return math.log(found.high / found.low)
+
+    every = slice(None)
+    assert width(0.1, every) > 2.5 * width(0.026, every) > 2.5 * width(0.0, every)
+    # A third of the calls, in every launch: what a process is cannot be learnt by asking it more often.
+    assert width(0.1, slice(None, None, 3)) < 1.3 * width(0.1, every)
+
+
+def test_what_happens_to_both_in_one_launch_cancels() -> None:
+    (a, launch), (b, _) = _pair(1, between=0.0)
+    slow = np.where(launch == 5, 3.0, 1.0)
+    same, told = launch_ratio((a, launch), (b, launch)), launch_ratio((a * slow, launch), (b * slow, launch))
+    assert (told.value, told.low, told.high) == pytest.approx((same.value, same.low, same.high))
+
+
+def test_one_launch_that_was_disturbed_hardly_moves_the_ratio() -> None:
+    (a, launch), b = _pair(2)
+    told = launch_ratio((a * np.where(launch == 5, 1.5, 1.0), launch), b)
+    assert told.value == pytest.approx(launch_ratio((a, launch), b).value, rel=0.01)
+    assert told.high / told.low < 1.15, "without trimming it would be 1.2"
+
+
+def test_yuens_trimmed_mean_by_hand() -> None:
+    # Eight launches of one call: 1..8 on the logarithmic scale, of which 1 and 8 are left out.
+    calls = np.exp(np.arange(1.0, 9.0))
+    found = across_launches(calls, np.arange(8))
+    winsorized = np.array([2, 2, 3, 4, 5, 6, 7, 7])
+    assert found.value == pytest.approx(4.5)
+    assert found.error == pytest.approx(math.sqrt(8 * winsorized.var(ddof=1) / (6 * 5)))
+    assert (found.freedom, found.launches) == (5, 8)
+    few = across_launches(calls[:4], np.arange(4))
+    assert few.error == pytest.approx(np.arange(1, 5).std(ddof=1) / math.sqrt(3))
+    assert few.half_width(0.95) == pytest.approx(t_quantile(0.975, 3) * few.error)
+
+
+def test_a_percentile_is_as_uncertain_as_its_launches_differ() -> None:
+    launch = np.repeat(np.arange(LAUNCHES), 60)
+    hits = as_if_one = 0
+    for seed in range(200):
         random = np.random.default_rng(seed)
-        # Both wander together (the machine) and each block a little on its own (caches).
-        machine = np.exp(0.1 * _autoregressive(24, 0.7, random))
-        a = _blocks(random, 100.0, machine * random.lognormal(0, 0.02, 24))
-        b = _blocks(random, 100.0, machine * random.lognormal(0, 0.02, 24))
-        ratio = block_bootstrap_ratio(*a, *b, seed=seed, resamples=400)
-        different += not ratio.low <= 1.0 <= ratio.high
-    # 99 % intervals over 24 blocks: a few of 150, where resampling single calls says "different" half of the time.
-    assert different <= 7
+        launches = np.repeat(random.lognormal(0, 0.05, LAUNCHES), 60)
+        calls = 1e6 * launches * random.lognormal(0, 0.01, len(launches))
+        told = latency_interval(calls, 0.5, launch=launch)
+        assert told is not None
+        hits += told.low <= 1.0 <= told.high
+        low, high = quantile_interval(calls / 1e6, 0.5, 0.95)
+        as_if_one += low <= 1.0 <= high
+    assert hits >= 186
+    assert as_if_one < 120, "order statistics of the calls alone are far too sure"
 
 
-def test_a_true_difference_is_seen_and_enclosed() -> None:
-    hits = 0
-    for seed in range(60):
-        random = np.random.default_rng(seed)
-        machine = np.exp(0.1 * _autoregressive(24, 0.7, random))
-        a = _blocks(random, 150.0, machine * random.lognormal(0, 0.02, 24))
-        b = _blocks(random, 100.0, machine * random.lognormal(0, 0.02, 24))
-        ratio = block_bootstrap_ratio(*a, *b, seed=seed, resamples=400)
-        assert ratio.low > 1.0
-        hits += ratio.low <= 1.5 <= ratio.high
-    assert hits >= 56
-
-
-@pytest.mark.parametrize("q", [0.5, 0.9])
-def test_bootstrapped_percentiles_are_those_of_the_drawn_blocks(q: float) -> None:
-    random = np.random.default_rng(2)
-    samples = random.integers(100, 140, 300).astype(np.float64)
-    block = np.sort(random.integers(0, 9, 300))
-    common = np.arange(9)
-    counts = random.multinomial(9, np.full(9, 1 / 9), size=50)
-    by_hand = [
-        percentile(np.concatenate([np.tile(samples[block == k], times) for k, times in enumerate(row)]), q)
-        for row in counts
-    ]
-    np.testing.assert_array_equal(weighted_percentiles(samples, block, common, counts, q), by_hand)
-
-
-def test_the_same_seed_gives_the_same_interval() -> None:
-    random = np.random.default_rng(0)
-    a, b = _blocks(random, 100.0, np.ones(12)), _blocks(random, 90.0, np.ones(12))
-    assert block_bootstrap_ratio(*a, *b, seed=5) == block_bootstrap_ratio(*a, *b, seed=5)
-    assert block_bootstrap_ratio(*a, *b, seed=5) != block_bootstrap_ratio(*a, *b, seed=6)
+# Student's t, from printed tables: (degrees of freedom, t, two-sided p).
+@pytest.mark.parametrize(
+    ("freedom", "t", "p"),
+    [(5, 2.571, 0.05), (10, 2.228, 0.05), (10, 3.169, 0.01), (22, 2.074, 0.05), (30, 2.750, 0.01)],
+)
+def test_t_is_students(freedom: float, t: float, p: float) -> None:
+    assert t_test(t, freedom) == pytest.approx(p, abs=0.002)
+    assert t_quantile(1 - p / 2, freedom) == pytest.approx(t, rel=0.01)
 
 
 def test_refusals_say_what_was_found_and_expected() -> None:
@@ -204,7 +243,9 @@ def test_refusals_say_what_was_found_and_expected() -> None:
         percentile([1, 2], 90)
     with pytest.raises(UsageError, match=r"found samples of shape \(0,\), expected at least one"):
         percentile([], 0.5)
-    with pytest.raises(UsageError, match="found 3 blocks in common, expected at least 4; measure for longer"):
-        block_bootstrap_ratio([1, 2, 3], [0, 1, 2], [1, 2, 3], [0, 1, 2], seed=0)
-    with pytest.raises(UsageError, match="found 2 and 1 samples with 1 and 1 block numbers"):
-        block_bootstrap_ratio([1, 2], [0], [1], [0], seed=0)
+    with pytest.raises(UsageError, match="found 3 launches in common, expected at least 4; measure for longer"):
+        launch_ratio(([1, 2, 3, 4], [0, 1, 2, 3]), ([1, 2, 3], [0, 1, 2]))
+    with pytest.raises(UsageError, match="found 1 launches, expected at least 4"):
+        across_launches([1, 2], [0, 0])
+    with pytest.raises(UsageError, match="found 2 samples with 1 launch numbers"):
+        launch_ratio(([1, 2], [0]), ([1], [0]))

@@ -29,6 +29,58 @@ def test_the_shipped_suites_ask_for_enough_calls() -> None:
     assert quick.max_seconds <= 6
 
 
+@pytest.mark.parametrize("name", ["quick", "full", "cpu", "cuda", "mobile", "web"])
+def test_the_shipped_suites_launch_often_enough_for_a_speedup(name: str) -> None:
+    suite = load_suite(name)
+    # Processes differ by 2.5 %: the mean of twelve pairs is then within 3 % in 99 of a hundred runs.
+    assert suite.launches >= 12
+    # A message to a process costs its parent 0.2 ms, which is to be below 1 % of a block.
+    assert suite.block_ms >= 40
+    assert suite.cold_starts == 0 or suite.cold_starts >= suite.launches
+
+
+EFFORT = Suite("s", 120, 12.0, 5, 0, False, min_blocks=24, launches=12)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "calls", "seconds", "more"),
+    [
+        (0, 0, 0.0, True),
+        (1, 100, 9.0, True),  # half of a pair of passes would favour an end of the row
+        (2, 10, 0.1, False),  # a twelfth of the blocks and calls
+        (2, 9, 0.1, True),
+        (2, 9, 0.6, False),  # two more passes would take longer than a twelfth of the time
+        (3, 9, 9.0, True),
+    ],
+)
+def test_a_launch_takes_its_share_of_the_suite(blocks: int, calls: int, seconds: float, more: bool) -> None:
+    assert EFFORT.wants_block(blocks, calls=calls, seconds=seconds) is more
+
+
+@pytest.mark.parametrize(
+    ("launches", "timed_s", "launching_s", "more"),
+    [
+        (0, 0.0, 0.0, True),
+        (3, 99.0, 99.0, True),  # with fewer than four there would be no speed-up at all
+        (4, 9.0, 9.0, True),
+        (4, 10.0, 1.0, False),  # a fifth would end after 12.5 s
+        (4, 1.0, 20.0, False),  # so slow to load that launching would take twice as long as timing may
+        (11, 2.0, 2.0, True),
+        (12, 2.0, 2.0, False),
+    ],
+)
+def test_launches_go_on_until_there_are_enough_or_time_is_over(
+    launches: int, timed_s: float, launching_s: float, more: bool
+) -> None:
+    assert EFFORT.wants_launch(launches, timed_s=timed_s, launching_s=launching_s) is more
+
+
+def test_a_single_launch_may_be_asked_for() -> None:
+    one = Suite("s", 120, 12.0, 5, 0, False, launches=1)
+    assert one.wants_launch(0, timed_s=0.0, launching_s=0.0)
+    assert not one.wants_launch(1, timed_s=0.0, launching_s=0.0)
+
+
 @pytest.mark.parametrize("name", ["cpu", "cuda", "mobile", "web"])
 def test_the_suites_of_machines_name_what_they_run(name: str) -> None:
     from edgekd.device.runtimes import RUNTIMES
@@ -57,6 +109,7 @@ def test_a_suite_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
         ({"min_calls": 0}, "found min_calls = 0, expected a number above 0"),
         ({"block_ms": -5}, "found block_ms = -5"),
         ({"max_seconds": '"long"'}, "found max_seconds = 'long'"),
+        ({"launches": 0}, "found launches = 0, expected a number from 1"),
         ({"memory": 1}, "found memory = 1, expected true or false"),
         ({"timeout_seconds": 0}, "found timeout_seconds = 0, expected a number above 0"),
         ({"runtimes": "[1]"}, r"found runtimes = \(1,\), expected a list of names"),

@@ -34,7 +34,7 @@ def _series(
     random = np.random.default_rng(seed)
     block = np.repeat(np.arange(blocks), per_block)
     level = 1e6 * (1 + slope * block / max(1, blocks - 1))
-    return Series((level * random.lognormal(0, 0.03, len(block))).astype(np.int64), block, min_calls)
+    return Series((level * random.lognormal(0, 0.03, len(block))).astype(np.int64), block, block // 2, min_calls)
 
 
 def test_a_quiet_machine_is_valid() -> None:
@@ -105,7 +105,7 @@ def test_too_few_calls_are_a_reason_that_counts_them() -> None:
 def test_calls_without_independence_are_too_few() -> None:
     block = np.repeat(np.arange(24), 20)
     halves = np.where(block < 12, 1_000_000, 1_050_000)
-    told = judge(QUIET, {"a": Series(halves, block, 192)})
+    told = judge(QUIET, {"a": Series(halves, block, np.zeros_like(block), 192)})
     assert told["reasons"] == ["too few samples: the calls of a are too much alike in time to tell p50"]
 
 
@@ -152,7 +152,7 @@ def test_conditions_are_differences_between_two_readings() -> None:
         clock_s=104.0, parent_cpu_s=1.02, steal_ticks=18, busy_ticks=1600, total_ticks=10_800, pressure_us=6_000_000,
         throttled_periods=9, thermal_events=1, frequency_mhz=2400.0,
     )  # fmt: skip
-    c = between(BEFORE, after, threads=1, own_cpu_s=3.6, waited_s=0.2, timed_s=3.8, cores=2)
+    c = between([(BEFORE, after)], threads=1, own_cpu_s=3.6, waited_s=0.2, timed_s=3.8, cores=2)
     assert c.seconds == 4.0
     assert c.steal_share == pytest.approx(8 / 800)
     assert c.pressure_share == pytest.approx(0.25)
@@ -167,8 +167,36 @@ def test_conditions_are_differences_between_two_readings() -> None:
 
 def test_conditions_of_what_a_system_does_not_tell_are_none() -> None:
     nothing = Readings(0.0, 0.0, None, None, None, None, None, None, None)
-    c = between(nothing, replace(nothing, clock_s=1.0), threads=1, own_cpu_s=0.0, waited_s=None, timed_s=0.0, cores=2)
-    assert c.steal_share is c.pressure_share is c.competing_cores is c.waited_share is c.clock_fall is None
+    spans = [(nothing, replace(nothing, clock_s=1.0))]
+    for c in (
+        between(spans, threads=1, own_cpu_s=0.0, waited_s=None, timed_s=0.0, cores=2),
+        between([], threads=1, own_cpu_s=0.0, waited_s=None, timed_s=0.0, cores=2),
+    ):
+        assert c.steal_share is c.pressure_share is c.competing_cores is c.waited_share is c.clock_fall is None
+
+
+def test_conditions_are_those_of_the_timed_parts_and_not_of_what_lies_between() -> None:
+    """A launch that the machine is busy with (starting processes is our own work) touches no share."""
+    after = replace(
+        BEFORE, clock_s=104.0, parent_cpu_s=1.02, busy_ticks=1600, total_ticks=10_800, pressure_us=5_100_000
+    )
+    launched = replace(
+        after, clock_s=200.0, parent_cpu_s=50.0, busy_ticks=9000, total_ticks=20_000, pressure_us=99_000_000
+    )
+    ended = replace(launched, clock_s=204.0, parent_cpu_s=50.02, total_ticks=20_800, pressure_us=99_300_000)
+    c = between([(BEFORE, after), (launched, ended)], threads=1, own_cpu_s=3.6, waited_s=0.2, timed_s=3.8, cores=2)
+    assert c.seconds == 8.0
+    assert c.parent_share == pytest.approx(0.04 / 8)
+    assert c.pressure_share == pytest.approx(0.4 / 8)
+    assert c.competing_cores == pytest.approx(600 / 1600 * 2 - 3.64 / 8)
+
+
+def test_reading_the_counters_is_no_part_of_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(verdict, "_pressure_us", lambda root: next(seconds))
+    monkeypatch.setattr(verdict.time, "monotonic", lambda: float(next(seconds)))
+    assert verdict.read().clock_s == 1.0, "the clock after the counters"
+    assert verdict.read(ends=True).clock_s == 2.0, "the clock before them"
 
 
 def _write(root: Path, files: dict[str, str]) -> Path:
