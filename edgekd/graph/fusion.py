@@ -1,7 +1,8 @@
 """What a transformer's layers consist of, joined before it is quantized: QuantizeLinear and DequantizeLinear between
 the parts would keep onnxruntime from joining them when it loads the file.
 
-The joined operators (SkipLayerNormalization, BiasGelu, Attention) are onnxruntime's own, of the domain com.microsoft.
+The joined operators (SkipLayerNormalization, BiasGelu, MultiHeadAttention, Attention) are onnxruntime's own, of the
+domain com.microsoft.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import numpy as np
 from onnx import ModelProto
 
+from edgekd.graph.attention import fuse_attention
 from edgekd.graph.quantizers import name_nodes, silence
 from edgekd.graph.sessions import RUNTIME_ERRORS, open_graph
+from edgekd.spec import Array
 
 _TOLERANCE = 1e-3
 _BATCH, _LENGTH = 2, 6
@@ -36,12 +39,19 @@ def fuse(ready: ModelProto, *, attention: bool) -> ModelProto:
     if not {"MatMul", "Softmax"} <= kinds or not kinds & {"LayerNormalization", "ReduceMean"}:
         return ready
     try:
-        fused = _fused(ready, attention=attention)
+        fused = _with_attention(_fused(ready, attention=attention))
     except _FAILURES:
         return ready
     if len(fused.graph.node) >= len(ready.graph.node) or not _same(ready, fused):
         return ready
     return name_nodes(fused)
+
+
+def _with_attention(ready: ModelProto) -> ModelProto:
+    """A copy with attention as one operator, or `ready` itself where there is none or it would not say the same."""
+    joined = ModelProto()
+    joined.CopyFrom(ready)
+    return joined if fuse_attention(joined) and _same(ready, joined) else ready
 
 
 def _fused(ready: ModelProto, *, attention: bool) -> ModelProto:
@@ -68,17 +78,32 @@ def _same(ready: ModelProto, fused: ModelProto) -> bool:
     try:
         first, second = open_graph(ready), open_graph(fused)
         rng = np.random.default_rng(0)
-        feeds = {}
+        feeds: dict[str, Array] = {}
+        turned: dict[str, Array] = {}
         for spec in first.inputs:
             shape = [size if isinstance(size, int) else _LENGTH for size in spec.shape]
             if spec.shape and isinstance(spec.shape[0], str):
                 shape[0] = _BATCH
             is_float = np.dtype(spec.dtype).kind == "f"
-            values = rng.standard_normal(shape) if is_float else np.ones(shape)
-            feeds[spec.name] = values.astype(spec.dtype)
-        wanted, found = first.run(feeds), second.run(feeds)
+            # Ids of tokens, or marks of those that count; the second text is padded with 0, or (turned) with the last.
+            last = _last_id(ready, spec.name)
+            marks = rng.integers(1, last + 1, shape)
+            marks[1:, ..., _LENGTH // 2 :] = 0
+            feeds[spec.name] = (rng.standard_normal(shape) if is_float else marks).astype(spec.dtype)
+            turned[spec.name] = feeds[spec.name] if is_float else (last - marks).astype(spec.dtype)
+        return all(_close(first.run(given), second.run(given)) for given in (feeds, turned))
     except RUNTIME_ERRORS:
         return False
+
+
+def _last_id(model: ModelProto, name: str) -> int:
+    """The largest number that the integer input `name` takes for sure: the last row of what it looks up, else 1."""
+    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather" and node.input[1] == name}
+    rows = [tensor.dims[0] for tensor in model.graph.initializer if tensor.name in tables and len(tensor.dims) == 2]
+    return max(min(rows, default=2) - 1, 1)
+
+
+def _close(wanted: dict[str, Array], found: dict[str, Array]) -> bool:
     return all(
         found[name].shape == array.shape
         and np.abs(found[name].astype(np.float64) - array).max(initial=0.0)

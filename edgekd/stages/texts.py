@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from edgekd.data.vocabulary import shrink
 from edgekd.device.tokens import TOKENIZER, tokenize_step, vocabulary_of, with_tokenizers
 from edgekd.errors import DataError
 from edgekd.references import locate
@@ -69,8 +70,6 @@ def with_vocabulary(
     counts = np.zeros(vocabulary_of(step).size, np.int64)
     for piece in pieces(whole.train.x):
         counts += np.bincount(piece.ravel(), minlength=len(counts))
-    from edgekd.data.vocabulary import shrink
-
     content, _ = shrink(step.content, counts, step.vocabulary)
     smaller = replace(step, file=TOKENIZER, content=content, vocabulary=None)
     pad = vocabulary_of(smaller).pad

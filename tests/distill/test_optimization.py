@@ -72,7 +72,8 @@ def test_precision_is_float32_unless_it_helps() -> None:
     def chosen(
         model: str, shape: tuple[int, ...], capabilities: dict[str, Any], asked: str = "auto"
     ) -> tuple[str, str]:
-        module = build_model(model, num_outputs=10, input_shape=shape)
+        texts = 500 if model.startswith(("encoder", "bow", "text_cnn")) else None
+        module = build_model(model, num_outputs=10, input_shape=shape, vocabulary=texts)
         found = choose_precision(asked, CPU, module, shape, capabilities=capabilities)
         return found.name, found.reason
 
@@ -81,6 +82,9 @@ def test_precision_is_float32_unless_it_helps() -> None:
     assert chosen("cnn_l", (3, 32, 32), {}) == ("float32", "this CPU has no bfloat16 instructions")
     assert chosen("cnn_l", (1, 8, 8), BF16) == ("float32", "bfloat16 pays from images of 28x28 on")
     assert chosen("mlp_l", (784,), BF16) == ("float32", "bfloat16 pays from images of 28x28 on")
+    assert chosen("encoder_s", (32,), BF16)[0] == "bfloat16"
+    for small in ("encoder_xs", "bow_m", "text_cnn_m"):
+        assert chosen(small, (32,), BF16)[0] == "float32"
     for narrow_or_depthwise in ("cnn_s", "dscnn_l", "mlp_l"):
         assert chosen(narrow_or_depthwise, (3, 32, 32), BF16) == (
             "float32",
