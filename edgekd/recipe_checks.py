@@ -79,6 +79,7 @@ ROOTS = {
     "arrays": "the .npz or .csv file",
     "webdataset": "the .tar file, or a folder of them",
     "text": "the .csv, .tsv or .jsonl file, or a folder with train.* (and dev.*, test.*)",
+    "huggingface": "a name on the hub, such as 'stanfordnlp/sst2', or a folder",
     "sst2": "the folder that holds sst2/ (or set EDGEKD_DATA)",
     "clinc150": "the folder that holds clinc150/ (or set EDGEKD_DATA)",
     "arrow": "the .arrow or .parquet file, or a folder of them (as datasets.save_to_disk leaves it)",

@@ -93,6 +93,8 @@ def resolve_paths(tables: dict[str, Any], folder: Path, *, only: str | None = No
         if only not in (None, section, f"{section}.{key}") or not isinstance(table, dict):
             continue
         value = table.get(key)
+        if (section, key) == ("data", "root") and table.get("kind") == "huggingface":
+            continue  # a name on the hub; a folder is given from here
         if isinstance(value, str) and ((section, key) in PATHS or value.endswith(".toml")):
             table[key] = str(folder / Path(value).expanduser())
     preprocess = tables.get("preprocess")

@@ -31,6 +31,7 @@ KINDS: dict[str, str] = {
     "webdataset": "edgekd.data.webdataset:read",
     "arrow": "edgekd.data.arrow:read",
     "text": "edgekd.data.text:read",
+    "huggingface": "edgekd.data.huggingface:read",
     "sst2": "edgekd.data.text:read_sst2",
     "clinc150": "edgekd.data.text:read_clinc150",
 }

@@ -14,7 +14,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def read(request: Request) -> Source:
     files = _splits(root) if root.is_dir() else {"train": root}
     text, target = request.text, request.target or ("label",)
     parts = {name: _read(path, text, target) for name, path in files.items()}
-    return _source(parts, request, name=root.name.partition(".")[0], licence="not stated", target=target)
+    return source(parts, request, name=root.name.partition(".")[0], licence="not stated", target=target)
 
 
 def read_sst2(request: Request) -> Source:
@@ -54,7 +54,7 @@ def read_sst2(request: Request) -> Source:
     files = _splits(_folder(request, "sst2"))
     parts = {name: _read(path, "sentence", ("label",)) for name, path in files.items()}
     named = ("negative", "positive")
-    return _source(parts, request, name="sst2", licence="not stated (cite Socher et al. 2013)", labels=named)
+    return source(parts, request, name="sst2", licence="not stated (cite Socher et al. 2013)", labels=named)
 
 
 def read_clinc150(request: Request) -> Source:
@@ -69,7 +69,7 @@ def read_clinc150(request: Request) -> Source:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}); expected the publisher's data_full.json") from error
     labels = sorted({row[1][0] for row in parts["train"]} - {OUT_OF_SCOPE})
-    return _source(parts, request, name="clinc150", licence="CC-BY-3.0", labels=(*labels, OUT_OF_SCOPE))
+    return source(parts, request, name="clinc150", licence="CC-BY-3.0", labels=(*labels, OUT_OF_SCOPE))
 
 
 def _folder(request: Request, name: str) -> Path:
@@ -84,7 +84,7 @@ def _folder(request: Request, name: str) -> Path:
     return folder
 
 
-def _source(
+def source(
     parts: dict[str, Rows],
     request: Request,
     *,
@@ -93,6 +93,7 @@ def _source(
     labels: Sequence[str] = (),
     target: Sequence[str] = ("label",),
 ) -> Source:
+    """What becomes of the (text, labels) of each split; `labels` name the classes where the recipe does not."""
     if request.prepare is None or not request.steps or '"tokenize"' not in request.steps:
         raise DataError(
             f"{name} holds texts, and nothing says how they become numbers; put "
@@ -168,7 +169,7 @@ def _read(path: Path, text: str | None, target: Sequence[str]) -> Rows:
     rows: Rows = []
     problems: list[str] = []
     for line, record in _records(path, kind, lines, problems):
-        column = _text_column(path, record, text, target)
+        column = text_column(path, record, text, target)
         cells = [record.get(name) for name in (column, *target)]
         empty = [name for name, cell in zip((column, *target), cells) if cell is None or not str(cell).strip()]
         if empty:
@@ -215,12 +216,14 @@ def _records(path: Path, kind: str, text: str, problems: list[str]) -> Iterator[
         raise DataError(f"{path}, line {reader.line_num}: not readable as {kind[1:]} ({error})") from error
 
 
-def _text_column(path: Path, record: dict[str, Any], text: str | None, target: Sequence[str]) -> str:
+def text_column(place: object, columns: Iterable[str], text: str | None, target: Sequence[str]) -> str:
+    """The column of the texts: the one called so, "text", or the only one that is no target."""
+    columns = list(columns)
     for name in target:
-        if name not in record:
-            raise DataError(f"{path}: data.target: there is no column '{name}'. {nearest(name, record)}")
-    others = [name for name in record if name not in target]
+        if name not in columns:
+            raise DataError(f"{place}: data.target: there is no column '{name}'. {nearest(name, columns)}")
+    others = [name for name in columns if name not in target]
     wanted = text or ("text" if "text" in others or len(others) != 1 else others[0])
     if wanted not in others:
-        raise DataError(f"{path}: data.text: there is no column '{wanted}' of texts. {nearest(wanted, others)}")
+        raise DataError(f"{place}: data.text: there is no column '{wanted}' of texts. {nearest(wanted, others)}")
     return wanted

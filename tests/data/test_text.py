@@ -164,3 +164,37 @@ def test_sst2_and_clinc150_as_their_publishers_lay_them_out() -> None:
     assert len(clinc.labels) == 151
     assert clinc.labels[-1] == "oos"
     assert int((clinc.test.y == 150).sum()) == 1000
+
+
+def test_a_data_set_of_hugging_face_by_its_place(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
+    for name, rows in (("train", LINES[:6]), ("validation", LINES[6:9]), ("test", LINES[9:])):
+        write(tmp_path / f"{name}.jsonl", rows)
+    found = load(tmp_path, kind="huggingface")
+    assert [len(found.train), len(found.val), len(found.test)] == [6, 3, 3]
+    assert texts(found) == dict(LINES)
+    with pytest.raises(DataError, match="there is no column 'mark'"):
+        load(tmp_path, kind="huggingface", target=["mark"])
+
+
+def test_names_of_classes_come_with_the_data_set_and_hidden_labels_are_no_test(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
+    features = datasets.Features(
+        {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
+    )
+    for name, marks in (("train", [n % 2 for n in range(12)]), ("test", [-1] * 3)):
+        table = datasets.Dataset.from_dict(
+            {"sentence": [f"{name} {n}" for n in range(len(marks))], "label": marks}, features
+        )
+        table.to_parquet(tmp_path / f"{name}.parquet")
+    found = load(tmp_path, kind="huggingface")
+    assert found.labels == ("no", "yes")
+    assert sum(map(len, (found.train, found.val, found.test))) == 12
+
+
+def test_a_name_that_leads_nowhere_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DataError, match=r"'nobody/nothing' cannot be loaded: .*expected the name of a data set"):
+        load(Path("nobody/nothing"), kind="huggingface")
