@@ -156,16 +156,34 @@ class LowRankSection(Section):
     energy: Share | None = None
 
 
+class InitSection(Section):
+    """`[student.init]`: an hf: student made from its teacher (edgekd.distill.models.from_teacher).
+
+    `of` says from which weights: those in the folder ("pretrained"), or those of this run's teacher ("trained"). The
+    student alone begins with the folder's in any case.
+    """
+
+    layers: str | Annotated[tuple[int, ...], BeforeValidator(as_tuple)] | None = None
+    hidden_size: Annotated[int, Field(ge=1)] | None = None
+    intermediate_size: Annotated[int, Field(ge=1)] | None = None
+    attention_heads: Annotated[int, Field(ge=1)] | None = None
+    by: Literal["truncate", "svd"] = "truncate"
+    pooler: Literal["keep", "drop"] = "keep"
+    of: Literal["pretrained", "trained"] = "pretrained"
+
+
 class StudentSection(Section):
     """`[student]`: a model by reference; `weights` are those that its training starts from.
 
-    With `prune` (the share of channels that goes) or `low_rank` it is trained whole, cut, and trained again.
+    With `init` it takes over layers of its teacher. With `prune` (the share of channels that goes) or `low_rank` it is
+    trained whole, cut, and trained again.
     """
 
     model: str
     args: dict[str, Any] = {}
     weights: str | None = None
     licence: str | None = None
+    init: InitSection | None = None
     prune: Share | None = None
     prune_by: Literal["l1", "batch_norm", "taylor"] = "l1"
     low_rank: LowRankSection | None = None

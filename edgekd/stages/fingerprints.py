@@ -15,7 +15,7 @@ from edgekd.device.suites import load_suite
 from edgekd.files import sha256_file
 from edgekd.recipe_checks import SYNTHETIC
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
-from edgekd.references import code_sha256
+from edgekd.references import code_sha256, locate
 from edgekd.stages import diet, mixing
 from edgekd.stages.aware import config as trained_config
 from edgekd.stages.aware import terms as trained_terms
@@ -222,12 +222,23 @@ def _model(
         # How it is asked, and how much it counts beside others, does not change what it answers.
         without = (*without, "request", "weight", "labels")
     reference = section.model or ""
+    if isinstance(section, StudentSection) and section.init is None:
+        without = (*without, "init")
     return {
         "section": section.model_dump(mode="json", exclude={"licence", *files, *without}),
         "files": {key: None if path is None else sha256_file(path) for key, path in files.items()},
         "code": code_sha256(reference, space.search_path),
         **(_tools("torchvision") if reference.startswith("torchvision:") else {}),
+        **(_hugging_face(space, reference[3:]) if reference.startswith("hf:") else {}),
     }
+
+
+def _hugging_face(space: Workspace, reference: str) -> Inputs:
+    """What the folder of a model holds; of an id on the hub only the name is known."""
+    folder = locate(reference, space.search_path)
+    names = ("config.json", "tokenizer.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
+    paths = [] if folder is None else [folder / name for name in names if (folder / name).is_file()]
+    return {"folder": {path.name: sha256_file(path) for path in paths}, **_tools("transformers")}
 
 
 def _labels(space: Workspace) -> Inputs:

@@ -50,8 +50,16 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
             input_shape=space.prepared.input_shape,
             args=section.args,
             search_path=space.search_path,
+            tokens=() if space.prepared.vocabulary is None else space.prepared.vocabulary.tokens,
+            init=_init(section),
             **reads(space),
         )
+
+
+def _init(section: Any) -> dict[str, Any] | None:
+    """What the student takes over from its teacher, as `build_model` wants it."""
+    found = section.init if isinstance(section, StudentSection) else None
+    return None if found is None else found.model_dump(exclude={"of"}, exclude_none=True)
 
 
 def reads(space: Workspace) -> dict[str, Any]:
@@ -418,9 +426,28 @@ def _beginning(space: Workspace, name: str, section: Any) -> nn.Module:
         return diet.begin(space, name)
     # A generation begins where no other did; teachers of one kind are different ones.
     module = build(space, section, seed=space.recipe.seed + _number_of(name))
+    if name == "student" and section.init is not None and section.init.of == "trained":
+        _take_over(space, module)
     if name in CUT and section.weights is not None:
         load_weights(module, Path(section.weights))
     return module
+
+
+def _take_over(space: Workspace, student: nn.Module) -> None:
+    """Make the student once more, of the teacher that was trained in this run. Raises `RecipeError` for another one."""
+    from edgekd.distill.models.from_teacher import parse_init, student_from
+    from edgekd.distill.models.hub import HuggingFace
+
+    teacher = load_trained(space, "teacher") if space.recipe.teacher.model is not None else None
+    if not isinstance(teacher, HuggingFace) or not isinstance(student, HuggingFace):
+        raise RecipeError(
+            "student.init.of = 'trained' makes the student of this run's teacher, which is no hf: model; take "
+            "of = 'pretrained', or an hf: model as teacher.model"
+        )
+    made = student_from(
+        teacher.model, parse_init(_init(space.recipe.student) or {}), rows=teacher.rows, pad=student.pad
+    )
+    student.model.load_state_dict(made.state_dict())
 
 
 def _only_students(space: Workspace, name: str) -> dict[str, Any]:

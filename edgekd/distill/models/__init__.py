@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgekd.distill.models.hub import hugging_face_model, timm_model
+from edgekd.distill.models.hub import hugging_face_model, text_classifier, timm_model
 from edgekd.distill.models.vision import torchvision_model
 from edgekd.distill.models.weights import count, load_weights, save_weights
 from edgekd.distill.modules import evaluating
@@ -83,6 +83,8 @@ def build_model(
     input_shape: Sequence[int],
     vocabulary: int | None = None,
     pad: int = 0,
+    tokens: Sequence[str] = (),
+    init: Mapping[str, Any] | None = None,
     args: Mapping[str, Any] | None = None,
     search_path: str | PathLike[str] | None = None,
     check: bool = True,
@@ -94,6 +96,8 @@ def build_model(
                  its signature names them
     input_shape  shape of one model-ready sample, without the batch axis: (1, 28, 28), (784,); (L,) of a text
     vocabulary   for texts: number of token ids. A sample is then a row of them (int64), padded with `pad`
+    tokens       what the ids stand for, for hf: models, which bring their own vocabulary
+    init         of an hf: model: a smaller one made from it (`edgekd.distill.models.from_teacher`)
     args         further keyword arguments of the model
     search_path  folder in which the user's modules are found, usually that of the recipe
 
@@ -103,6 +107,11 @@ def build_model(
     otherwise, for an unknown name or argument, and for a model of texts where there is no vocabulary.
     """
     own = dict(args or {})
+    if init is not None and not (reference.startswith("hf:") and vocabulary is not None):
+        raise ModelError(
+            f'{reference}: only a text model of Hugging Face can be made from another one; take model = "hf:FOLDER" '
+            "with the step tokenize, or leave out student.init"
+        )
     family, _, name = reference.partition(":")
     if vocabulary is not None and (family in ("torchvision", "timm") or reference in MODELS.keys() - TEXT_MODELS):
         raise ModelError(
@@ -115,7 +124,13 @@ def build_model(
         model = timm_model(name, num_outputs=num_outputs, args=own)
     elif family == "hf":
         folder = locate(name, search_path)
-        model = hugging_face_model(str(folder or name), num_outputs=num_outputs, args=own)
+        source = str(folder or name)
+        if vocabulary is None:
+            model = hugging_face_model(source, num_outputs=num_outputs, args=own)
+        else:
+            model = text_classifier(
+                source, num_outputs=num_outputs, vocabulary=vocabulary, pad=pad, tokens=tokens, args=own, init=init
+            )
     elif ":" not in reference and reference not in MODELS:
         raise ModelError(
             f"unknown model '{reference}'. {nearest(reference, MODELS)}. Others: torchvision:NAME, timm:NAME, "

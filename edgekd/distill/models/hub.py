@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgekd.distill.models.from_teacher import parse_init, student_from
 from edgekd.distill.models.vision import import_torchvision
 from edgekd.errors import MissingExtra, ModelError, nearest
 from edgekd.spec import Array, TensorSpec
@@ -42,17 +43,37 @@ def timm_model(name: str, *, num_outputs: int, args: Mapping[str, Any]) -> nn.Mo
 
 
 class HuggingFace(nn.Module):
-    """A transformers model with tensors in the order of `inputs` and named tensors out: "logits" where it has them."""
+    """A transformers model with tensors in the order of `inputs` and named tensors out: "logits" where it has them.
 
-    def __init__(self, model: nn.Module, inputs: tuple[TensorSpec, ...], vocabulary: int) -> None:
+    pad   of a model that reads input_ids alone: which of them are padding. Its attention mask is made of it
+    rows  (V,) its own id of each id that it is given, where these are other ones: a tokenizer that was cut down
+    """
+
+    rows: torch.Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        vocabulary: int,
+        *,
+        pad: int | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.inputs = inputs
         self.vocabulary = vocabulary
+        self.pad = pad
+        self.register_buffer("rows", rows)
         self.has_logits = "For" in type(model).__name__  # a head; BertModel gives hidden states
 
     def forward(self, *args: torch.Tensor) -> dict[str, torch.Tensor]:
         given = dict(zip((spec.name for spec in self.inputs), args))
+        if self.pad is not None:
+            given["attention_mask"] = (given["input_ids"] != self.pad).to(torch.int64)
+        if self.rows is not None:
+            given["input_ids"] = self.rows[given["input_ids"]]
         found = self.model(**given, return_dict=True)
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor) and name != "loss"}
 
@@ -66,6 +87,98 @@ def hugging_face_model(reference: str, *, num_outputs: int | None, args: Mapping
     Nothing of the folder is executed. Raises `ModelError` for a folder that cannot be read, `MissingExtra` without
     transformers.
     """
+    model = _load(reference, num_outputs=num_outputs, args=args, is_classifier=False)
+    return HuggingFace(model.eval(), _inputs(model), int(getattr(model.config, "vocab_size", 2) or 2))
+
+
+def text_classifier(
+    reference: str,
+    *,
+    num_outputs: int,
+    vocabulary: int,
+    pad: int,
+    tokens: Sequence[str] = (),
+    args: Mapping[str, Any],
+    init: Mapping[str, Any] | None = None,
+) -> HuggingFace:
+    """The model of `hugging_face_model` as a classifier that reads input_ids (N, L) alone, padded with `pad`.
+
+    A folder that holds no classifier (BERT as it was pretrained) gets a fresh head, drawn from torch's generator.
+
+    vocabulary  number of ids that it is given
+    tokens      what they stand for; none: their order is that of the weights that will be loaded
+    init        a student made from it (`edgekd.distill.models.from_teacher`), with rows for these ids only. Without it
+                the model keeps all of its rows, and reads the ids of a smaller vocabulary through a map
+
+    Raises `ModelError` for ids that are not the model's and, as `from_teacher` does, for an `init` that does not fit.
+    """
+    model = _load(reference, num_outputs=num_outputs, args=args, is_classifier=True)
+    if str(model.main_input_name) != "input_ids":
+        raise ModelError(
+            f"hf:{reference} reads '{model.main_input_name}', but the samples are texts; take a text model"
+        )
+    rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary, tokens=tokens)
+    if init is not None:
+        model, rows = student_from(model, parse_init(init), rows=rows, pad=pad), None
+    return HuggingFace(model, (TensorSpec("input_ids", "int64", ("N", "L")),), vocabulary, pad=pad, rows=rows)
+
+
+def rows_of(reference: str, size: int, *, vocabulary: int, tokens: Sequence[str]) -> torch.Tensor | None:
+    """(vocabulary,) the model's own ids of `tokens`, as its own tokenizer says; None where both are the same.
+
+    `size` is that of its table. Without `tokens` the ids count up: weights that are loaded bring the right ones.
+    """
+    own = _own_tokens(reference)
+    if tokens and own is not None:
+        strange = [token for token in tokens if token and token not in own]
+        ids = [own.get(token, 0) for token in tokens]
+        if strange or (vocabulary == size and ids != list(range(size))):
+            found = f"does not know {len(strange)} of the {len(tokens)} tokens of the data ({_some(strange)})"
+            raise ModelError(
+                f"hf:{reference} {found if strange else 'numbers its tokens in another order'}: the texts were "
+                "tokenized with another tokenizer. Take the model's own in preprocess.steps (tokenize): "
+                f'file = "{reference}", or a teacher that reads these tokens'
+            )
+    elif vocabulary > size or (tokens and vocabulary < size):
+        raise ModelError(
+            f"hf:{reference} has rows for {size} tokens, but the texts have {vocabulary}, and its folder holds no "
+            "tokenizer.json that says which is which; take the model's own tokenizer in preprocess.steps (tokenize)"
+        )
+    else:
+        ids = list(range(vocabulary))
+    return None if vocabulary == size else torch.tensor(ids, dtype=torch.int64)
+
+
+def _own_tokens(reference: str) -> dict[str, int] | None:
+    """Token to id, as the tokenizer.json (or vocab.txt) beside the model says; None where there is none."""
+    found = _file_of(reference, "tokenizer.json")
+    if found is not None:
+        table = json.loads(found.read_text(encoding="utf-8"))
+        vocabulary = table["model"]["vocab"]
+        if not isinstance(vocabulary, dict):
+            vocabulary = {name: number for number, (name, _) in enumerate(vocabulary)}
+        return {**{item["content"]: item["id"] for item in table.get("added_tokens") or ()}, **vocabulary}
+    found = _file_of(reference, "vocab.txt")
+    if found is None:
+        return None
+    return {name: number for number, name in enumerate(found.read_text(encoding="utf-8").splitlines())}
+
+
+def _file_of(reference: str, name: str) -> Path | None:
+    if Path(reference).exists():
+        path = Path(reference, name)
+        return path if path.is_file() else None
+    hub = importlib.import_module("huggingface_hub")  # comes with transformers, and has the model's files by now
+    path = hub.try_to_load_from_cache(reference, name)
+    return Path(path) if isinstance(path, str) else None
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def _load(reference: str, *, num_outputs: int | None, args: Mapping[str, Any], is_classifier: bool) -> Any:
+    """The transformers model; with `is_classifier` with a head for classes, whatever the folder holds."""
     transformers = _import("transformers", "hf", purpose=f"hf:{reference}")
     folder = Path(reference)
     if folder.exists() and not (folder / "config.json").is_file():
@@ -77,26 +190,27 @@ def hugging_face_model(reference: str, *, num_outputs: int | None, args: Mapping
             config = transformers.AutoConfig.from_pretrained(reference, trust_remote_code=False, **args)
             name = next(iter(config.architectures or ()), "AutoModel")
             kind = getattr(transformers, name, transformers.AutoModel)
-            if num_outputs is not None and "Classification" in name:
+            if is_classifier and "SequenceClassification" not in name:
+                kind = transformers.AutoModelForSequenceClassification
+                kind = kind._model_mapping[type(config)]
+            if num_outputs is not None and (is_classifier or "Classification" in name):
                 config.num_labels = num_outputs
             if folder.exists() and not any((folder / item).is_file() for item in _WEIGHTS):
                 build = kind.from_config if kind is transformers.AutoModel else kind._from_config
-                model = build(config, attn_implementation=changes["attn_implementation"])
-            else:
-                model = kind.from_pretrained(
-                    reference,
-                    config=config,
-                    attn_implementation=changes["attn_implementation"],
-                    ignore_mismatched_sizes=True,
-                    trust_remote_code=False,
-                )
+                return build(config, attn_implementation=changes["attn_implementation"])
+            return kind.from_pretrained(
+                reference,
+                config=config,
+                attn_implementation=changes["attn_implementation"],
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
             f"hf:{reference} cannot be loaded: {first}; expected a folder that save_pretrained wrote, or the id of a "
             "model on the hub, which needs the network"
         ) from error
-    return HuggingFace(model.eval(), _inputs(model), int(getattr(config, "vocab_size", 2) or 2))
 
 
 def read_inputs(module: HuggingFace, names: Sequence[str]) -> None:
@@ -152,10 +266,14 @@ def _few(name: str, known: list[str]) -> str:
 
 @contextmanager
 def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """Loading prints a report on a fresh head; that is what was asked for."""
-    level = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity(logging.CRITICAL)
+    """Loading prints a report on a fresh head, which is what was asked for, and a bar of its own."""
+    log = transformers.utils.logging
+    level, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity(logging.CRITICAL)
+    log.disable_progress_bar()
     try:
         yield
     finally:
-        transformers.logging.set_verbosity(level)
+        log.set_verbosity(level)
+        if has_bars:
+            log.enable_progress_bar()
