@@ -24,7 +24,7 @@ from edgekd.device.candidates import Candidate, Samples, check_request
 from edgekd.device.isolation import Crew
 from edgekd.device.loadgen import LoadGen, why_missing
 from edgekd.device.machine import describe, versions
-from edgekd.device.rows import describe_candidate, judged, make_row, raw_samples
+from edgekd.device.rows import describe_candidate, judged, make_row, raw_samples, series
 from edgekd.device.running import Progress, Run
 from edgekd.device.suites import Suite, load_suite
 from edgekd.errors import MissingHere, UsageError
@@ -83,10 +83,7 @@ def benchmark(
         run.start_cold()
         if profile:
             run.profile()
-    series = {
-        plan.candidate.id: verdict.Series(measured.latency_ns, measured.block, measured.launch, effort.min_calls)
-        for plan, measured in run.timed()
-    }
+    told = {plan.candidate.id: series(plan, measured, min_calls=effort.min_calls) for plan, measured in run.timed()}
     by_id = {plan.candidate.id: (plan, measured) for plan, measured in run.all()}
     reference = None if against is None else by_id[against]
     return {
@@ -108,5 +105,5 @@ def benchmark(
         "data": None if samples is None else samples.describe(),
         "conditions": asdict(conditions),
         "interrupted": run.interrupted,
-        "verdict": verdict.judge(conditions, series, interrupted=run.interrupted),
+        "verdict": verdict.judge(conditions, told, interrupted=run.interrupted),
     }

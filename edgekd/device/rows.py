@@ -14,6 +14,7 @@ from edgekd.device.metrics import Contributions, agreement, contributions, drop_
 from edgekd.device.postprocess import as_judged
 from edgekd.device.quality import class_numbers, further_metrics, per_class, worst_samples
 from edgekd.device.statistics import latency_interval, launch_ratio, median_interval
+from edgekd.device.verdict import Series
 from edgekd.errors import UsageError
 from edgekd.spec import Array, Interval
 
@@ -37,6 +38,7 @@ class Measured:
     seconds: float = 0.0
     cpu_s: float = 0.0
     waited_s: float | None = 0.0
+    interrupted: float | None = 0.0
     warm_up: dict[str, Any] | None = None
     golden: str | None = None
     golden_problem: str | None = None
@@ -203,9 +205,22 @@ def launch_of_calls(raw: Mapping[str, Any]) -> NDArray[np.intp]:
     return np.repeat(np.repeat(np.arange(len(launches)), launches), np.asarray(raw["block"], np.int64))
 
 
+def series(plan: Plan, measured: Measured, *, min_calls: int) -> Series:
+    """What the verdict judges of one candidate."""
+    waited, interrupted = measured.waited_s, measured.interrupted if plan.candidate.threads == 1 else None
+    return Series(
+        measured.latency_ns,
+        measured.block,
+        measured.launch,
+        min_calls,
+        None if waited is None or not measured.seconds else waited / measured.seconds,
+        None if interrupted is None or not measured.calls else interrupted / measured.calls,
+    )
+
+
 def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
     """The candidate as results.json lists it."""
-    candidate = plan.candidate
+    candidate, told = plan.candidate, series(plan, measured, min_calls=0)
     plain: dict[str, Any] = {
         "id": candidate.id,
         "model": str(candidate.model),
@@ -216,6 +231,8 @@ def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
         "options": dict(candidate.options),
         "golden": measured.golden,
         "warm_up": measured.warm_up,
+        "waited_share": told.waited_share,
+        "interrupted_share": told.interrupted_share,
     }
     if measured.golden_problem is not None:
         plain["golden_problem"] = measured.golden_problem

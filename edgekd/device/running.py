@@ -103,14 +103,10 @@ class Run:
                 self._warm_up()
                 launching_s += time.monotonic() - begin
                 self._time_launch(len(self._spans))
-        measured = [item for _, item in self.timed()]
-        waited = [item.waited_s for item in measured]
         return verdict.between(
             self._spans,
             threads=max((plan.candidate.threads for plan, _ in self.timed()), default=1),
-            own_cpu_s=sum(item.cpu_s for item in measured),
-            waited_s=None if None in waited else sum(value for value in waited if value is not None),
-            timed_s=sum(item.seconds for item in measured),
+            own_cpu_s=sum(item.cpu_s for _, item in self.timed()),
         )
 
     def drive(self, loadgen: LoadGen) -> None:
@@ -291,8 +287,8 @@ class Run:
         measured.calls += answer["n"]
         measured.seconds += answer["seconds"]
         measured.cpu_s += answer["cpu_s"]
-        waited = answer["waited_s"]
-        measured.waited_s = None if waited is None or measured.waited_s is None else measured.waited_s + waited
+        measured.waited_s = _added(measured.waited_s, answer["waited_s"])
+        measured.interrupted = _added(measured.interrupted, answer["interrupted"])
 
     def _collect(self, index: int, launch: int) -> None:
         out, measured = self._crew.folder / str(index) / "latency.npy", self._measured[index]
@@ -301,6 +297,11 @@ class Run:
         measured.latency_ns = np.concatenate([measured.latency_ns, latency])
         measured.block = np.concatenate([measured.block, block])
         measured.launch = np.concatenate([measured.launch, np.full(len(block), launch)])
+
+
+def _added(sum_so_far: float | None, more: float | None) -> float | None:
+    """The sum, or None once something is not known."""
+    return None if sum_so_far is None or more is None else sum_so_far + more
 
 
 def folder_name(candidate: str) -> str:

@@ -22,12 +22,14 @@ from edgekd.device.statistics import early_stopping_minimum, independent_calls
 
 STEAL = 0.02  # of the time of all cores
 PRESSURE = 0.20  # of the time somebody waited for a core
-WAITED = 0.05  # of the timed time our own threads waited for a core
+WAITED = 0.05  # of the timed time a candidate's threads waited for a core
+INTERRUPTED = 0.005  # of the calls of one thread: half of what lies above p99
 COMPETING = 0.25  # cores by which others and we together exceed the machine
 PARENT = 0.02  # of one core
 CLOCK = 0.15  # fall of the clock frequency
 DRIFT = 0.10  # between the first and the last third of the blocks
 DRIFT_SIGMAS = 4.0
+CLOSE = "close other programs, or measure when the machine is idle"
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,6 @@ class Conditions:
     steal_share: float | None
     pressure_share: float | None
     competing_cores: float | None
-    waited_share: float | None
     parent_share: float
     throttled_periods: int | None
     thermal_events: int | None
@@ -64,12 +65,19 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Series:
-    """The timed calls of one candidate, in order, with the numbers of the block and of the launch of each."""
+    """The timed calls of one candidate, in order, with the numbers of the block and of the launch of each.
+
+    waited_share       of the timed time in which its threads were ready and had no core; None where nobody tells
+    interrupted_share  of its calls, at most, in which the core was taken from it; None also for several threads,
+                       which wait for each other's cores without an interruption
+    """
 
     latency_ns: NDArray[np.int64]
     block: NDArray[np.int64]
     launch: NDArray[np.int64]
     min_calls: int
+    waited_share: float | None = None
+    interrupted_share: float | None = None
 
 
 def read(*, ends: bool = False, root: Path = ROOT) -> Readings:
@@ -96,11 +104,9 @@ def between(
     *,
     threads: int,
     own_cpu_s: float,
-    waited_s: float | None,
-    timed_s: float,
     cores: int | None = None,
 ) -> Conditions:
-    """What happened in `spans` (each two readings), while our children used `own_cpu_s` and timed for `timed_s` s."""
+    """What happened in `spans` (each two readings), while our children used `own_cpu_s`."""
     seconds = max(1e-9, sum(after.clock_s - before.clock_s for before, after in spans))
     count = cores or os.cpu_count() or 1
     total = _increase([(before.total_ticks, after.total_ticks) for before, after in spans])
@@ -119,7 +125,6 @@ def between(
         steal_share=None if steal is None or not total else steal / total,
         pressure_share=None if pressure is None else pressure / 1e6 / seconds,
         competing_cores=competing,
-        waited_share=None if waited_s is None or timed_s <= 0 else waited_s / timed_s,
         parent_share=parent / seconds,
         throttled_periods=_increase([(before.throttled_periods, after.throttled_periods) for before, after in spans]),
         thermal_events=_increase([(before.thermal_events, after.thermal_events) for before, after in spans]),
@@ -130,7 +135,8 @@ def between(
 def judge(conditions: Conditions, series: Mapping[str, Series], *, interrupted: bool = False) -> dict[str, Any]:
     """`{"value": "VALID" or "INVALID", "reasons": [...], "advice": [...]}`; advice once per kind of reason."""
     # Without a timed call the time between the readings is next to nothing, and no share of it says anything.
-    found = [*(_about_machine(conditions) if series else []), *_about_series(series)]
+    tells = all(item.waited_share is not None for item in series.values())
+    found = [*(_about_machine(conditions, waits_known=tells) if series else []), *_about_series(series)]
     if interrupted:
         found.insert(0, ("interrupted: the measurement was ended early", "let it run to its end"))
     reasons = [reason for reason, _ in found]
@@ -157,9 +163,8 @@ def drift(latency_ns: NDArray[np.int64], block: NDArray[np.int64]) -> float:
     return shift if abs(shift) > DRIFT_SIGMAS * noise else 0.0
 
 
-def _about_machine(c: Conditions) -> list[tuple[str, str]]:
+def _about_machine(c: Conditions, *, waits_known: bool) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
-    close = "close other programs, or measure when the machine is idle"
     if c.steal_share is not None and c.steal_share > STEAL:
         found.append(
             (
@@ -167,19 +172,12 @@ def _about_machine(c: Conditions) -> list[tuple[str, str]]:
                 "measure on a machine of your own, or a virtual one with dedicated cores",
             )
         )
-    if c.pressure_share is not None and c.pressure_share > PRESSURE:
+    # Programs that wait for each other's cores are none of our business where it is known whether ours waited.
+    if not waits_known and c.pressure_share is not None and c.pressure_share > PRESSURE:
         found.append(
             (
                 f"CPU pressure: programs waited for a core {c.pressure_share:.0%} of the time (limit {PRESSURE:.0%})",
-                close,
-            )
-        )
-    if c.waited_share is not None and c.waited_share > WAITED:
-        found.append(
-            (
-                f"competing load: the timed process waited for its core {c.waited_share:.1%} of the time "
-                f"(limit {WAITED:.0%})",
-                close,
+                CLOSE,
             )
         )
     if c.competing_cores is not None and c.competing_cores + c.threads > c.cores + COMPETING:
@@ -187,7 +185,7 @@ def _about_machine(c: Conditions) -> list[tuple[str, str]]:
             (
                 f"competing load: other programs kept {c.competing_cores:.1f} of {c.cores} cores busy, and "
                 f"{c.threads} {'is' if c.threads == 1 else 'are'} needed",
-                close,
+                CLOSE,
             )
         )
     if c.parent_share > PARENT:
@@ -231,6 +229,9 @@ def _about_series(series: Mapping[str, Series]) -> list[tuple[str, str]]:
             found.append((f"too few samples: {name} has {len(item.latency_ns)} of {item.min_calls} calls", longer))
         elif independent_calls(item.latency_ns, item.launch, 0.5) < early_stopping_minimum(0.5):
             found.append((f"too few samples: the calls of {name} are too much alike in time to tell p50", longer))
+        if _held_up(item):
+            waited = f"{name} waited for its core {item.waited_share:.1%} of the time (limit {WAITED:.0%})"
+            found.append((f"competing load: {waited}", CLOSE))
         shift = drift(item.latency_ns, item.block)
         if abs(shift) > DRIFT:
             found.append(
@@ -240,6 +241,16 @@ def _about_series(series: Mapping[str, Series]) -> list[tuple[str, str]]:
                 )
             )
     return found
+
+
+def _held_up(item: Series) -> bool:
+    """Whether waiting for a core can have moved a percentile.
+
+    A call that is much shorter than a turn of the scheduler is hit seldom, however long the turns of others are.
+    """
+    if item.waited_share is None or item.waited_share <= WAITED:
+        return False
+    return item.interrupted_share is None or item.interrupted_share > INTERRUPTED
 
 
 def _increase(counters: Sequence[tuple[int | None, int | None]]) -> int | None:

@@ -209,9 +209,9 @@ def block(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
     The latencies stay here until `samples`, so that the parent has next to nothing to do meanwhile.
     """
-    cpu, waited = time.process_time(), runqueue_wait_s()
+    cpu, waited, switched = time.process_time(), runqueue_wait_s(), involuntary_switches()
     timing = time_calls(state.call, warmup=0, min_runs=LEAST_BLOCK_CALLS, min_seconds=float(command["seconds"]))
-    cpu_s, waited_after = time.process_time() - cpu, runqueue_wait_s()
+    cpu_s, waited_after, switched_after = time.process_time() - cpu, runqueue_wait_s(), involuntary_switches()
     state.latency_ns.extend(timing.latency_ns)
     state.block.extend([int(command["block"])] * len(timing.latency_ns))
     return {
@@ -219,6 +219,7 @@ def block(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
         "seconds": timing.seconds,
         "cpu_s": cpu_s,
         "waited_s": None if waited is None or waited_after is None else waited_after - waited,
+        "interrupted": None if switched is None or switched_after is None else switched_after - switched,
     }
 
 
@@ -268,6 +269,15 @@ def runqueue_wait_s(*, root: Path = memory.ROOT) -> float | None:
     except (OSError, IndexError):
         return None
     return waited / 1e9
+
+
+def involuntary_switches() -> int | None:
+    """How often a core was taken from a thread of this process that could have gone on; None where nobody tells."""
+    if sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 COMMANDS: dict[str, Callable[[State, Mapping[str, Any]], dict[str, Any]]] = {

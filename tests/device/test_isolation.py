@@ -101,6 +101,26 @@ def test_a_child_loads_times_and_hands_its_samples_over(tmp_path: Path) -> None:
     assert block.tolist() == [0] * counts[0] + [1] * counts[1]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux pins processes and counts what they wait")
+def test_a_block_tells_how_often_its_core_was_taken_away(tmp_path: Path) -> None:
+    core = max(os.sched_getaffinity(0))
+    hog = f"import os\nos.sched_setaffinity(0, {{{core}}})\nprint('here', flush=True)\nwhile True: pass"
+    with (
+        Child(stderr=tmp_path / "stderr") as child,
+        subprocess.Popen([sys.executable, "-c", hog], stdout=subprocess.PIPE) as other,
+    ):
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"here\n"
+        child.ask(_load(_model(tmp_path)))
+        child.ask({"do": "steady", "max_seconds": 0.01, "cores": [core]})
+        shared = child.ask({"do": "block", "seconds": 0.3, "block": 0})
+        other.kill()
+    assert shared["interrupted"] > 0
+    assert shared["waited_s"] > 0.03
+    # A turn of the other program ends one call: of thousands of short ones hardly any is hit.
+    assert shared["interrupted"] / shared["n"] < 0.05
+
+
 def test_outputs_of_all_samples_go_through_the_steps(tmp_path: Path) -> None:
     x = np.arange(260, dtype=np.uint8).reshape(130, 2)
     np.save(tmp_path / "x.npy", x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgekd.device.candidates import Candidate, Plan, Samples
 from edgekd.device.postprocess import Denormalize, PostStep, Sigmoid, Threshold
-from edgekd.device.rows import Measured, describe_candidate, judged, launch_of_calls, make_row, raw_samples
+from edgekd.device.rows import Measured, describe_candidate, judged, launch_of_calls, make_row, raw_samples, series
 from edgekd.spec import Array
 
 
@@ -175,6 +176,19 @@ def test_a_failed_reference_takes_only_the_comparison_with_it() -> None:
     row = make_row(_plan("a"), _measured(2.0), reference=teacher, samples=None, seed=0)
     assert row["speedup"] is None
     assert row["latency_ms"]["p50"] is not None
+
+
+def test_the_verdict_is_told_what_held_each_candidate_up() -> None:
+    measured = replace(_measured(1.0), waited_s=0.2, interrupted=48.0)
+    told = series(_plan("a"), measured, min_calls=7)
+    assert (told.waited_share, told.interrupted_share, told.min_calls) == (0.2, 0.05, 7)
+    described = describe_candidate(_plan("a"), measured)
+    assert (described["waited_share"], described["interrupted_share"]) == (0.2, 0.05)
+    two = replace(_plan("a"), candidate=Candidate("a", "m.onnx", threads=2))
+    # Threads that wake each other wait for a core without one being taken from them.
+    assert series(two, measured, min_calls=7).interrupted_share is None
+    assert series(_plan("a"), replace(measured, waited_s=None, interrupted=None), min_calls=7).waited_share is None
+    assert series(_plan("a"), Measured(), min_calls=7).waited_share is None
 
 
 def test_raw_samples_hold_every_call_and_can_be_cut_into_blocks() -> None:

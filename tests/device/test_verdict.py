@@ -19,7 +19,6 @@ QUIET = Conditions(
     steal_share=0.0,
     pressure_share=0.01,
     competing_cores=0.05,
-    waited_share=0.001,
     parent_share=0.003,
     throttled_periods=0,
     thermal_events=0,
@@ -47,7 +46,6 @@ def test_a_machine_that_tells_nothing_is_judged_by_its_samples() -> None:
         steal_share=None,
         pressure_share=None,
         competing_cores=None,
-        waited_share=None,
         throttled_periods=None,
         thermal_events=None,
         clock_fall=None,
@@ -61,7 +59,6 @@ def test_a_machine_that_tells_nothing_is_judged_by_its_samples() -> None:
     [
         ({"steal_share": 0.06}, "steal: the host took 6.0% of the CPU time away (limit 2%)", "dedicated cores"),
         ({"pressure_share": 0.5}, "CPU pressure: programs waited for a core 50% of the time", "close other programs"),
-        ({"waited_share": 0.12}, "the timed process waited for its core 12.0% of the time", "close other programs"),
         (
             {"competing_cores": 1.6},
             "competing load: other programs kept 1.6 of 2 cores busy, and 1 is needed",
@@ -90,8 +87,32 @@ def test_one_busy_core_beside_one_thread_on_two_cores_is_not_yet_a_reason() -> N
     assert judge(replace(QUIET, competing_cores=1.05, threads=2), {"a": _series()})["value"] == "INVALID"
 
 
+@pytest.mark.parametrize(
+    ("waited", "interrupted", "value"),
+    [
+        (0.12, None, "INVALID"),  # several threads, or a system that does not count
+        (0.12, 0.3, "INVALID"),  # calls of milliseconds: a turn of another program hits every third
+        (0.12, 0.001, "VALID"),  # calls of ten microseconds: one of a thousand, beyond p99
+        (0.04, 0.3, "VALID"),
+    ],
+)
+def test_waiting_for_a_core_counts_where_it_hits_calls(waited: float, interrupted: float | None, value: str) -> None:
+    told = judge(QUIET, {"a": replace(_series(), waited_share=waited, interrupted_share=interrupted)})
+    assert told["value"] == value
+    if value == "INVALID":
+        assert told["reasons"] == ["competing load: a waited for its core 12.0% of the time (limit 5%)"]
+        assert "close other programs" in told["advice"][0]
+
+
+def test_pressure_on_others_is_no_reason_where_it_is_known_that_ours_did_not_wait() -> None:
+    crowded = replace(QUIET, pressure_share=0.6)
+    quiet = replace(_series(), waited_share=0.01)
+    assert judge(crowded, {"a": quiet, "b": quiet})["value"] == "VALID"
+    assert judge(crowded, {"a": quiet, "b": _series()})["value"] == "INVALID"
+
+
 def test_the_same_advice_is_given_once() -> None:
-    told = judge(replace(QUIET, pressure_share=0.5, waited_share=0.5), {"a": _series()})
+    told = judge(replace(QUIET, pressure_share=0.5, competing_cores=2.0), {"a": _series()})
     assert len(told["reasons"]) == 2
     assert len(told["advice"]) == 1
 
@@ -152,13 +173,12 @@ def test_conditions_are_differences_between_two_readings() -> None:
         clock_s=104.0, parent_cpu_s=1.02, steal_ticks=18, busy_ticks=1600, total_ticks=10_800, pressure_us=6_000_000,
         throttled_periods=9, thermal_events=1, frequency_mhz=2400.0,
     )  # fmt: skip
-    c = between([(BEFORE, after)], threads=1, own_cpu_s=3.6, waited_s=0.2, timed_s=3.8, cores=2)
+    c = between([(BEFORE, after)], threads=1, own_cpu_s=3.6, cores=2)
     assert c.seconds == 4.0
     assert c.steal_share == pytest.approx(8 / 800)
     assert c.pressure_share == pytest.approx(0.25)
     # 600 of 800 ticks of two cores were busy: 1.5 cores, of which 3.62 s / 4 s were ours.
     assert c.competing_cores == pytest.approx(1.5 - 0.905)
-    assert c.waited_share == pytest.approx(0.2 / 3.8)
     assert c.parent_share == pytest.approx(0.005)
     assert c.throttled_periods == 2
     assert c.thermal_events == 0
@@ -169,10 +189,10 @@ def test_conditions_of_what_a_system_does_not_tell_are_none() -> None:
     nothing = Readings(0.0, 0.0, None, None, None, None, None, None, None)
     spans = [(nothing, replace(nothing, clock_s=1.0))]
     for c in (
-        between(spans, threads=1, own_cpu_s=0.0, waited_s=None, timed_s=0.0, cores=2),
-        between([], threads=1, own_cpu_s=0.0, waited_s=None, timed_s=0.0, cores=2),
+        between(spans, threads=1, own_cpu_s=0.0, cores=2),
+        between([], threads=1, own_cpu_s=0.0, cores=2),
     ):
-        assert c.steal_share is c.pressure_share is c.competing_cores is c.waited_share is c.clock_fall is None
+        assert c.steal_share is c.pressure_share is c.competing_cores is c.clock_fall is None
 
 
 def test_conditions_are_those_of_the_timed_parts_and_not_of_what_lies_between() -> None:
@@ -184,7 +204,7 @@ def test_conditions_are_those_of_the_timed_parts_and_not_of_what_lies_between() 
         after, clock_s=200.0, parent_cpu_s=50.0, busy_ticks=9000, total_ticks=20_000, pressure_us=99_000_000
     )
     ended = replace(launched, clock_s=204.0, parent_cpu_s=50.02, total_ticks=20_800, pressure_us=99_300_000)
-    c = between([(BEFORE, after), (launched, ended)], threads=1, own_cpu_s=3.6, waited_s=0.2, timed_s=3.8, cores=2)
+    c = between([(BEFORE, after), (launched, ended)], threads=1, own_cpu_s=3.6, cores=2)
     assert c.seconds == 8.0
     assert c.parent_share == pytest.approx(0.04 / 8)
     assert c.pressure_share == pytest.approx(0.4 / 8)
