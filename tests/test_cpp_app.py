@@ -19,7 +19,8 @@ from odd_images import STEP_LISTS, images
 from other_tasks import OTHER_TASKS, with_task
 from PIL import Image
 from test_embed import make_bundle
-from tokenizer_files import character_tokenizer
+from text_bundle import TEXTS, make_text_bundle
+from tokenizer_files import character_tokenizer, hostile_texts
 
 import edgekd
 from edgekd import assets
@@ -95,7 +96,7 @@ def run(program: Path, *args: str | Path, cwd: Path | None = None) -> subprocess
     return subprocess.run([program, *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=300, env=environ)
 
 
-def test_the_app_proves_itself_on_openvino(folder):
+def test_the_app_proves_itself_on_openvino(folder, for_texts):
     program = cpp_builds.with_openvino(folder, folder / "build")
     done = subprocess.run(["ctest", "--test-dir", folder / "build", "-V"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -103,6 +104,8 @@ def test_the_app_proves_itself_on_openvino(folder):
         done = run(program, "--self-test", "--bundle", folder / "student.edgekd", "--variant", variant)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout == f"self-test passed: {variant} gives its golden outputs here\n"
+    done = run(program, "--self-test", "--bundle", for_texts, "--variant", "float32")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_app_proves_itself_on_onnxruntime(folder, on_onnxruntime, tmp_path):
@@ -197,6 +200,78 @@ def test_files_of_pictures_are_read_as_pillow_reads_them(bundle, on_onnxruntime,
     done = run(on_onnxruntime, "--show", tmp_path / "alpha.pam", "--bundle", bundle)
     wanted = preprocess(parse_steps(Bundle.open(bundle).manifest["preprocess"]), alpha)
     np.testing.assert_allclose(np.array(done.stdout.split(), np.float32), wanted.ravel(), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def for_texts(tmp_path_factory) -> Path:
+    return make_text_bundle(tmp_path_factory.mktemp("cpp_texts"))
+
+
+def test_texts_are_answered_as_edgekd_answers_them(for_texts, on_onnxruntime):
+    for variant in ("float32", "int8_dynamic"):
+        done = run(on_onnxruntime, "--self-test", "--bundle", for_texts, "--variant", variant)
+        assert (done.returncode, done.stderr) == (0, "")
+    texts = [text for text in (*TEXTS, *hostile_texts(200)) if "\n" not in text and "\r" not in text]
+    command = [on_onnxruntime, "-", "--bundle", for_texts, "--top-k", "3"]
+    environ = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    done = subprocess.run(command, input="\n".join(texts).encode(), capture_output=True, timeout=300, env=environ)
+    lines = done.stdout.decode().split("\n")[:-1]
+    with edgekd.load(for_texts) as student:
+        wanted = [student.predict(text, top_k=3) for text in texts]
+    for line, text, answer in zip(lines, texts, wanted, strict=True):
+        assert line.startswith(f"{text}:  ")
+        told = re.findall(r"  (\w+) ([\d.e-]+)", line[len(text) :])
+        assert [label for label, _ in told] == [label for label, _ in answer.top]
+        assert [float(score) for _, score in told] == pytest.approx([s for _, s in answer.top], abs=1e-5)
+    note = "note: this text is longer than the model reads: its end was not looked at"
+    assert done.stderr.decode().splitlines() == [note] * sum(answer.truncated for answer in wanted)
+    done = run(on_onnxruntime, "--show", "book a Äble", "--bundle", for_texts)
+    with edgekd.load(for_texts) as student:
+        ids = preprocess(student.bundle.steps(), "book a Äble")
+    assert done.stdout.split() == [str(number) for number in ids]
+
+
+BAD_TEXT_BUNDLES = {
+    "trim without tokenize": (lambda m: m["preprocess"].pop(0), "preprocess is not tokenize, then trim"),
+    "scaled ids": (lambda m: m["preprocess"].append({"op": "scale"}), "preprocess is not tokenize, then trim"),
+    "tokenize twice": (lambda m: m["preprocess"].append(m["preprocess"][0]), "preprocess is not in order"),
+    "no file": (lambda m: m["preprocess"][0].pop("file"), "preprocess[0].file is missing"),
+    "another file": (
+        lambda m: m["preprocess"][0].update(file="x.json"),
+        "preprocess[0].file is not a file that 'files'",
+    ),
+    "too long": (lambda m: m["preprocess"][0].update(max_length=20_000), "not a whole number from 2 to 16384"),
+    "no padding": (lambda m: m["preprocess"][1].pop("pad"), "preprocess[1].pad is missing"),
+    "another padding": (lambda m: m["preprocess"][1].update(pad=1), None),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXT_BUNDLES)
+def test_bad_bundles_for_texts_are_refused(for_texts, on_onnxruntime, tmp_path, name):
+    change, text = BAD_TEXT_BUNDLES[name]
+    place = shutil.copytree(for_texts, tmp_path / "b")
+    edited(change)(place)
+    done = run(on_onnxruntime, "--self-test", "--bundle", place)
+    assert done.returncode == (1 if text is None else 3), done.stderr
+    assert (text or "self-test FAILED: float32: preprocessing differs by") in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bad_texts_are_refused(bundle, for_texts, on_onnxruntime, tmp_path):
+    done = run(on_onnxruntime, b"book \xff".decode("utf-8", "surrogateescape"), "--bundle", for_texts)
+    assert (done.returncode, done.stderr) == (3, "error: the text is not valid UTF-8 (byte 5); convert it first\n")
+    place = shutil.copytree(for_texts, tmp_path / "b")
+    data = (place / "tokenizer.json").read_bytes().replace(b'"WordPiece"', b'"BPE"')
+    (place / "tokenizer.json").write_bytes(data)
+    done = run(on_onnxruntime, "a", "--bundle", place)
+    assert "tokenizer.json in" in done.stderr
+    assert "was changed after the bundle was written" in done.stderr
+    record = {"sha256": sha256_bytes(data), "size_bytes": len(data)}
+    edited(lambda manifest: manifest["files"].update({"tokenizer.json": record}))(place)
+    done = run(on_onnxruntime, "a", "--bundle", place)
+    assert (done.returncode, "model.type is \"BPE\", expected 'WordPiece': distil with" in done.stderr) == (3, True)
+    done = run(on_onnxruntime, "a text", "--bundle", bundle)
+    assert (done.returncode, "cannot read a text; check the path" in done.stderr) == (3, True)
 
 
 BAD_BUNDLES = {

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import numpy as np
 import pytest
 from commands import ok, ok_json
 from file_kinds import kinds
-from javascript import node_modules, run_module, run_node
+from javascript import node, node_modules, run_module, run_node
 from odd_images import STEP_LISTS, encoded, images, picture
 from PIL import Image
 from test_embed import make_bundle
+from text_bundle import MAX_LENGTH, TEXTS, make_text_bundle
+from tokenizer_files import hostile_texts
 
 import edgekd
 from edgekd import assets
@@ -183,6 +186,113 @@ console.log(JSON.stringify(await student.predict({ shape: [8, 8, 1], data: Uint8
     assert found["uncertainty"] is None
 
 
+# --- texts ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def for_texts(tmp_path_factory) -> Path:
+    return make_text_bundle(tmp_path_factory.mktemp("texts"))
+
+
+def test_texts_are_answered_as_edgekd_answers_them(for_texts, app):
+    code = """
+import { openStudent } from "./index.js";
+const student = await openStudent(given.place);
+await student.warmUp();
+const alone = [];
+for (const text of given.texts) alone.push(await student.predict(text, { topK: 3 }));
+const batch = await student.predictBatch(given.texts);
+const bytes = await student.predict(new TextEncoder().encode(given.texts[0]));
+const ids = await student.predict({ shape: [3], data: Int32Array.from([2, 70, 3]) });
+console.log(JSON.stringify({ alone, maxTokens: student.maxTokens, bytes: bytes.label, ids: ids.outputs.logits.data,
+  same: batch.every(({ label, truncated }, at) => label === alone[at].label && truncated === alone[at].truncated) }));
+"""
+    texts = [*TEXTS, *hostile_texts(200)]
+    told = run_module(code, app, given={"place": str(for_texts), "texts": texts})
+    with edgekd.load(for_texts, variant="float32") as predictor:
+        wanted = [predictor.predict(text, top_k=3) for text in texts]
+        ids = predictor.predict(np.array([2, 70, 3])).outputs["logits"]
+    assert (told["same"], told["maxTokens"], told["bytes"]) == (True, MAX_LENGTH, wanted[0].label)
+    assert list(told["ids"].values()) == pytest.approx(ids.tolist(), abs=1e-5)
+    for found, answer in zip(told["alone"], wanted, strict=True):
+        assert (found["label"], found["truncated"]) == (answer.label, answer.truncated)
+        assert [one["score"] for one in found["top"]] == pytest.approx([score for _, score in answer.top], abs=1e-5)
+    assert 5 < sum(answer.truncated for answer in wanted) < 200
+
+
+def test_the_app_for_texts_proves_itself_and_says_what_it_did_not_read(for_texts, tmp_path):
+    app = tmp_path / "app"
+    assert "student.edgekd/tokenizer.json" in ok_json("embed", for_texts, "--app", "node", "--out", app)["files"]
+    (app / "node_modules").symlink_to(node_modules("onnxruntime-node"))
+    for variant in ("float32", "int8_dynamic"):
+        done = run_node("cli.js", "--self-test", "--variant", variant, cwd=app)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"self-test passed: {variant} gives its golden outputs here (8 samples)\n"
+    with edgekd.load(for_texts) as predictor:
+        labels = [predictor.predict(text).label for text in ("book a table", "a" * 90)]
+    done = run_node("cli.js", "book a table", "a" * 90, cwd=app)
+    assert [line.split(": ")[1].split()[0] for line in done.stdout.splitlines()] == labels
+    assert done.stdout.splitlines()[1].startswith("a" * 57 + "...: ")
+    assert done.stderr == "note: this text is longer than the model reads: its end was not looked at\n"
+    command = [node(), "cli.js", "-"]
+    done = subprocess.run(command, input=b"book a table\r\n\nx\n", cwd=app, capture_output=True)
+    assert [line.split(b": ")[0] for line in done.stdout.splitlines()] == [b"book a table", b"", b"x"]
+    done = subprocess.run(command, input=b"book \xff\n", cwd=app, capture_output=True)
+    assert (done.returncode, done.stderr) == (3, b"error: the standard input is not valid UTF-8; convert it first\n")
+
+
+def test_another_padding_fails_the_self_test_and_another_tokenizer_is_refused(for_texts, app, tmp_path):
+    padded = changed_bundle(for_texts, tmp_path / "padded", lambda manifest: manifest["preprocess"][1].update(pad=1))
+    done = run_node("cli.js", "--self-test", "--bundle", padded, cwd=app)
+    assert (done.returncode, "self-test FAILED: float32: preprocessing differs by" in done.stderr) == (1, True)
+    for damage, text in (
+        (
+            lambda data: data.replace(b'"WordPiece"', b'"Unigram"'),
+            "model.type is \"Unigram\", expected 'WordPiece': distil",
+        ),
+        (lambda data: data[:-9], "tokenizer.json is not readable as JSON .*; get a fresh copy"),
+    ):
+        place = tmp_path / f"other{len(text)}"
+        data = damage((for_texts / "tokenizer.json").read_bytes())
+        record = {"sha256": sha256_bytes(data), "size_bytes": len(data)}
+        changed_bundle(
+            for_texts, place, lambda manifest, record=record: manifest["files"].update({"tokenizer.json": record})
+        )
+        (place / "tokenizer.json").write_bytes(data)
+        done = run_node("cli.js", "a", "--bundle", place, cwd=app)
+        assert (done.returncode, re.search(text, done.stderr) is not None) == (3, True), done.stderr
+    (padded / "tokenizer.json").write_bytes(b"{}")
+    done = run_node("cli.js", "a", "--bundle", padded, cwd=app)
+    assert "tokenizer.json in" in done.stderr
+    assert "was changed after" in done.stderr
+
+
+def test_samples_that_are_no_texts_and_texts_for_images(bundle, for_texts, app):
+    code = """
+import { openStudent } from "./index.js";
+const told = [];
+for (const [place, x] of given) {
+  const student = await openStudent(place);
+  const sample = x.bytes ? Uint8Array.from(x.bytes) : x.ids ? { shape: [x.ids.length], data: x.ids } : x.text;
+  told.push(await student.predict(sample).then(() => "answered", (error) => `${error.name}: ${error.message}`));
+}
+console.log(JSON.stringify(told));
+"""
+    place = str(for_texts)
+    cases = [
+        (place, {"bytes": [97, 255]}, "the text is not valid UTF-8; decode it first"),
+        (place, {"ids": [99999]}, r"found the id 99999, expected 0 to \d+"),
+        (place, {"ids": [1.5]}, "found the id 1.5"),
+        (place, {"ids": [3] * 25}, "found 25 ids, expected a text, or 1 to 24 ids of tokens"),
+        (place, {"text": "a" * 10_000_001}, "the text has 10000001 characters, expected at most 10000000; pass a part"),
+        (place, {"text": "a" * 100_000}, None),
+        (str(bundle), {"text": "a"}, "found a text, but this model reads no texts; pass an image or array"),
+    ]
+    told = run_module(code, app, given=[case[:2] for case in cases])
+    for found, (_, _, text) in zip(told, cases, strict=True):
+        assert found == "answered" if text is None else re.search(f"StudentError: {text}", found), found
+
+
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
@@ -343,9 +453,10 @@ def manifest_problem(text: bytes) -> str | None:
     return None
 
 
-def test_any_changed_manifest_is_read_as_edgekd_reads_it(bundle, app):
+@pytest.mark.parametrize("kind", ["bundle", "for_texts"])
+def test_any_changed_manifest_is_read_as_edgekd_reads_it(request, kind, app):
     """Not only refused in one sentence: what the one reader takes, the other takes, and nothing else."""
-    source, good = random.Random(7), json.loads((bundle / "bundle.json").read_text())
+    source, good = random.Random(7), json.loads((request.getfixturevalue(kind) / "bundle.json").read_text())
     texts = []
     for at in range(MANIFESTS):
         text = bytearray(json.dumps(mutated(good, source) if at % 3 else good).encode())

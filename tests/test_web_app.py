@@ -18,6 +18,7 @@ from javascript import node_modules
 from odd_images import STEP_LISTS, encoded, images, picture
 from PIL import Image
 from test_embed import make_bundle
+from text_bundle import make_text_bundle
 
 import edgekd
 from edgekd.device.bundle import Bundle
@@ -281,6 +282,37 @@ def test_a_finger_a_picture_and_the_camera(bundle, app, tmp_path):
 
 
 # --- embed ------------------------------------------------------------------------------------------------------------
+
+
+def test_texts_are_written_answered_and_kept_for_offline(tmp_path):
+    bundle = make_text_bundle(tmp_path / "texts")
+    package = node_modules("onnxruntime-web") / "onnxruntime-web"
+    ok("embed", bundle, "--app", "web", "--out", tmp_path / "app", "--onnxruntime-web", package)
+    server = Server(tmp_path / "app")
+    write = "const area = document.getElementById('text'); area.value = {}; area.dispatchEvent(new Event('input'));"
+    with browser(tmp_path) as page:
+        page.open(f"{server.address}?self-test", SELF_TESTED)
+        assert text(page, "self-test").startswith("self-test passed: float32 gives its golden outputs here (8 samples")
+        assert page.run("return document.body.dataset.mode") == "text"
+        seen = "return [...document.querySelectorAll('nav, .tools, canvas')].map((one) => one.checkVisibility()).join()"
+        assert page.run(seen) == "false,false,false"
+        assert page.run("return document.getElementById('text').checkVisibility()") is True
+        page.wait("document.getElementById('offline').textContent == 'works offline'")
+        with edgekd.load(bundle, variant="float32") as student:
+            for sample in ("book a table for two", "ΟΔΥΣΣΕΥΣ Äther", "a " * 100):
+                answer = student.predict(sample, top_k=3)
+                page.run(write.format(json.dumps(sample)))
+                shares = ",".join(f"{100 * score:.1f} %" for _, score in answer.top)
+                page.wait(f"(() => {{ {SHARES} }})() == {shares!r}")
+                assert text(page, "label") == answer.label
+                cut = text(page, "time").startswith("only the first 24 tokens were read · ")
+                assert cut == answer.truncated == (len(sample) > 100)
+        page.run(write.format("''"))
+        page.wait("document.getElementById('label').textContent == '–'")
+        assert page.console == []
+        server.stop()
+        page.open(f"{server.address}?self-test", SELF_TESTED)
+        assert text(page, "self-test").startswith("self-test passed")
 
 
 def test_without_the_npm_package_the_one_line_is_told(bundle, tmp_path):

@@ -39,7 +39,8 @@ def generate(bundle: Bundle, variant: str | None, runtime: Path | None) -> Gener
     made = {**ort, "manifest.webmanifest": web_manifest(bundle.manifest["name"])}
     shell = {name: data for name, data in {**page, **made}.items() if not UNSEEN.fullmatch(name)}
     listed = bundle.manifest["files"]
-    used = [bundle.manifest["golden"]["file"], *bundle.manifest["variants"][chosen]["graphs"].values()]
+    golden = bundle.manifest["golden"]["file"]
+    used = [golden, *bundle.manifest["variants"][chosen]["graphs"].values(), *bundle.files()]
     hashes = {f"ort/{name}": "" for name in RUNTIME}  # listed where they are still to come, too
     hashes |= {name: sha256_bytes(data) for name, data in shell.items()}
     hashes |= {f"{STUDENT}/{name}": listed[name]["sha256"] for name in used}

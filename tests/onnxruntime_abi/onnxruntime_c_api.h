@@ -28,7 +28,8 @@ typedef enum { OrtMemTypeDefault = 0 } OrtMemType;
 typedef enum {
     ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED = 0,
     ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT = 1,
-    ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 = 2
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 = 2,
+    ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64 = 7
 } ONNXTensorElementDataType;
 
 typedef struct OrtApi {

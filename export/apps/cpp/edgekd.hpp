@@ -827,8 +827,9 @@ inline Array read_array(const std::filesystem::path &path) {
 
 // One step of pre- or postprocessing; BUNDLE.md says what each does.
 struct Step {
-    std::string op, filter = "bilinear", to = "CHW";
+    std::string op, filter = "bilinear", to = "CHW", file;
     bool white = false, antialias = true;
+    std::size_t max_length = 128, pad = 0;
     std::vector<std::size_t> size;  // height and width, or the shorter side
     double factor = 1.0 / 255.0, temperature = 1.0, value = 0.5;
     std::vector<double> mean = {0.0}, std = {1.0};
@@ -862,7 +863,10 @@ struct Manifest {
 
 inline bool is_spatial(const Step &step) {
     return step.op == "decode" || step.op == "to_rgb" || step.op == "to_grey" || step.op == "resize" ||
-           step.op == "center_crop";
+           step.op == "center_crop" || step.op == "tokenize";
+}
+inline bool reads_texts(const std::vector<Step> &steps) {
+    return !steps.empty() && steps.front().op == "tokenize";
 }
 
 inline std::vector<double> numbers_of(const Json &list, const std::string &where) {
@@ -899,6 +903,15 @@ inline Step step_of(const Json &table, const std::string &where, const std::vect
         if (!pair && (step.op == "center_crop" || size.is(Json::Kind::list))) {
             Json::wrong(place("size"), "[height, width]");
         }
+    }
+    if (step.op == "tokenize") {
+        step.file = table.at("file", where).text(place("file"));
+        if (const Json *found = get("max_length")) {
+            step.max_length = found->whole(place("max_length"), 2, max_side);
+        }
+    }
+    if (step.op == "trim") {
+        step.pad = table.at("pad", where).whole(place("pad"), 0, std::numeric_limits<std::int32_t>::max());
     }
     const auto one_of = [&](const char *key, std::string &into, const std::vector<std::string> &allowed) {
         if (const Json *found = get(key)) {
@@ -952,6 +965,12 @@ inline std::vector<Step> steps_of(const Json &manifest, const std::string &side,
             Json::wrong(side, "in order: decode, then steps on one sample, then scale, normalize and layout");
         }
     }
+    for (std::size_t i = 0; i < steps.size(); i++) {
+        const bool for_texts = steps[i].op == "tokenize" || steps[i].op == "trim";
+        if (for_texts != reads_texts(steps) || (i > 0 && steps[i].op == "tokenize")) {
+            Json::wrong(side, "tokenize, then trim, where texts are read, and neither where they are not");
+        }
+    }
     return steps;
 }
 
@@ -995,7 +1014,8 @@ inline Manifest parse_manifest(const std::string &text) {
         result.labels.push_back(label.text("labels"));
     }
     result.preprocess = steps_of(
-        json, "preprocess", {"decode", "to_rgb", "to_grey", "resize", "center_crop", "scale", "normalize", "layout"});
+        json, "preprocess",
+        {"decode", "to_rgb", "to_grey", "resize", "center_crop", "scale", "normalize", "layout", "tokenize", "trim"});
     result.postprocess = steps_of(json, "postprocess", {"softmax", "sigmoid", "denormalize", "threshold", "top_k"});
     result.inputs = tensors_of(json, "inputs");
     result.outputs = tensors_of(json, "outputs");
@@ -1020,6 +1040,9 @@ inline Manifest parse_manifest(const std::string &text) {
         }
         return value.text(where);
     };
+    if (reads_texts(result.preprocess) && result.files.count(result.preprocess.front().file) == 0) {
+        Json::wrong("preprocess[0].file", "a file that 'files' lists");
+    }
     const Json &variants = json.at("variants", "").table("variants");
     for (std::size_t i = 0; i < variants.keys().size(); i++) {
         const std::string &name = variants.keys()[i], where = "variants['" + name + "']";
@@ -1439,7 +1462,7 @@ inline Array prepare(const std::vector<Step> &steps, const Array &sample) {
     return std::visit(run, sample.data);
 }
 
-// A batch (N, ...) through scale, normalize and layout: float32.
+// A batch (N, ...) through scale, normalize and layout, or of ids through trim: float32, which holds every id.
 inline Array arithmetic(const std::vector<Step> &steps, const Array &batch) {
     Shape shape = batch.shape;
     Floats values = batch.as_floats();
@@ -1465,6 +1488,22 @@ inline Array arithmetic(const std::vector<Step> &steps, const Array &batch) {
             for (std::size_t i = 0; i < values.size(); i++) {
                 values[i] = (values[i] - mean[mean.size() == 1 ? 0 : i % last]) / std[std.size() == 1 ? 0 : i % last];
             }
+        } else if (step.op == "trim") {  // without the columns at the end that are padding in every row; one stays
+            if (shape.size() != 2 || shape[1] == 0) {
+                throw Error("trim: found a batch of shape " + text_of(shape) + ", expected ids (N, T)");
+            }
+            const std::size_t width = shape[1];
+            std::size_t kept = 1;
+            for (std::size_t i = 0; i < values.size(); i++) {
+                kept = values[i] == float(step.pad) ? kept : std::max(kept, i % width + 1);
+            }
+            Floats shorter;
+            for (std::size_t row = 0; row < shape[0]; row++) {
+                const auto from = values.begin() + static_cast<std::ptrdiff_t>(row * width);
+                shorter.insert(shorter.end(), from, from + static_cast<std::ptrdiff_t>(kept));
+            }
+            values = std::move(shorter);
+            shape[1] = kept;
         } else if (step.op == "layout" && step.to == "flat") {
             shape = {shape[0], count_of(Shape(shape.begin() + 1, shape.end()))};
         } else if (step.op == "layout") {
@@ -1730,6 +1769,8 @@ class Tokenizer {
 
     // The id that fills up short texts.
     std::int32_t pad() const { return pad_; }
+    // One more than the largest id.
+    std::int32_t size() const { return size_; }
 
     // The ids of a text in UTF-8 with the tokenizer's special tokens around them, at most `max_length`: what is too much
     // at the end is cut off.
@@ -1838,6 +1879,7 @@ class Tokenizer {
         for (std::size_t i = 0; i < tokens_.size(); i++) {
             const std::int32_t id = number(vocabulary.items()[i], "model.vocab['" + tokens_[i] + "']");
             vocabulary_[tokens_[i]] = id;
+            size_ = std::max(size_, id + 1);
             if (tokens_[i].compare(0, prefix.size(), prefix) == 0) {
                 following_[std::string_view(tokens_[i]).substr(prefix.size())] = id;
             }
@@ -1869,6 +1911,7 @@ class Tokenizer {
                 refuse(where + ".id is " + shown(given), std::to_string(id) + ", as tokenizers numbers it");
             }
             ids[content] = id;
+            size_ = std::max(size_, id + 1);
             if (flag(get(token, "single_word"), where + ".single_word")) {
                 refuse(where + ".single_word is true", "false");
             }
@@ -2075,7 +2118,7 @@ class Tokenizer {
     std::vector<std::string> tokens_;
     Ids vocabulary_, following_;  // what may follow within a word is without its prefix
     std::size_t longest_ = 0, longest_word_ = 100;
-    std::int32_t unknown_ = 0, pad_ = 0;
+    std::int32_t unknown_ = 0, pad_ = 0, size_ = 0;
     Finder raw_, normalized_;
     std::vector<std::int32_t> before_, after_;
 };
@@ -2215,8 +2258,9 @@ class Backend {
     virtual std::vector<Array> run(const Array &input) = 0;
 };
 
+// `dtype` of the input is float32, uint8 or int64; whole numbers of int64 come as floats, which hold every id of a token.
 struct Graph {
-    std::string bytes, input;
+    std::string bytes, input, dtype;
     std::vector<std::string> outputs;
     int threads = 1;
 };
@@ -2255,14 +2299,23 @@ class OnnxRuntime final : public Backend {
     std::vector<Array> run(const Array &input) override {
         const std::vector<std::int64_t> shape(input.shape.begin(), input.shape.end());
         const bool bytes = input.is_bytes();
+        std::vector<std::int64_t> ids;
+        if (graph_.dtype == "int64") {
+            ids.assign(input.floats().begin(), input.floats().end());
+        }
         // onnxruntime asks for a pointer that it may write to, and does not write to inputs.
-        void *data = bytes ? static_cast<void *>(const_cast<std::uint8_t *>(input.bytes().data()))
-                           : static_cast<void *>(const_cast<float *>(input.floats().data()));
+        void *data = bytes         ? static_cast<void *>(const_cast<std::uint8_t *>(input.bytes().data()))
+                     : ids.empty() ? static_cast<void *>(const_cast<float *>(input.floats().data()))
+                                   : static_cast<void *>(ids.data());
         Value given{nullptr, api_->ReleaseValue};
         OrtValue *raw = nullptr;
         check(api_->CreateTensorWithDataAsOrtValue(
-            memory_, data, input.count() * (bytes ? 1 : sizeof(float)), shape.data(), shape.size(),
-            bytes ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &raw));
+            memory_, data, input.count() * (bytes ? 1 : ids.empty() ? sizeof(float) : sizeof(std::int64_t)), shape.data(),
+            shape.size(),
+            bytes         ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
+            : ids.empty() ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
+                          : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+            &raw));
         given.reset(raw);
         const OrtValue *const inputs[] = {raw};
         const char *const name = graph_.input.c_str();
@@ -2340,7 +2393,7 @@ class OnnxRuntime final : public Backend {
 #ifdef EDGEKD_OPENVINO
 class OpenVino final : public Backend {
   public:
-    explicit OpenVino(const Graph &graph) : outputs_(graph.outputs) {
+    explicit OpenVino(const Graph &graph) : outputs_(graph.outputs), dtype_(graph.dtype) {
         try {
             ov::Core core;
             model_ = core.compile_model(core.read_model(graph.bytes, ov::Tensor()), "CPU",
@@ -2356,10 +2409,15 @@ class OpenVino final : public Backend {
         try {
             ov::InferRequest request = take();
             const ov::Shape shape(input.shape.begin(), input.shape.end());
+            std::vector<std::int64_t> ids;
+            if (dtype_ == "int64") {
+                ids.assign(input.floats().begin(), input.floats().end());
+            }
             // OpenVINO asks for a pointer that it may write to, and does not write to inputs.
             request.set_input_tensor(
                 input.is_bytes() ? ov::Tensor(ov::element::u8, shape, const_cast<std::uint8_t *>(input.bytes().data()))
-                                 : ov::Tensor(ov::element::f32, shape, const_cast<float *>(input.floats().data())));
+                : ids.empty()    ? ov::Tensor(ov::element::f32, shape, const_cast<float *>(input.floats().data()))
+                                 : ov::Tensor(ov::element::i64, shape, ids.data()));
             request.infer();
             std::vector<Array> results;
             for (const std::string &name : outputs_) {
@@ -2387,6 +2445,7 @@ class OpenVino final : public Backend {
     }
 
     std::vector<std::string> outputs_;
+    std::string dtype_;
     ov::CompiledModel model_;
     std::mutex mutex_;
     std::vector<ov::InferRequest> idle_;
@@ -2417,6 +2476,7 @@ struct Answer {
     std::optional<double> uncertainty;               // for classes: entropy, 0 (sure of one class) to 1 (all alike)
     Floats outputs;                                  // what the graph gave
     double latency_ms = 0;                           // everything; in a batch, the share of the whole
+    bool truncated = false;  // whether the text was longer than the model reads: its end was not looked at
 };
 
 struct Options {
@@ -2444,10 +2504,10 @@ class Student {
             throw Error("no variant '" + variant_ + "', expected one of " + known, 2);
         }
         const std::string &dtype = manifest.inputs.front().dtype;
-        if (manifest.inputs.size() != 1 || (dtype != "float32" && dtype != "uint8") ||
+        if (manifest.inputs.size() != 1 || (dtype != "float32" && dtype != "uint8" && dtype != "int64") ||
             manifest.outputs.front().dtype != "float32") {
             throw Error("the model reads " + std::to_string(manifest.inputs.size()) + " inputs, the first " + dtype +
-                        "; expected one of float32 or uint8 and a float32 output: use another runtime for it");
+                        "; expected one of float32, uint8 or int64 and a float32 output: use another runtime for it");
         }
         names_ = {manifest.outputs.front().name};
         for (const std::string &name : manifest.variants.at(variant_).golden) {
@@ -2456,8 +2516,11 @@ class Student {
             }
         }
         guarded([&] {
+            if (reads_texts(manifest.preprocess)) {
+                tokenizer_ = std::make_unique<const Tokenizer>(bundle_.read(manifest.preprocess.front().file));
+            }
             backend_ = options.open({bundle_.read(manifest.variants.at(variant_).graph), manifest.inputs.front().name,
-                                     names_, options.threads});
+                                     dtype, names_, options.threads});
         });
     }
 
@@ -2466,7 +2529,45 @@ class Student {
     const std::vector<std::string> &labels() const { return bundle_.manifest().labels; }
 
     // The answer for one sample: an image (H, W) or (H, W, C), or whatever array the model was trained on.
-    Answer predict(const Array &sample, std::size_t top_k = 1) const { return predict_batch({sample}, top_k).front(); }
+    Answer predict(const Array &sample, std::size_t top_k = 1) const {
+        return predict_batch(std::vector<Array>{sample}, top_k).front();
+    }
+    // The answer for a text in UTF-8.
+    Answer predict(const std::string &text, std::size_t top_k = 1) const {
+        return predict_batch(std::vector<std::string>{text}, top_k).front();
+    }
+
+    // Whether samples are texts.
+    bool reads_text() const { return tokenizer_ != nullptr; }
+
+    // The ids of a text's tokens, without padding.
+    Tokens tokens_of(const std::string &text) const {
+        if (tokenizer_ == nullptr) {
+            throw Error("found a text, but this model reads no texts; give an array");
+        }
+        return tokenizer_->encode(text, bundle_.manifest().preprocess.front().max_length);
+    }
+
+    // The answers for several texts, in their order; run together.
+    std::vector<Answer> predict_batch(const std::vector<std::string> &texts, std::size_t top_k = 1) const {
+        const auto started = std::chrono::steady_clock::now();
+        std::vector<Array> samples;
+        std::vector<bool> truncated;
+        guarded([&] {
+            for (const std::string &text : texts) {
+                const Tokens tokens = tokens_of(text);
+                samples.emplace_back(Shape{tokens.ids.size()}, Floats(tokens.ids.begin(), tokens.ids.end()));
+                truncated.push_back(tokens.truncated);
+            }
+        });
+        std::vector<Answer> answers = predict_batch(samples, top_k);
+        const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - started;
+        for (std::size_t i = 0; i < answers.size(); i++) {
+            answers[i].truncated = truncated[i];
+            answers[i].latency_ms = spent.count() / double(texts.size());
+        }
+        return answers;
+    }
 
     // The answers for several samples that preprocessing brings to one shape, in their order; run together.
     std::vector<Answer> predict_batch(const std::vector<Array> &samples, std::size_t top_k = 1) const {
@@ -2614,12 +2715,30 @@ class Student {
         }
     }
 
+    // The ids of a text's tokens (T) at the length that training saw.
+    Array padded(const Array &ids) const {
+        const std::size_t length = bundle_.manifest().preprocess.front().max_length;
+        if (ids.shape.size() != 1 || ids.is_bytes() || ids.count() == 0 || ids.count() > length) {
+            throw Error("found an array of shape " + text_of(ids.shape) + ", expected a text, or 1 to " +
+                        std::to_string(length) + " ids of tokens");
+        }
+        Floats row = ids.floats();
+        for (const float id : row) {
+            if (!(id >= 0 && id < float(tokenizer_->size()) && id == std::floor(id))) {
+                throw Error("found " + small(id) + " among the ids, expected whole numbers from 0 to " +
+                            std::to_string(tokenizer_->size() - 1));
+            }
+        }
+        row.resize(length, float(tokenizer_->pad()));
+        return Array({length}, std::move(row));
+    }
+
     // The samples, prepared, as one batch (N, ...).
     Array stack(const std::vector<Array> &samples) const {
         std::vector<Array> prepared;
         bool bytes = true;
         for (const Array &sample : samples) {
-            prepared.push_back(prepare(bundle_.manifest().preprocess, sample));
+            prepared.push_back(reads_text() ? padded(sample) : prepare(bundle_.manifest().preprocess, sample));
             bytes = bytes && prepared.back().is_bytes();
             if (prepared.back().shape != prepared.front().shape) {
                 throw Error("the samples have shapes " + text_of(prepared.front().shape) + " and " +
@@ -2656,7 +2775,7 @@ class Student {
                         text_of(Shape(input.shape.begin() + 1, input.shape.end())) + " (0: any)");
         }
         const std::size_t total = batch.shape[0], size = input.shape[0] == 0 ? total : input.shape[0];
-        if (size == total && (batch.is_bytes() ? "uint8" : "float32") == input.dtype) {
+        if (size == total && batch.is_bytes() == (input.dtype == "uint8")) {
             return check_outputs(backend_->run(batch), size);
         }
         const std::size_t each = total == 0 ? 0 : batch.count() / total;
@@ -2677,7 +2796,7 @@ class Student {
     }
 
     static Array typed(const Shape &shape, const Floats &values, const std::string &dtype) {
-        if (dtype == "float32") {
+        if (dtype != "uint8") {
             return Array(shape, values);
         }
         Bytes bytes;
@@ -2767,6 +2886,7 @@ class Student {
     Bundle bundle_;
     std::string variant_;
     std::vector<std::string> names_;
+    std::unique_ptr<const Tokenizer> tokenizer_;
     std::unique_ptr<Backend> backend_;
 };
 

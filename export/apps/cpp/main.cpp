@@ -2,6 +2,7 @@
 //
 //     app --self-test                       the golden vectors of the bundle; exit 0 when every one holds, 1 otherwise
 //     app digit.pgm sample.npy --top-k 3    what the student says; PGM, PPM, PAM (8 or 16 bits) or .npy
+//     app "book a table for two"            the same of a text, for a student of texts; - for each line of the input
 //     app --show sample.npy                 what the model reads of a sample, after preprocessing, one number per line
 //
 // Options: --bundle PATH (student.edgekd), --variant NAME, --threads N, --top-k N.
@@ -47,7 +48,7 @@ Arguments parse(const std::vector<std::string> &words) {
             } else {
                 (word == "--threads" ? result.options.threads : result.top_k) = whole(word, words[i]);
             }
-        } else if (word.compare(0, 1, "-") == 0) {
+        } else if (word.compare(0, 1, "-") == 0 && word != "-") {
             throw edgekd::Error(
                 "unknown option " + word + ", expected --self-test, --show, --bundle, --variant, --threads or --top-k",
                 2);
@@ -56,9 +57,46 @@ Arguments parse(const std::vector<std::string> &words) {
         }
     }
     if (result.inputs.empty() && !result.self_test) {
-        throw edgekd::Error("usage: app FILE... | app --self-test", 2);
+        throw edgekd::Error("usage: app FILE-OR-TEXT... | app --self-test", 2);
     }
     return result;
+}
+
+// The lines of the standard input.
+std::vector<std::string> lines() {
+    std::vector<std::string> result;
+    for (std::string line; std::getline(std::cin, line);) {
+        if (!line.empty() && line.back() == '\r') {
+            line.pop_back();
+        }
+        result.push_back(line);
+    }
+    return result;
+}
+
+void tell(const std::string &name, const edgekd::Answer &answer) {
+    std::cout << name << ":";
+    for (const auto &[label, score] : answer.top) {
+        std::cout << "  " << label << ' ' << score;
+    }
+    std::cout << '\n';
+    if (answer.truncated) {
+        std::cerr << "note: this text is longer than the model reads: its end was not looked at\n";
+    }
+}
+
+void run_on_texts(const edgekd::Student &student, const Arguments &arguments, std::size_t top_k) {
+    for (const std::string &input : arguments.inputs) {
+        for (const std::string &text : input == "-" ? lines() : std::vector<std::string>{input}) {
+            if (arguments.show) {
+                for (const std::int32_t id : student.tokens_of(text).ids) {
+                    std::cout << id << '\n';
+                }
+            } else {
+                tell(text, student.predict(text, top_k));
+            }
+        }
+    }
 }
 
 int run(const Arguments &arguments) {
@@ -73,6 +111,11 @@ int run(const Arguments &arguments) {
         }
         std::cout << "self-test passed: " << student.variant() << " gives its golden outputs here\n";
     }
+    const auto top_k = static_cast<std::size_t>(std::max(arguments.top_k, 0));
+    if (student.reads_text()) {
+        run_on_texts(student, arguments, top_k);
+        return 0;
+    }
     for (const std::string &name : arguments.inputs) {
         const edgekd::Array sample = edgekd::read_array(name);
         if (arguments.show) {
@@ -85,12 +128,7 @@ int run(const Arguments &arguments) {
             }
             continue;
         }
-        const edgekd::Answer answer = student.predict(sample, static_cast<std::size_t>(std::max(arguments.top_k, 0)));
-        std::cout << name << ":";
-        for (const auto &[label, score] : answer.top) {
-            std::cout << "  " << label << ' ' << score;
-        }
-        std::cout << '\n';
+        tell(name, student.predict(sample, top_k));
     }
     return 0;
 }

@@ -1,7 +1,7 @@
 // bundle.json, checked field by field before anything is believed. BUNDLE.md of edgekd is the specification.
 import { FRESH, StudentError, told } from "./errors.js";
 import { parseJson } from "./json.js";
-import { checkPostSteps, checkSteps } from "./steps.js";
+import { checkPostSteps, checkSteps, tokenizeStep } from "./steps.js";
 
 /**
  * @typedef {{name: string, dtype: string, shape: (number | string)[]}} TensorSpec
@@ -86,6 +86,8 @@ function checkManifest(manifest) {
     }
   }
   checkFiles(table(all.files, "files"));
+  const text = tokenizeStep(all.preprocess);
+  if (text !== undefined) checkListed(text.file, "preprocess[0].file", all.files);
   checkVariants(all);
   checkArrays(all);
 }

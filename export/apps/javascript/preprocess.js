@@ -1,4 +1,4 @@
-// From an image or array to what the model reads: what training did, number for number, and never with a canvas.
+// From an image, text or array to what the model reads: what training did, number for number, and never with a canvas.
 import { StudentError } from "./errors.js";
 import { decodeImage, withoutAlpha } from "./images.js";
 import { resize } from "./resize.js";
@@ -17,14 +17,15 @@ const GREY_WEIGHTS = [19595, 38470, 7471]; // ITU-R 601-2 luma in 1/65536
 
 /**
  * One sample through decode, to_rgb, to_grey, resize and center_crop: (H, W, C), bytes stay bytes.
- * @param {Step[]} steps
- * @param {Uint8Array | Sample} raw the bytes of an image file, or an array
+ * @param {import("./steps.js").Step[]} steps
+ * @param {Uint8Array | string | Sample} raw the bytes of an image file, or an array
  * @param {import("./images.js").OtherFormats} [others]
  * @returns {Promise<{shape: number[], data: Pixels}>}
  */
 export async function prepare(steps, raw, others) {
-  const spatial = steps.filter(isSpatial);
+  const spatial = /** @type {import("./steps.js").ImageStep[]} */ (steps.filter(isSpatial));
   const first = spatial[0];
+  if (typeof raw === "string") throw new StudentError("found a text, but this model reads no texts; pass an image or array");
   let image;
   if (raw instanceof Uint8Array) {
     if (first?.op !== "decode") throw new StudentError("this preprocessing decodes no files; pass {shape, data}");
@@ -42,6 +43,37 @@ export async function prepare(steps, raw, others) {
   return { shape: [image.height, image.width, image.channels], data: image.data };
 }
 
+/**
+ * The ids (max_length) of a text, padded, and whether it was longer; ids are taken as they are.
+ * @param {import("./steps.js").Tokenize} step
+ * @param {import("./tokenizer.js").Tokenizer} tokenizer
+ * @param {Uint8Array | string | Sample} raw a text, its bytes in UTF-8, or the ids of its tokens
+ * @returns {{shape: number[], data: Float32Array, truncated: boolean}}
+ */
+export function tokenized(step, tokenizer, raw) {
+  const length = step.max_length ?? 128;
+  const { ids, truncated } =
+    raw instanceof Uint8Array || typeof raw === "string"
+      ? tokenizer.encode(asText(raw), length)
+      : { ids: asNumbers(raw).data, truncated: false };
+  const rare = ids.find((id) => !Number.isInteger(id) || id < 0 || id >= tokenizer.size);
+  if (rare !== undefined) throw new StudentError(`found the id ${rare}, expected 0 to ${tokenizer.size - 1}`);
+  if (ids.length > length) throw new StudentError(`found ${ids.length} ids, expected a text, or 1 to ${length} ids of tokens`);
+  const data = new Float32Array(length).fill(tokenizer.pad);
+  data.set(ids);
+  return { shape: [length], data, truncated };
+}
+
+/** @param {Uint8Array | string} raw */
+function asText(raw) {
+  if (typeof raw === "string") return raw;
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(raw);
+  } catch {
+    throw new StudentError("the text is not valid UTF-8; decode it first, and pass it as a string");
+  }
+}
+
 /** @param {Sample} raw @returns {{shape: number[], data: Pixels}} */
 function asNumbers(raw) {
   const { shape, data } = raw ?? {};
@@ -54,7 +86,7 @@ function asNumbers(raw) {
   return { shape, data: bytes ? new Uint8Array(data.buffer, data.byteOffset, data.length) : Float32Array.from(data) };
 }
 
-/** @param {import("./steps.js").SpatialStep} step @param {Image} image @returns {Image} */
+/** @param {import("./steps.js").ImageStep} step @param {Image} image @returns {Image} */
 function applySpatial(step, image) {
   const { channels, data, height, width } = image;
   switch (step.op) {
@@ -132,7 +164,8 @@ function halfToEven(twice) {
 }
 
 /**
- * A batch (N, ...) of prepared samples through scale, normalize and layout, in float32.
+ * A batch (N, ...) of prepared samples through scale, normalize and layout, or of ids through trim, in float32, which
+ * holds every id.
  * @param {Step[]} steps
  * @param {NdArray} batch
  * @returns {{shape: number[], data: Float32Array}}
@@ -150,9 +183,27 @@ export function applyArithmetic(steps, batch) {
       normalize(data, shape, step);
     } else if (step.op === "layout") {
       [shape, data] = layOut(data, shape, step.to ?? "CHW");
+    } else if (step.op === "trim") {
+      [shape, data] = trim(data, shape, step.pad);
     }
   }
   return { shape, data };
+}
+
+/**
+ * Without the columns at the end that are padding in every row; one stays.
+ * @param {Float32Array<ArrayBuffer>} data @param {number[]} shape @param {number} pad @returns {[number[], Float32Array<ArrayBuffer>]}
+ */
+function trim(data, shape, pad) {
+  const [count, width] = /** @type {[number, number]} */ (shape);
+  if (shape.length !== 2) throw new StudentError(`trim: found the shape ${shape}, expected ids (N, T)`);
+  let kept = 1;
+  data.forEach((id, at) => {
+    if (id !== pad) kept = Math.max(kept, (at % width) + 1);
+  });
+  const result = new Float32Array(count * kept);
+  for (let row = 0; row < count; row += 1) result.set(data.subarray(row * width, row * width + kept), row * kept);
+  return [[count, kept], result];
 }
 
 /** @param {Float32Array} data @param {number[]} shape @param {{mean?: number[], std?: number[]}} step */

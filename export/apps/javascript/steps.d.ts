@@ -1,5 +1,7 @@
 /** @param {Step} step @returns {step is SpatialStep} */
 export function isSpatial(step: Step): step is SpatialStep;
+/** The step that makes ids of texts; undefined for a model of something else. @param {Step[]} steps @returns {Tokenize | undefined} */
+export function tokenizeStep(steps: Step[]): Tokenize | undefined;
 /**
  * What is wrong with the steps of a preprocessing; null where they can be done.
  * @param {Record<string, any>[]} steps
@@ -23,7 +25,13 @@ export type Resize = {
     filter?: "nearest" | "bilinear" | "bicubic";
     antialias?: boolean;
 };
-export type SpatialStep = Decode | {
+export type Tokenize = {
+    op: "tokenize";
+    file: string;
+    max_length?: number;
+    vocabulary?: number | null;
+};
+export type ImageStep = Decode | {
     op: "to_rgb";
 } | {
     op: "to_grey";
@@ -31,6 +39,7 @@ export type SpatialStep = Decode | {
     op: "center_crop";
     size: [number, number];
 };
+export type SpatialStep = ImageStep | Tokenize;
 export type ArithmeticStep = {
     op: "scale";
     factor?: number;
@@ -41,6 +50,9 @@ export type ArithmeticStep = {
 } | {
     op: "layout";
     to?: "CHW" | "HWC" | "flat";
+} | {
+    op: "trim";
+    pad: number;
 };
 export type Step = SpatialStep | ArithmeticStep;
 export type PostStep = {

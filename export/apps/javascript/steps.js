@@ -3,14 +3,17 @@
 /**
  * @typedef {{op: "decode", exif?: boolean, alpha?: "black" | "white"}} Decode
  * @typedef {{op: "resize", size: number | [number, number], filter?: "nearest" | "bilinear" | "bicubic", antialias?: boolean}} Resize
- * @typedef {Decode | {op: "to_rgb"} | {op: "to_grey"} | Resize | {op: "center_crop", size: [number, number]}} SpatialStep
- * @typedef {{op: "scale", factor?: number} | {op: "normalize", mean?: number[], std?: number[]} | {op: "layout", to?: "CHW" | "HWC" | "flat"}} ArithmeticStep
+ * @typedef {{op: "tokenize", file: string, max_length?: number, vocabulary?: number | null}} Tokenize
+ * @typedef {Decode | {op: "to_rgb"} | {op: "to_grey"} | Resize | {op: "center_crop", size: [number, number]}} ImageStep
+ * @typedef {ImageStep | Tokenize} SpatialStep
+ * @typedef {{op: "scale", factor?: number} | {op: "normalize", mean?: number[], std?: number[]} | {op: "layout", to?: "CHW" | "HWC" | "flat"} | {op: "trim", pad: number}} ArithmeticStep
  * @typedef {SpatialStep | ArithmeticStep} Step
  * @typedef {{op: "softmax", temperature?: number} | {op: "sigmoid"} | {op: "denormalize", mean?: number[], std?: number[]} | {op: "threshold", value?: number} | {op: "top_k", k?: number}} PostStep
  * @typedef {[(value: any) => boolean, string]} Rule
  */
 
-const SPATIAL = ["decode", "to_rgb", "to_grey", "resize", "center_crop"];
+const SPATIAL = ["decode", "to_rgb", "to_grey", "resize", "center_crop", "tokenize"];
+const FOR_TEXTS = ["tokenize", "trim"];
 
 /** @param {any} value */
 const isNumber = (value) => typeof value === "number";
@@ -45,6 +48,12 @@ const STEPS = {
   scale: { factor: [isNumber, "a finite factor"] },
   normalize: { mean: numbers, std: spreads },
   layout: { to: oneOf("CHW", "HWC", "flat") },
+  tokenize: {
+    file: [(value) => typeof value === "string" && value !== "", "the name of a tokenizer.json"],
+    max_length: [(value) => isSide(value) && value >= 2, "a whole number from 2 to 16384"],
+    vocabulary: [(value) => value === null || (Number.isInteger(value) && value >= 2 && value < 2 ** 31), "a whole number from 2"],
+  },
+  trim: { pad: [(value) => Number.isInteger(value) && value >= 0 && value < 2 ** 31, "the id of the padding"] },
 };
 /** @type {Record<string, Record<string, Rule>>} */
 const POST_STEPS = {
@@ -60,6 +69,11 @@ export function isSpatial(step) {
   return SPATIAL.includes(step.op);
 }
 
+/** The step that makes ids of texts; undefined for a model of something else. @param {Step[]} steps @returns {Tokenize | undefined} */
+export function tokenizeStep(steps) {
+  return /** @type {Tokenize | undefined} */ (steps.find((step) => step.op === "tokenize"));
+}
+
 /**
  * What is wrong with the steps of a preprocessing; null where they can be done.
  * @param {Record<string, any>[]} steps
@@ -71,6 +85,12 @@ export function checkSteps(steps, where) {
   for (const [at, step] of steps.entries()) {
     if (["resize", "center_crop"].includes(step.op) && step.size === undefined) {
       return `${where}[${at}] (${step.op}): size is missing`;
+    }
+    for (const [op, key] of [["tokenize", "file"], ["trim", "pad"]]) {
+      if (step.op === op && step[key] === undefined) return `${where}[${at}] (${op}): ${key} is missing`;
+    }
+    if (FOR_TEXTS.includes(step.op) !== (steps[0]?.op === "tokenize") || (at > 0 && step.op === "tokenize")) {
+      return `${where}: '${step.op}' stands beside '${steps[0]?.op}': texts take tokenize, then trim`;
     }
     const before = steps[at - 1];
     if (before === undefined || !SPATIAL.includes(step.op)) continue;

@@ -17,8 +17,9 @@ export class Student {
      * @param {Session} session
      * @param {string} variant
      * @param {import("./images.js").OtherFormats | undefined} others
+     * @param {Tokenizer | null} tokenizer of a model of texts
      */
-    constructor(files: Files, runtime: Runtime, session: Session, variant: string, others: import("./images.js").OtherFormats | undefined);
+    constructor(files: Files, runtime: Runtime, session: Session, variant: string, others: import("./images.js").OtherFormats | undefined, tokenizer: Tokenizer | null);
     manifest: import("./manifest.js").Manifest;
     labels: string[];
     variant: string;
@@ -28,24 +29,28 @@ export class Student {
     private _runtime;
     /** @private @type {Session | null} */
     private _session;
+    /** Whether samples are texts: as many tokens as are read, else null. @type {number | null} */
+    maxTokens: number | null;
     /** @private */
     private _others;
+    /** @private */
+    private _tokenizer;
     /**
-     * The answer for one sample: the bytes of an image file, a Blob or File, or {shape, data} without batch axis.
-     * @param {Uint8Array | ArrayBuffer | Blob | Sample} x
+     * The answer for one sample: a text; the bytes of an image file, a Blob or File; or {shape, data} without batch axis.
+     * @param {string | Uint8Array | ArrayBuffer | Blob | Sample} x
      * @param {{topK?: number}} [options]
      * @returns {Promise<Answer>}
      */
-    predict(x: Uint8Array | ArrayBuffer | Blob | Sample, options?: {
+    predict(x: string | Uint8Array | ArrayBuffer | Blob | Sample, options?: {
         topK?: number;
     }): Promise<Answer>;
     /**
      * The answers for several samples of one shape, in their order; run together.
-     * @param {(Uint8Array | ArrayBuffer | Blob | Sample)[]} xs
+     * @param {(string | Uint8Array | ArrayBuffer | Blob | Sample)[]} xs
      * @param {{topK?: number}} [options]
      * @returns {Promise<Answer[]>}
      */
-    predictBatch(xs: (Uint8Array | ArrayBuffer | Blob | Sample)[], { topK }?: {
+    predictBatch(xs: (string | Uint8Array | ArrayBuffer | Blob | Sample)[], { topK }?: {
         topK?: number;
     }): Promise<Answer[]>;
     /**
@@ -71,6 +76,12 @@ export class Student {
     close(): Promise<void>;
     /**
      * @private
+     * @param {string | Uint8Array | Sample} raw
+     * @returns {Promise<Prepared>}
+     */
+    private _prepare;
+    /**
+     * @private
      * @param {Map<string, {shape: number[], data: any}>} all
      * @param {number} row
      * @param {number} topK
@@ -80,6 +91,11 @@ export class Student {
 export type NdArray = import("./archive.js").NdArray;
 export type Files = import("./files.js").Files;
 export type Sample = import("./preprocess.js").Sample;
+export type Prepared = {
+    shape: number[];
+    data: Uint8Array | Float32Array;
+    truncated?: boolean;
+};
 export type Tensor = {
     dims: readonly number[];
     data: any;
@@ -135,6 +151,10 @@ export type Answer = {
      * preprocessing, inference and postprocessing; in a batch, its share of the whole
      */
     latencyMs: number;
+    /**
+     * whether the text was longer than the model reads: its end was not looked at
+     */
+    truncated: boolean;
 };
 export type SelfTest = {
     variant: string;
@@ -143,3 +163,4 @@ export type SelfTest = {
     samples: number;
     problems: string[];
 };
+import { Tokenizer } from "./tokenizer.js";

@@ -2,12 +2,15 @@
 import { FRESH, StudentError, told } from "./errors.js";
 import { defaultVariant } from "./manifest.js";
 import { applyPost, ranked, uncertainty } from "./postprocess.js";
-import { applyArithmetic, prepare } from "./preprocess.js";
+import { applyArithmetic, prepare, tokenized } from "./preprocess.js";
+import { tokenizeStep } from "./steps.js";
+import { Tokenizer } from "./tokenizer.js";
 
 /**
  * @typedef {import("./archive.js").NdArray} NdArray
  * @typedef {import("./files.js").Files} Files
  * @typedef {import("./preprocess.js").Sample} Sample
+ * @typedef {{shape: number[], data: Uint8Array | Float32Array, truncated?: boolean}} Prepared
  * @typedef {{dims: readonly number[], data: any, dispose?: () => void}} Tensor
  * @typedef {{outputNames: readonly string[], run(feeds: Record<string, any>): Promise<Record<string, any>>, release(): Promise<void>}} Session
  * @typedef {object} Runtime what is used of onnxruntime-web and onnxruntime-node
@@ -26,6 +29,7 @@ import { applyArithmetic, prepare } from "./preprocess.js";
  * @property {number | null} uncertainty of probabilities: 0 (sure of one class) to 1 (all alike)
  * @property {Record<string, {shape: number[], data: any}>} outputs what the graph gave for this sample, by name
  * @property {number} latencyMs preprocessing, inference and postprocessing; in a batch, its share of the whole
+ * @property {boolean} truncated whether the text was longer than the model reads: its end was not looked at
  *
  * @typedef {object} SelfTest
  * @property {string} variant
@@ -75,7 +79,9 @@ export class Student {
     } catch (error) {
       throw new StudentError(`onnxruntime cannot load the graph of '${name}' (${told(error)}); ${FRESH}`);
     }
-    return new Student(files, runtime, session, name, others);
+    const text = tokenizeStep(manifest.preprocess);
+    const tokenizer = text === undefined ? null : new Tokenizer(await files.read(text.file));
+    return new Student(files, runtime, session, name, others, tokenizer);
   }
 
   /**
@@ -84,8 +90,9 @@ export class Student {
    * @param {Session} session
    * @param {string} variant
    * @param {import("./images.js").OtherFormats | undefined} others
+   * @param {Tokenizer | null} tokenizer of a model of texts
    */
-  constructor(files, runtime, session, variant, others) {
+  constructor(files, runtime, session, variant, others, tokenizer) {
     this.manifest = files.manifest;
     this.labels = files.manifest.labels;
     this.variant = variant;
@@ -95,13 +102,17 @@ export class Student {
     this._runtime = runtime;
     /** @private @type {Session | null} */
     this._session = session;
+    /** Whether samples are texts: as many tokens as are read, else null. @type {number | null} */
+    this.maxTokens = tokenizer === null ? null : (tokenizeStep(this.manifest.preprocess)?.max_length ?? 128);
     /** @private */
     this._others = others;
+    /** @private */
+    this._tokenizer = tokenizer;
   }
 
   /**
-   * The answer for one sample: the bytes of an image file, a Blob or File, or {shape, data} without batch axis.
-   * @param {Uint8Array | ArrayBuffer | Blob | Sample} x
+   * The answer for one sample: a text; the bytes of an image file, a Blob or File; or {shape, data} without batch axis.
+   * @param {string | Uint8Array | ArrayBuffer | Blob | Sample} x
    * @param {{topK?: number}} [options]
    * @returns {Promise<Answer>}
    */
@@ -112,7 +123,7 @@ export class Student {
 
   /**
    * The answers for several samples of one shape, in their order; run together.
-   * @param {(Uint8Array | ArrayBuffer | Blob | Sample)[]} xs
+   * @param {(string | Uint8Array | ArrayBuffer | Blob | Sample)[]} xs
    * @param {{topK?: number}} [options]
    * @returns {Promise<Answer[]>}
    */
@@ -120,13 +131,14 @@ export class Student {
     if (!Number.isInteger(topK) || topK < 1) throw new StudentError(`topK is ${topK}, expected a whole number from 1`, 2);
     if (xs.length === 0) return [];
     const started = performance.now();
+    /** @type {Prepared[]} */
     const samples = [];
-    for (const x of xs) samples.push(await prepare(this.manifest.preprocess, await asRaw(x), this._others));
+    for (const x of xs) samples.push(await this._prepare(await asRaw(x)));
     const batch = stacked(samples);
     const outputs = await this.run(applyArithmetic(this.manifest.preprocess, batch));
     const answers = samples.map((_, row) => this._answer(outputs, row, topK));
     const latencyMs = (performance.now() - started) / xs.length;
-    return answers.map((answer) => ({ ...answer, latencyMs }));
+    return answers.map((answer, at) => ({ ...answer, latencyMs, truncated: samples[at]?.truncated ?? false }));
   }
 
   /**
@@ -222,6 +234,18 @@ export class Student {
 
   /**
    * @private
+   * @param {string | Uint8Array | Sample} raw
+   * @returns {Promise<Prepared>}
+   */
+  async _prepare(raw) {
+    const steps = this.manifest.preprocess;
+    const text = tokenizeStep(steps);
+    if (text === undefined || this._tokenizer === null) return prepare(steps, raw, this._others);
+    return tokenized(text, this._tokenizer, raw);
+  }
+
+  /**
+   * @private
    * @param {Map<string, {shape: number[], data: any}>} all
    * @param {number} row
    * @param {number} topK
@@ -263,7 +287,7 @@ function asBytes(data) {
   return Uint8Array.from(data);
 }
 
-/** @param {Uint8Array | ArrayBuffer | Blob | Sample} x @returns {Promise<Uint8Array | Sample>} */
+/** @param {string | Uint8Array | ArrayBuffer | Blob | Sample} x @returns {Promise<string | Uint8Array | Sample>} */
 async function asRaw(x) {
   if (x instanceof Blob) return new Uint8Array(await x.arrayBuffer());
   return x instanceof ArrayBuffer ? new Uint8Array(x) : x;

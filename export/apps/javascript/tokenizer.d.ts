@@ -33,6 +33,8 @@ export class Tokenizer {
     private _after;
     /** The id that fills up short texts. @type {number} */
     pad: number;
+    /** One more than the largest id. */
+    size: number;
     /**
      * The ids of a text, with the tokenizer's special tokens around them, at most `maxLength`: what is too much at the end
      * is cut off. Half of a surrogate pair counts as U+FFFD.

@@ -64,6 +64,8 @@ export class Tokenizer {
     const named = [padding.pad_token, ...PADS].find((token) => names.has(token));
     /** The id that fills up short texts. @type {number} */
     this.pad = expect(names.get(named), "the padding", `a table 'padding', or one of the tokens ${PADS.join(", ")}`);
+    /** One more than the largest id. */
+    this.size = 1 + [...names.values()].reduce((most, id) => Math.max(most, id), 0);
   }
 
   /**

@@ -1,13 +1,14 @@
 #!/usr/bin/env node
-// What a student says about images, or whether it is intact. Exit codes: 0 done, 1 the self-test failed, 2 usage,
+// What a student says about images or texts, or whether it is intact. Exit codes: 0 done, 1 the self-test failed, 2 usage,
 // 3 input refused, 4 something is missing here.
+import { readFileSync } from "node:fs";
 import { readFile } from "node:fs/promises";
 import { parseArgs } from "node:util";
 import { OWN_BUNDLE, StudentError, openStudent } from "./index.js";
 import { readNpy } from "./student/archive.js";
 import { told } from "./student/errors.js";
 
-const USAGE = "usage: node cli.js IMAGE... [--top-k N] [--bundle PATH] [--variant NAME] [--threads N] | --self-test";
+const USAGE = "usage: node cli.js IMAGE-OR-TEXT... [--top-k N] [--bundle PATH] [--variant NAME] [--threads N] | --self-test";
 
 /** @param {string[]} args @returns {Promise<number>} the exit code */
 async function main(args) {
@@ -21,9 +22,12 @@ async function main(args) {
       if (!ok) return 1;
       console.log(`self-test passed: ${variant} gives its golden outputs here (${samples} samples)`);
     }
-    for (const name of positionals) {
-      const answer = await student.predict(await load(name), { topK: Number(values["top-k"]) });
-      console.log(`${name}: ${answer.top.map(({ label, score }) => `${label} ${score.toPrecision(4)}`).join("  ")}`);
+    const readsTexts = student.maxTokens !== null;
+    for (const name of readsTexts ? texts(positionals) : positionals) {
+      const answer = await student.predict(readsTexts ? name : await load(name), { topK: Number(values["top-k"]) });
+      const told = answer.top.map(({ label, score }) => `${label} ${score.toPrecision(4)}`).join("  ");
+      console.log(`${readsTexts ? shown(name) : name}: ${told}`);
+      if (answer.truncated) console.error("note: this text is longer than the model reads: its end was not looked at");
     }
     return 0;
   } finally {
@@ -48,6 +52,27 @@ function parse(args) {
   } catch (error) {
     throw new StudentError(`${told(error)}\n${USAGE}`, 2);
   }
+}
+
+/** The texts themselves; for - each line of the standard input. @param {string[]} given @returns {string[]} */
+function texts(given) {
+  return given.flatMap((one) => (one === "-" ? lines(new Uint8Array(readFileSync(0))) : [one]));
+}
+
+/** @param {Uint8Array} bytes */
+function lines(bytes) {
+  try {
+    const text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+    return text.replace(/\r?\n$/, "").split(/\r?\n/);
+  } catch {
+    throw new StudentError("the standard input is not valid UTF-8; convert it first");
+  }
+}
+
+/** A text on one line, and not all of a long one. @param {string} text */
+function shown(text) {
+  const line = text.replace(/\s+/g, " ");
+  return line.length <= 60 ? line : `${line.slice(0, 57)}...`;
 }
 
 /** @param {string} name of an image, or of a .npy array */

@@ -1,4 +1,4 @@
-// The page: what is drawn, dropped or seen by the camera, and what the student says about it.
+// The page: what is drawn, dropped, seen by the camera or written, and what the student says about it.
 import { camera, decodedInverted, drawing, inverted } from "./sources.js";
 import { StudentError, openStudent } from "./web.js";
 
@@ -27,6 +27,7 @@ const parts = {
   image: element("image", HTMLImageElement),
   file: element("file", HTMLInputElement),
   dark: element("dark", HTMLInputElement),
+  text: element("text", HTMLTextAreaElement),
 };
 
 /** @type {Student} */
@@ -39,6 +40,7 @@ const eye = camera(parts.video);
 
 /** What there is to look at now: nothing, or one thing, framed in one way or several. */
 async function samples() {
+  if (mode === "text") return parts.text.value.trim() === "" ? [] : [parts.text.value];
   if (mode === "draw") return drawn.pixels();
   if (mode === "picture") return picture === null ? [] : [parts.dark.checked ? await decodedInverted(picture) : picture];
   const seen = eye.pixels();
@@ -70,7 +72,7 @@ async function look() {
 }
 
 /** @param {import("./student/student.js").Answer} answer */
-function show({ label, top, latencyMs }) {
+function show({ label, top, latencyMs, truncated }) {
   parts.label.textContent = label ?? "–";
   parts.top.replaceChildren(
     ...top.map(({ label: name, score }) => {
@@ -83,7 +85,8 @@ function show({ label, top, latencyMs }) {
       return row;
     }),
   );
-  parts.time.textContent = `${latencyMs < 10 ? latencyMs.toFixed(1) : Math.round(latencyMs)} ms`;
+  const cut = truncated ? `only the first ${student.maxTokens} tokens were read · ` : "";
+  parts.time.textContent = `${cut}${latencyMs < 10 ? latencyMs.toFixed(1) : Math.round(latencyMs)} ms`;
   if (performance.getEntriesByName("first-answer").length === 0) performance.mark("first-answer");
 }
 
@@ -106,7 +109,7 @@ function tell(error) {
   if (!(error instanceof StudentError)) console.error(error);
 }
 
-/** @param {string} next "draw", "picture" or "camera" */
+/** @param {string} next "draw", "picture", "camera" or "text" */
 async function change(next) {
   if (mode === "camera") eye.stop();
   mode = next;
@@ -176,9 +179,9 @@ async function start() {
   await student.warmUp();
   parts.title.textContent = document.title = student.manifest.name;
   // Drawing is for what one writes: students of letters and digits.
-  const first = student.labels.every((label) => [...label].length === 1) ? "draw" : "picture";
+  const looks = student.labels.every((label) => [...label].length === 1) ? "draw" : "picture";
   performance.mark("student-ready");
-  await change(first);
+  await change(student.maxTokens === null ? looks : "text");
   document.body.dataset.ready = "true";
   if (query.has("self-test")) await selfTest();
 }
@@ -190,12 +193,14 @@ element("clear", HTMLButtonElement).addEventListener("click", () => (drawn.clear
 element("run-self-test", HTMLButtonElement).addEventListener("click", () => void selfTest().catch(tell));
 parts.file.addEventListener("change", () => take(parts.file.files?.[0]));
 parts.dark.addEventListener("change", () => void look());
-addEventListener("dragover", (event) => event.preventDefault());
+parts.text.addEventListener("input", () => void look());
+addEventListener("dragover", (event) => mode === "text" || event.preventDefault());
 addEventListener("drop", (event) => {
+  if (mode === "text") return;
   event.preventDefault();
   take(event.dataTransfer?.files[0]);
 });
-addEventListener("paste", (event) => take(event.clipboardData?.files[0]));
+addEventListener("paste", (event) => mode === "text" || take(event.clipboardData?.files[0]));
 
 if ("serviceWorker" in navigator) {
   navigator.serviceWorker
