@@ -168,6 +168,60 @@ def test_a_bundle_without_its_tokenizer_is_refused(run: Path, tmp_path: Path) ->
     assert "expected a file that 'files' lists" in refused(3, "predict", broken, "good")
 
 
+OPTIMUM = """
+import json, sys
+from edgekd.distill.models.vision import import_torchvision
+import_torchvision()  # before transformers does: the CPU build needs help
+from optimum.onnxruntime import ORTModelForSequenceClassification
+from transformers import AutoTokenizer, pipeline
+bundle, texts = sys.argv[1], json.loads(sys.argv[2])
+model = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="graphs", file_name="float32.onnx")
+tokenizer = AutoTokenizer.from_pretrained(bundle)
+answer = pipeline("text-classification", model=model, tokenizer=tokenizer)
+print(json.dumps(answer(texts, truncation=True, padding=True)))
+"""
+
+
+def test_the_bundle_opens_in_a_pipeline_of_transformers_through_optimum(run: Path) -> None:
+    import os
+    import subprocess
+
+    python = os.environ.get("EDGEKD_OPTIMUM_PYTHON")
+    if python is None:
+        reason = "EDGEKD_OPTIMUM_PYTHON is not set: tests/make_optimum.sh makes such an environment"
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    texts = ["a wonderful film", "", "dull " * 100]
+    root = Path(package.__file__).parents[1]
+    done = subprocess.run(
+        [python, "-c", OPTIMUM, str(run / "student.edgekd"), json.dumps(texts)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    with package.load(run / "student.edgekd", variant="float32") as predictor:
+        for found, text in zip(json.loads(done.stdout.splitlines()[-1]), texts):
+            own = predictor.predict(text)
+            assert found["label"] == own.label
+            if "calibrated" not in str(predictor.bundle.manifest["postprocess"]):
+                temperature = predictor.bundle.manifest["postprocess"][0].get("temperature", 1.0)
+                if temperature == 1.0:
+                    assert found["score"] == pytest.approx(own.score, abs=1e-5)
+
+
+def test_transformers_reads_the_tokenizer_of_the_bundle(run: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    from edgekd.device.preprocess import preprocess
+
+    theirs = transformers.AutoTokenizer.from_pretrained(run / "student.edgekd")
+    steps = Bundle.open(run / "student.edgekd").steps()
+    for text in ("A wonderful FILM!", "", "🙂 ok", "dull " * 100):
+        wanted = theirs(text, truncation=True)["input_ids"]
+        assert preprocess(steps, text).tolist() == (wanted or [0]), "one column stays"
+
+
 def test_nothing_is_trained_again_and_a_new_tokenizer_trains_again(run: Path) -> None:
     again = edgekd("distill-and-export", run.parent / "recipe.toml", "--out", run, cwd=run.parent)
     assert again.returncode == 0

@@ -2,7 +2,8 @@
 
     bundle.json            what it is: inputs, outputs, preprocessing, labels, variants, hashes, licences
     graphs/VARIANT.onnx    one graph per variant (VARIANT.ROLE.onnx for roles other than "main")
-    tokenizer.json         of a model of texts, what its preprocessing names
+    tokenizer.json         of a model of texts, what its preprocessing names; config.json and tokenizer_config.json
+                           beside it are for Hugging Face's tools
     golden.npz             inputs with the outputs that every variant must give
     samples.npz            labelled samples, only where the maker wanted them inside
 
@@ -33,7 +34,7 @@ from edgekd.device.archive import (
 )
 from edgekd.device.machine import cpu_kind as this_cpu_kind
 from edgekd.device.manifest import MANIFEST, MAX_MANIFEST_BYTES, VERSION, check_manifest, parse_manifest
-from edgekd.device.tokens import files_of, with_tokenizers
+from edgekd.device.tokens import with_tokenizers
 from edgekd.errors import BundleError, ModelError, UsageError, explain_os_errors, nearest
 from edgekd.files import canonical_json, sha256_bytes, write_atomically
 from edgekd.spec import Array, Step, parse_steps
@@ -91,7 +92,7 @@ class Bundle:
         graphs    {variant: {role: the graph's bytes or path}}, for exactly the manifest's variants
         golden    "raw" (N, ...) before the arithmetic steps, "input.NAME", "output.VARIANT.NAME"
         samples   "x" (before the arithmetic steps) and "y"
-        files     further ones by name: the tokenizer that the preprocessing names
+        files     further ones by name: the tokenizer that the preprocessing names, and what others look for there
 
         An older bundle at the place is replaced. Raises `BundleError` for a manifest that could not be opened
         again, `ModelError` for a graph that cannot be read, `UsageError` when something else lies at the place,
@@ -141,8 +142,11 @@ class Bundle:
         return with_tokenizers(parse_steps(self.manifest["preprocess"]), self._read)
 
     def files(self) -> dict[str, bytes]:
-        """What the preprocessing needs beside the graphs, by name."""
-        return {name: self._read(name) for name in files_of(parse_steps(self.manifest["preprocess"]))}
+        """What lies beside the graphs and the arrays, by name: the tokenizer, Hugging Face's own files."""
+        manifest = self.manifest
+        known = {path for variant in manifest["variants"].values() for path in variant["graphs"].values()}
+        known |= {manifest[key]["file"] for key in ("golden", "samples") if manifest.get(key)}
+        return {name: self._read(name) for name in manifest["files"] if name not in known}
 
     def golden(self) -> dict[str, Array]:
         """The golden arrays: "raw", "input.NAME", "output.VARIANT.NAME" (see `write`)."""

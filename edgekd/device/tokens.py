@@ -97,11 +97,6 @@ def with_tokenizers(steps: Iterable[Step], read: Callable[[str], bytes]) -> tupl
     return tuple(found)
 
 
-def files_of(steps: Iterable[Step]) -> tuple[str, ...]:
-    """The names of the files that the steps read."""
-    return tuple(step.file for step in steps if isinstance(step, Tokenize))
-
-
 def tokenize_step(steps: Iterable[Step]) -> Tokenize | None:
     """The step that makes ids of texts; None for a model of something else."""
     return next((step for step in steps if isinstance(step, Tokenize)), None)

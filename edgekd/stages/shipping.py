@@ -47,7 +47,7 @@ def work_on_bundle(space: Workspace) -> tuple[dict[str, Any], str]:
     golden = make_golden(space.prepared, {name: graphs[name]["main"] for name in names}, space.recipe.seed)
     export = space.recipe.export
     contents = put_inside(
-        Contents(build_manifest(space, names, golden), graphs, golden, tokenizer_files(space.prepared.steps)),
+        Contents(build_manifest(space, names, golden), graphs, golden, _files(space)),
         Inside(export.preprocess_in_graph, export.postprocess_in_graph),
         seed=space.recipe.seed,
     )
@@ -67,6 +67,12 @@ def work_on_bundle(space: Workspace) -> tuple[dict[str, Any], str]:
         result |= {"formats": found}
         said += f"; {', '.join(found['made']) or 'nothing'} in {FORMATS}"
     return result, said
+
+
+def _files(space: Workspace) -> dict[str, bytes]:
+    """What lies beside graphs and arrays in the bundle."""
+    prepared = space.prepared
+    return tokenizer_files(prepared.steps, task=space.recipe.task, labels=prepared.dataset.labels)
 
 
 def shipped_variants(space: Workspace) -> tuple[str, ...]:

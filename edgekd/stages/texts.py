@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,14 @@ from edgekd.device.tokens import TOKENIZER, tokenize_step, vocabulary_of, with_t
 from edgekd.errors import DataError
 from edgekd.references import locate
 from edgekd.rows import pieces
-from edgekd.spec import Array, Dataset, Step, Tokenize, Trim, Vocabulary
+from edgekd.spec import Array, Dataset, Step, Task, Tokenize, Trim, Vocabulary
+
+INPUT_IDS = "input_ids"  # as Hugging Face's runtimes feed it
+PROBLEMS: dict[Task, str] = {
+    "classification": "single_label_classification",
+    "multilabel": "multi_label_classification",
+    "regression": "regression",
+}
 
 
 def opened(steps: tuple[Step, ...], search_path: Path) -> tuple[Step, ...]:
@@ -37,10 +45,35 @@ def bundled(steps: Iterable[Step]) -> tuple[Step, ...]:
     return tuple(replace(step, file=TOKENIZER) if isinstance(step, Tokenize) else step for step in steps)
 
 
-def tokenizer_files(steps: Iterable[Step]) -> dict[str, bytes]:
-    """What a bundle holds for these steps."""
+def tokenizer_files(steps: Iterable[Step], *, task: Task, labels: Sequence[str]) -> dict[str, bytes]:
+    """What a bundle holds for these steps: the tokenizer, and what transformers and optimum want to find beside it."""
     step = tokenize_step(steps)
-    return {} if step is None else {TOKENIZER: step.content.encode()}
+    if step is None:
+        return {}
+    vocabulary = vocabulary_of(step)
+    config = {
+        # Any kind that they know does: the graph is run, no layer is built.
+        "model_type": "bert",
+        "architectures": ["BertForSequenceClassification"],
+        "problem_type": PROBLEMS[task],
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+        "vocab_size": vocabulary.size,
+        "pad_token_id": vocabulary.pad,
+        "max_position_embeddings": step.max_length,
+    }
+    tokenizer = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": step.max_length,
+        "pad_token": vocabulary.tokens[vocabulary.pad],
+        # The graph makes the mask itself.
+        "model_input_names": [INPUT_IDS],
+    }
+    plain = {"config.json": config, "tokenizer_config.json": tokenizer}
+    return {
+        TOKENIZER: step.content.encode(),
+        **{name: (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode() for name, table in plain.items()},
+    }
 
 
 def random_texts(train_NT: Array, vocabulary: Vocabulary, count: int, rng: np.random.Generator) -> Array:

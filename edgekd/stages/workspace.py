@@ -44,12 +44,13 @@ from edgekd.spec import (
     steps_to_json,
 )
 from edgekd.stages import texts
+from edgekd.stages.texts import INPUT_IDS
 
 if TYPE_CHECKING:
     from edgekd.distill.distribution import World
+    from edgekd.distill.replacement import Substitutes
 
 INPUT = "input"
-INPUT_IDS = "input_ids"  # as Hugging Face's runtimes feed it
 OUTPUT = "logits"
 
 
@@ -156,6 +157,13 @@ class Workspace:
         from edgekd.stages import lesson
 
         return lesson.shown(self)
+
+    @cached_property
+    def substitutes(self) -> Substitutes | None:
+        """The words that augmentation puts in the place of others; None where no texts are augmented."""
+        from edgekd.stages.training import substitutes
+
+        return substitutes(self)
 
     @property
     def teacher_is_finished(self) -> bool:
