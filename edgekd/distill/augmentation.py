@@ -3,6 +3,9 @@
 Each function takes a batch (N, ...), the strength from the recipe and one 64-bit word per sample, and returns a new
 batch of the same shape and dtype. What a sample becomes does not depend on the batch that it stands in.
 
+Texts (N, T) of token ids have augmentations of their own (`edgekd.distill.replacement`), which take the words of the
+vocabulary besides.
+
 Which axes are which: (N, H, W, C) of any type and (N, H, W) of bytes are images; (N, L, C) of floats is a series
 along L. A vector (N, D) has no neighbours: it can be scaled and get noise, not shifted or flipped.
 """
@@ -16,7 +19,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from edgekd.device.tokens import is_ids
 from edgekd.distill.randomness import Words, key, normals, uniforms, words
+from edgekd.distill.replacement import Substitutes, replace_random, replace_similar
 from edgekd.errors import RecipeError, nearest
 from edgekd.spec import Array
 
@@ -72,18 +77,31 @@ AUGMENTATIONS: dict[str, Callable[[Array, float, Words], Array]] = {
     "noise": noise,
 }
 
+# Those of texts, whose streams come behind the others'.
+OF_TEXTS: dict[str, Callable[[NDArray[np.int32], float, Words, Substitutes], NDArray[np.int32]]] = {
+    "replace_random": replace_random,
+    "replace_similar": replace_similar,
+}
+_TEXT_STREAMS = 1000
 
-def check_augment(augment: Augment, x: Array) -> dict[str, float]:
+
+def check_augment(augment: Augment, x: Array, substitutes: Substitutes | None = None) -> dict[str, float]:
     """The augmentations that are switched on, checked against the raw samples `x` (N, ...).
 
     Raises `RecipeError` for an unknown name, a value out of range, or one that these samples cannot have.
     """
     active: dict[str, float] = {}
+    fitting = OF_TEXTS if is_ids(x) else AUGMENTATIONS
     for name, value in augment.items():
         place = f"data.augment.{name}"
-        if name not in AUGMENTATIONS:
-            raise RecipeError(f"data.augment: unknown key '{name}'. {nearest(name, AUGMENTATIONS)}")
-        if name == "flip":
+        if name not in AUGMENTATIONS and name not in OF_TEXTS:
+            raise RecipeError(f"data.augment: unknown key '{name}'. {nearest(name, fitting)}")
+        if name not in fitting:
+            kind = "texts" if is_ids(x) else "no texts"
+            raise RecipeError(f"{place}: the samples are {kind}, which have {', '.join(fitting)}; remove it")
+        if name in OF_TEXTS:
+            _check_share(name, place, value, substitutes)
+        elif name == "flip":
             if not isinstance(value, bool):
                 raise RecipeError(f"{place}: found {value!r}, expected true or false")
             if value and _num_axes(x) < 2:
@@ -95,12 +113,34 @@ def check_augment(augment: Augment, x: Array) -> dict[str, float]:
     return active
 
 
-def augment_batch(x: Array, ids_N: NDArray[np.int64], active: Mapping[str, float], *, seed: int, epoch: int) -> Array:
+def augment_batch(
+    x: Array,
+    ids_N: NDArray[np.int64],
+    active: Mapping[str, float],
+    *,
+    seed: int,
+    epoch: int,
+    substitutes: Substitutes | None = None,
+) -> Array:
     """Apply the `active` augmentations (from `check_augment`) to raw samples `x` with their ids."""
+    if substitutes is not None:
+        for stream, (name, change) in enumerate(OF_TEXTS.items(), start=_TEXT_STREAMS):
+            if name in active:
+                x = change(x, active[name], words(key(seed, epoch, 2, stream), ids_N), substitutes)
     for stream, (name, function) in enumerate(AUGMENTATIONS.items()):
         if name in active:
             x = function(x, active[name], words(key(seed, epoch, 2, stream), ids_N))
     return x
+
+
+def _check_share(name: str, place: str, value: float, substitutes: Substitutes | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise RecipeError(f"{place}: found {value!r}, expected the share of the words that are replaced, 0 to 1")
+    if value and (substitutes is None or (name == "replace_similar" and substitutes.similar is None)):
+        raise RecipeError(
+            f"{place}: which words are alike is known of an hf: teacher only, by its table of embeddings; take one as "
+            "teacher.model, or replace_random"
+        )
 
 
 def _check_strength(name: str, place: str, value: float, x: Array) -> None:

@@ -31,6 +31,7 @@ from edgekd.distill.augmentation import Augment, augment_batch, check_augment
 from edgekd.distill.labelled import LABELLED, hidden, weights_of
 from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
+from edgekd.distill.replacement import Substitutes
 from edgekd.errors import DataError, UsageError
 from edgekd.rows import DiskRows
 from edgekd.spec import Array, Layout, Split, Step, Task, Trim
@@ -52,7 +53,8 @@ class Batches:
     The last batch holds what remains, with one exception: a single remaining sample joins the batch before it,
     because batch norm cannot learn from one. `drop_last=True` leaves the remainder of each epoch out instead (but
     never the only batch). `views=K` cycles through K augmentations of each sample instead of making a new one in every
-    epoch. `extras` are further tensors by sample, among them "labelled" (N,) bool: whose labels may be used.
+    epoch. `extras` are further tensors by sample, among them "labelled" (N,) bool: whose labels may be used;
+    `substitutes` the words that augmentation puts in the place of others.
 
     Raises `UsageError` for a batch size or a number of views below 1 and for cutmix of no images, `RecipeError` for an
     augmentation that does not fit and `DataError` for an empty split.
@@ -71,6 +73,7 @@ class Batches:
         views: int | None = None,
         mixing: Mixing | None = None,
         extras: Mapping[str, Array] | None = None,
+        substitutes: Substitutes | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"found batch_size = {batch_size}, expected a whole number from 1")
@@ -83,7 +86,8 @@ class Batches:
         self._steps = steps
         self._batch_size = batch_size
         self._seed = seed
-        self._augment = check_augment(augment or {}, self._raw(slice(0, 1)))
+        self._augment = check_augment(augment or {}, self._raw(slice(0, 1)), substitutes)
+        self._substitutes = substitutes
         self._mixing = mixing if mixing is not None and mixing.is_on else None
         self._is_plain = not self._augment and self._mixing is None
         self._views = 1 if self._is_plain else views
@@ -217,7 +221,14 @@ class Batches:
         else:
             raw = self._raw(indices)
             if view != PLAIN:
-                raw = augment_batch(raw, self._split.ids[indices], self._augment, seed=self._seed, epoch=view)
+                raw = augment_batch(
+                    raw,
+                    self._split.ids[indices],
+                    self._augment,
+                    seed=self._seed,
+                    epoch=view,
+                    substitutes=self._substitutes,
+                )
             x = torch.from_numpy(apply_arithmetic(self._steps, raw))
         mask = {} if self._pad is None else {"mask": x != self._pad}
         return {

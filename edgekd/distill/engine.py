@@ -33,6 +33,7 @@ from edgekd.distill.modules import synchronized
 from edgekd.distill.objective import Objective
 from edgekd.distill.optimization import check_optimization
 from edgekd.distill.programme import Stage, check_stages, describe, phases
+from edgekd.distill.replacement import Substitutes
 from edgekd.distill.teachers import EnsembleTeacher, Teacher, modules_of
 from edgekd.distill.trackers import check_trackers, opened
 from edgekd.distill.training import Progress, Run, continued, fresh, train_phases
@@ -94,6 +95,7 @@ def distill(
     seed: int = 0,
     threads: int | None = None,
     augment: Augment | None = None,
+    substitutes: Substitutes | None = None,
     views: int | None = None,
     extras: Mapping[str, Array] | None = None,
     mixup: float = 0.0,
@@ -119,6 +121,7 @@ def distill(
                        asked only if a term wants a teacher
     steps              the arithmetic preprocessing steps
     threads            None: as many as torch has now, or as the checkpoint was trained with
+    substitutes        the words that augmentation puts in the place of others, for texts
     views              cycle through so many augmentations of each sample; None: another one in every epoch
     extras             further tensors of each training sample, which batches then hold: "mask" (N, L) says which tokens
                        count (to losses that have such a parameter), "labelled" (N,) bool whose labels may be used:
@@ -183,6 +186,7 @@ def distill(
         views=views,
         mixing=mixing,
         extras=extras,
+        substitutes=substitutes,
     )
     numbers = choose_precision(precision, place, student, train.input_shape)
     asked = tuple(modules_of(teachers)) if objective.teacher_terms else ()
@@ -195,7 +199,7 @@ def distill(
         "samples": [len(data.train), len(data.val)],
         "task": data.task,
         "steps": steps_to_json(steps),
-        "augment": dict(augment or {}),
+        "augment": {**(augment or {}), **({} if substitutes is None else {"substitutes": substitutes.sha256})},
         "views": views,
         "student": {name: list(value.shape) for name, value in student.state_dict().items()},
         "num_teachers": len(teachers) if objective.teacher_terms else 0,

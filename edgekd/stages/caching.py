@@ -133,6 +133,7 @@ def facts_of(space: Workspace, split: str) -> dict[str, Any]:
     augment = {key: value for key, value in recipe.data.augment.items() if value} if split == "train" else {}
     mixing = [recipe.distill.mixup, recipe.distill.cutmix] if split == "train" else [0.0, 0.0]
     varies = bool(augment) or any(mixing)
+    words = space.substitutes if augment else None
     return {
         "teacher": _teacher_facts(space),
         "data": dataset.sha256,
@@ -140,6 +141,7 @@ def facts_of(space: Workspace, split: str) -> dict[str, Any]:
         "num_samples": len(getattr(dataset, split)),
         "steps": steps_to_json(prepared.arithmetic),
         "augment": augment,
+        **({} if words is None else {"substitutes": words.sha256}),
         "mixing": mixing,
         "seed": recipe.seed if varies else None,
         "views": recipe.data.views if varies else 1,
@@ -197,6 +199,7 @@ def batches_of(space: Workspace, split: str) -> Batches:
         batch_size=recipe.distill.batch_size,
         seed=recipe.seed,
         augment=recipe.data.augment if split == "train" else None,
+        substitutes=space.substitutes if split == "train" else None,
         views=recipe.data.views,
         mixing=mixing(space) if split == "train" else None,
         task=recipe.task,

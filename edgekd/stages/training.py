@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from edgekd.distill.engine import TrainResult
     from edgekd.distill.mixing import Mixing
     from edgekd.distill.objective import Objective
+    from edgekd.distill.replacement import Substitutes
     from edgekd.distill.teachers import Teacher
 
 # The stages whose student is smaller where the recipe cuts it.
@@ -66,6 +67,22 @@ def reads(space: Workspace) -> dict[str, Any]:
     """What `build_model` is told of the token ids that models read; nothing for samples of another kind."""
     vocabulary = space.prepared.vocabulary
     return {} if vocabulary is None else {"vocabulary": vocabulary.size, "pad": vocabulary.pad}
+
+
+def substitutes(space: Workspace) -> Substitutes | None:
+    """The words for `[data] augment`, alike ones by the table of an hf: teacher as it was pretrained."""
+    from edgekd.distill.augmentation import OF_TEXTS
+    from edgekd.distill.models.hub import HuggingFace
+    from edgekd.distill.replacement import substitutes_of
+
+    vocabulary, augment = space.prepared.vocabulary, space.recipe.data.augment
+    if vocabulary is None or not any(augment.get(name) for name in OF_TEXTS):
+        return None
+    module = None
+    if augment.get("replace_similar") and (space.recipe.teacher.model or "").startswith("hf:"):
+        module = build(space, space.recipe.teacher, seed=space.recipe.seed)
+    table = module.embedding() if isinstance(module, HuggingFace) else None
+    return substitutes_of(vocabulary.tokens, None if table is None else table.numpy())
 
 
 def size_of(space: Workspace, module: nn.Module) -> tuple[int, int]:
@@ -111,6 +128,7 @@ def check(space: Workspace) -> None:
         space.prepared.arithmetic,
         batch_size=2,
         augment=recipe.data.augment,
+        substitutes=space.substitutes,
         task=recipe.task,
         mixing=mixing(space),
     )
@@ -380,6 +398,7 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
             seed=space.recipe.seed,
             threads=space.threads,
             augment=space.recipe.data.augment,
+            substitutes=space.substitutes,
             # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
             views=None if is_teacher else space.recipe.data.views,
             **({} if is_teacher else _only_students(space, name)),

@@ -49,6 +49,7 @@ from edgekd.stages.texts import INPUT_IDS
 if TYPE_CHECKING:
     from edgekd.distill.distribution import World
     from edgekd.distill.replacement import Substitutes
+    from edgekd.distill.replacement import Substitutes
 
 INPUT = "input"
 OUTPUT = "logits"
@@ -157,6 +158,13 @@ class Workspace:
         from edgekd.stages import lesson
 
         return lesson.shown(self)
+
+    @cached_property
+    def substitutes(self) -> Substitutes | None:
+        """The words that augmentation puts in the place of others; None where no texts are augmented."""
+        from edgekd.stages.training import substitutes
+
+        return substitutes(self)
 
     @cached_property
     def substitutes(self) -> Substitutes | None:

@@ -31,9 +31,8 @@ FAMILIES = {
 def encoder(family: str = "bert", head: str = "ForSequenceClassification", **changes: Any) -> Any:
     """A random model whose norms are none of the identity."""
     name, sizes = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(
-        vocab_size=VOCABULARY, max_position_embeddings=40, pad_token_id=0, num_labels=3, **{**sizes, **changes}
-    )
+    usual = {"vocab_size": VOCABULARY, "max_position_embeddings": 40, "pad_token_id": 0, "num_labels": 3}
+    config = getattr(transformers, f"{name}Config")(**{**usual, **sizes, **changes})
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}{head}")._from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():

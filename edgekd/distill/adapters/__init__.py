@@ -33,6 +33,7 @@ ADAPTERS: dict[str, str] = {
     "review": "edgekd.distill.adapters.maps:review",
     "discriminator": "edgekd.distill.adapters.discriminator:discriminator",
     "peers": "edgekd.distill.adapters.peers:peers",
+    "attention_scores": "edgekd.distill.adapters.attention:attention_scores",
     "average_teacher": "edgekd.distill.adapters.peers:average_teacher",
 }
 

@@ -23,18 +23,26 @@ RELATIONS = {"v2": (((0, 0), (1, 1), (2, 2)), 1.0 / 3.0), "v1": (((0, 1), (2, 2)
 _NEVER = -1e9
 
 
-def attention_mse(student_maps: Tensor | Sequence[Tensor], teacher_maps: Tensor | Sequence[Tensor]) -> Tensor:
+def attention_mse(
+    student_maps: Tensor | Sequence[Tensor], teacher_maps: Tensor | Sequence[Tensor], *, mask: Tensor | None = None
+) -> Tensor:
     """Sum over layers of the mean squared error of the raw attention scores (B, A, L, L), before the softmax.
 
-    Scores of at most -100 (masked positions) are set to 0 on both sides. Jiao, Yin, Shang, Jiang, Chen, Li, Wang and
-    Liu, "TinyBERT: Distilling BERT for Natural Language Understanding", 2019, arXiv:1909.10351.
+    Scores of at most -100 (masked positions) are set to 0 on both sides. With a mask (B, L) the mean is over the pairs
+    of tokens that count: the value then does not depend on the padding, as it does in the authors' code. The adapter
+    `attention_scores` makes the scores of queries and keys, and adds the mask of the batch.
+
+    Jiao, Yin, Shang, Jiang, Chen, Li, Wang and Liu, "TinyBERT: Distilling BERT for Natural Language Understanding",
+    2019, arXiv:1909.10351.
     """
+    pairs_BLL = None if mask is None else mask.bool()[:, :, None] & mask.bool()[:, None, :]
     losses = []
     for student, teacher in _layers(student_maps, teacher_maps):
         s, t = precise(student), constant(teacher)
         _check_equal(s, t)
         s, t = (torch.where(value <= MASKED_SCORE, torch.zeros_like(value), value) for value in (s, t))
-        losses.append((s - t).square().mean())
+        errors = (s - t).square()
+        losses.append(errors.mean() if pairs_BLL is None else masked_mean(errors.mean(dim=1), pairs_BLL))
     return torch.stack(losses).sum()
 
 

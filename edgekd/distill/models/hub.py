@@ -77,6 +77,11 @@ class HuggingFace(nn.Module):
         found = self.model(**given, return_dict=True)
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor) and name != "loss"}
 
+    def embedding(self) -> torch.Tensor:
+        """(V, D) the vectors of the ids that it is given."""
+        table: torch.Tensor = self.model.get_input_embeddings().weight.detach()  # type: ignore[operator]
+        return table if self.rows is None else table[self.rows]
+
 
 def hugging_face_model(reference: str, *, num_outputs: int | None, args: Mapping[str, Any]) -> HuggingFace:
     """The model in the folder `reference` (config.json, with or without weights), or of that id on the hub.
