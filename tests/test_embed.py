@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from c_builds import WARNINGS, compile_c, compiler
 from commands import edgekd, ok, ok_json, refused
+from text_bundle import TEXTS, make_text_bundle
 
-from edgekd import assets
+from edgekd import assets, load
 from edgekd.device.bundle import Bundle
 from edgekd.errors import UsageError
 from edgekd.stages.embedding import APPS, embed
@@ -108,6 +109,51 @@ def test_every_app_is_a_folder_with_a_readme_and_words_that_are_filled_in(bundle
         notice = (tmp_path / app / "NOTICE.md").read_text()
         for text in ("| this model | shapes | MIT |", "| its teacher | big | Apache-2.0 |", "CC BY 4.0", "medicine"):
             assert text in notice
+
+
+@pytest.fixture(scope="module")
+def for_texts(tmp_path_factory) -> Path:
+    return make_text_bundle(tmp_path_factory.mktemp("texts"))
+
+
+def test_the_python_app_reads_texts_as_edgekd_does(for_texts, tmp_path):
+    ok("embed", for_texts, "--app", "python", "--out", tmp_path)
+    done = python_app("student.py", "--self-test", "--variant", "int8_dynamic", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    texts = [text for text in TEXTS if "\x00" not in text]
+    done = python_app("student.py", "--top-k", "3", "--", *texts, cwd=tmp_path)
+    with load(for_texts) as student:
+        answers = [student.predict(text, top_k=3) for text in texts]
+    for line, text, answer in zip(done.stdout.splitlines(), texts, answers, strict=True):
+        assert line == f"{text}: " + "  ".join(f"{label} {score:.4g}" for label, score in answer.top)
+    assert done.stderr.count("longer than the model reads") == sum(answer.truncated for answer in answers) == 2
+    for given, text in (
+        (b"book \xff", "the text is not valid UTF-8 (byte 5); decode it first"),
+        (b"a" * 10_000_001, "the text has 10000001 characters, expected at most 10000000; pass a part of it"),
+    ):
+        (tmp_path / "text").write_bytes(given)
+        with (tmp_path / "text").open() as file:
+            command = [sys.executable, "student.py", "-"]
+            done = subprocess.run(command, cwd=tmp_path, stdin=file, capture_output=True, text=True, timeout=300)
+        assert (done.returncode, text in done.stderr) == (3, True), done.stderr
+    place = tmp_path / "student.edgekd" / "bundle.json"
+    good = json.loads(place.read_text())
+    for change, code, text in (
+        (lambda m: m["preprocess"][1].update(pad=1), 1, "self-test FAILED: float32: preprocessing differs by"),
+        (lambda m: m["preprocess"].pop(0), 3, "preprocess is trim, expected tokenize, then trim; get a fresh copy"),
+    ):
+        changed = json.loads(json.dumps(good))
+        change(changed)
+        place.write_text(json.dumps(changed))
+        done = python_app("student.py", "--self-test", cwd=tmp_path)
+        assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+
+
+@pytest.mark.parametrize("app", ["c", "android"])
+def test_apps_without_a_tokenizer_refuse_students_of_texts(for_texts, tmp_path, app):
+    done = refused(2, "embed", for_texts, "--app", app, "--out", tmp_path / "app")
+    assert f"the {app} app reads no texts, and this student does: it has no tokenizer; take one of python," in done
+    assert not (tmp_path / "app").exists()
 
 
 def test_the_python_app_proves_itself_without_edgekd(bundle, tmp_path):

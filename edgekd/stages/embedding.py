@@ -35,6 +35,7 @@ class App:
     package   the npm package whose files may go into the app; `generate` then takes its folder as well
     extra     of edgekd, that making the app needs
     run       the command that proves the app
+    texts     whether it reads texts too
     """
 
     title: str
@@ -46,6 +47,7 @@ class App:
     generate: str | None = None
     package: str | None = None
     extra: str | None = None
+    texts: bool = True
 
 
 APPS: dict[str, App] = {
@@ -58,6 +60,7 @@ APPS: dict[str, App] = {
         bundle="",
         generate="edgekd.stages.embedding_c:generate",
         extra="graph",
+        texts=False,
     ),
     "web": App(
         "Web: a page that can be installed and works offline, on onnxruntime-web",
@@ -86,6 +89,7 @@ APPS: dict[str, App] = {
         ("java",),
         "make test",
         bundle=f"assets/{STUDENT}",
+        texts=False,
     ),
 }
 
@@ -139,6 +143,11 @@ def embed(
     kind = APPS[app]
     if runtime is not None and kind.package is None:
         raise UsageError(f"the {app} app takes no files of an npm package; leave {runtime} out")
+    if not kind.texts and bundle.files():
+        able = ", ".join(name for name, other in APPS.items() if other.texts)
+        raise UsageError(
+            f"the {app} app reads no texts, and this student does: it has no tokenizer; take one of {able}"
+        )
     bundle.verify_files()
     made = Generated({}, {}, {})
     if kind.generate is not None:

@@ -1,4 +1,4 @@
-"""A student in one file: numpy, onnxruntime, and Pillow where images are decoded. Needs nothing of edgekd.
+"""A student in one file: numpy, onnxruntime, Pillow for images, tokenizers for texts. Needs nothing of edgekd.
 
     from student import Student
 
@@ -7,6 +7,7 @@
         print(answer.label, answer.score, answer.uncertainty)
 
     python student.py photo.jpg            python student.py --self-test
+    python student.py "book a table for two"                           (a student of texts; - reads them from the input)
 
 Exit codes: 0 done, 1 the self-test failed, 2 usage, 3 input refused, 4 something is missing here. Apache-2.0.
 """
@@ -28,7 +29,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ import numpy as np
 VERSION = 1
 MAX_MANIFEST, MAX_FILE, MAX_ARRAYS, MAX_SIDE = 1_000_000, 1 << 31, 1 << 28, 16384
 FRESH = "get a fresh copy of the bundle"
-SPATIAL = ("decode", "to_rgb", "to_grey", "resize", "center_crop")
+MAX_TEXT, PADS = 10_000_000, ("[PAD]", "<pad>", "<|pad|>", "<|endoftext|>")
+SPATIAL = ("decode", "to_rgb", "to_grey", "resize", "center_crop", "tokenize")
 CONTRADICTIONS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, MemoryError, RecursionError)
 DAMAGED = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError, LookupError)
 
@@ -60,6 +62,7 @@ class Answer:
     uncertainty           for classes: the entropy of their probabilities, 0 (sure of one) to 1 (all alike); else None
     outputs               what the graph gave for this sample, by name
     latency_ms            preprocessing, inference and postprocessing; in a batch, its share of the whole
+    truncated             whether the text was longer than the model reads: its end was not looked at
     """
 
     label: str | None
@@ -69,6 +72,7 @@ class Answer:
     uncertainty: float | None
     outputs: dict[str, np.ndarray]
     latency_ms: float
+    truncated: bool = False
 
 
 @contextmanager
@@ -109,6 +113,9 @@ class Student:
         steps = manifest["preprocess"]
         self._spatial = [step for step in steps if step["op"] in SPATIAL]
         self._arithmetic = [step for step in steps if step["op"] not in SPATIAL]
+        self.tokenizer = None
+        if steps and steps[0]["op"] == "tokenize":
+            self.tokenizer = Tokenizer(self.files.read(steps[0]["file"]), steps[0].get("max_length", 128))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
         onnxruntime.disable_telemetry_events()
@@ -120,7 +127,7 @@ class Student:
         self._names = [item.name for item in self._session.get_outputs()]
 
     def predict(self, x: Any, *, top_k: int = 1) -> Answer:
-        """The answer for one sample: an image's path, its encoded bytes, or an array (H, W, C) without batch axis."""
+        """The answer for one sample: a text, an image's path, its encoded bytes, or an array without batch axis."""
         return self.predict_batch([x], top_k=top_k)[0]
 
     async def predict_async(self, x: Any, *, top_k: int = 1) -> Answer:
@@ -138,7 +145,12 @@ class Student:
 
     def _predict(self, xs: list[Any], top_k: int) -> list[Answer]:
         started = time.perf_counter()
-        samples = [prepare(self._spatial, x) for x in xs]
+        cut = [False] * len(xs)
+        if self.tokenizer is not None:
+            encoded = [self.tokenizer.encode(x) for x in xs]
+            samples, cut = [ids for ids, _ in encoded], [truncated for _, truncated in encoded]
+        else:
+            samples = [prepare(self._spatial, x) for x in xs]
         if not samples:
             return []
         if len({sample.shape for sample in samples}) > 1:
@@ -151,7 +163,8 @@ class Student:
             raise StudentError("the answer is NaN or infinite; look for NaN or infinite values in the input")
         latency_ms = 1000 * (time.perf_counter() - started) / len(samples)
         rows = [{name: array[row] for name, array in outputs.items()} for row in range(len(samples))]
-        return [self._answer(scores_D, top_k, row, latency_ms) for scores_D, row in zip(scores_ND, rows)]
+        answers = [self._answer(scores_D, top_k, row, latency_ms) for scores_D, row in zip(scores_ND, rows)]
+        return [replace(answer, truncated=truncated) for answer, truncated in zip(answers, cut)]
 
     def run(self, batch: np.ndarray) -> dict[str, np.ndarray]:
         """The graph's outputs for preprocessed inputs (N, ...); a graph with a fixed batch gets it in pieces."""
@@ -194,7 +207,8 @@ class Student:
         golden, problems = self.files.golden(), []
         ready = golden[f"input.{self.input['name']}"]
         if "raw" in golden:
-            apart = np.abs(arithmetic(self._arithmetic, golden["raw"]) - ready).max()
+            made = arithmetic(self._arithmetic, golden["raw"])
+            apart = np.abs(made - ready).max() if made.shape == ready.shape else np.nan
             if not apart <= 1e-6:
                 problems.append(f"preprocessing differs by {apart:.1e}, expected at most 1e-06")
         told = self.manifest["variants"][self.variant].get("tolerance", {})
@@ -308,7 +322,7 @@ class Files:
         return data
 
     def _check(self) -> None:
-        manifest, known = self.manifest, {*SPATIAL, "scale", "normalize", "layout"}
+        manifest, known = self.manifest, {*SPATIAL, "scale", "normalize", "layout", "trim"}
         version = manifest.get("version")
         if version != VERSION or isinstance(version, bool):
             raise StudentError(f"the bundle has version {version!r}, this loader reads {VERSION}; update student.py")
@@ -321,6 +335,9 @@ class Files:
                     raise StudentError(
                         f"{kind} has the step {step['op']!r}, which this loader lacks; update student.py"
                     )
+        ops = [step["op"] for step in manifest["preprocess"]]
+        if {"tokenize", "trim"} & set(ops) and (ops[0] != "tokenize" or set(ops[1:]) - {"trim"}):
+            raise StudentError(f"preprocess is {', '.join(ops)}, expected tokenize, then trim; {FRESH}")
         for name, record in manifest["files"].items():
             size = record["size_bytes"]
             if not safe(name) or not isinstance(size, int) or not 0 <= size <= MAX_FILE:
@@ -355,6 +372,67 @@ def default_variant(manifest: dict[str, Any]) -> str:
     if kind in default or fitting:
         return default.get(kind) or default[max(fitting, key=len)]
     return "float32" if "float32" in manifest["variants"] else next(iter(manifest["variants"]))
+
+
+class Tokenizer:
+    """Texts to ids by a Hugging Face tokenizer.json: cut and padded on the right to `max_length`."""
+
+    def __init__(self, data: bytes, max_length: int) -> None:
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise StudentError(
+                "tokenizers is not installed, and this model reads texts: pip install tokenizers", 4
+            ) from error
+        try:
+            self._encoder = tokenizers.Tokenizer.from_str(data.decode())
+            names = self._encoder.get_vocab(with_added_tokens=True)
+            named = (json.loads(data).get("padding") or {}).get("pad_token")
+            self.pad = next(names[token] for token in (named, *PADS) if token in names)
+            self.size = 1 + max(names.values())
+            self._encoder.no_padding()
+            self._encoder.enable_truncation(max_length)
+        except StopIteration:
+            raise StudentError(f"the tokenizer has no padding, expected one of {', '.join(PADS)}; {FRESH}") from None
+        except Exception as error:  # the Rust library raises bare Exception for every unknown part
+            raise StudentError(
+                f"the tokenizer cannot be used: {error}; pip install -U tokenizers, or {FRESH}"
+            ) from error
+        self.max_length = max_length
+
+    def encode(self, x: Any) -> tuple[np.ndarray, bool]:
+        """The ids (max_length,) of a text, of its bytes in UTF-8, or of ids; and whether the text was longer."""
+        truncated = False
+        if isinstance(x, (str, bytes)):
+            encoded = self._encoder.encode(as_text(x))
+            ids, truncated = np.array(encoded.ids), bool(encoded.overflowing)
+        else:
+            ids = np.asarray(x)
+        if ids.dtype.kind not in "iu" or ids.ndim != 1 or not len(ids) <= self.max_length:
+            expected = f"a text, or 1 to {self.max_length} ids of tokens"
+            raise StudentError(f"found an array of {ids.dtype} {ids.shape}, expected {expected}")
+        if len(ids) > 0 and not 0 <= int(ids.min()) <= int(ids.max()) < self.size:
+            raise StudentError(f"found ids from {ids.min()} to {ids.max()}, expected 0 to {self.size - 1}")
+        row = np.full(self.max_length, self.pad, np.int32)
+        row[: len(ids)] = ids
+        return row, truncated
+
+
+def as_text(x: str | bytes) -> str:
+    """A text; half of a surrogate pair becomes U+FFFD."""
+    try:
+        text = (
+            x.decode()
+            if isinstance(x, bytes)
+            else x.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        )
+    except UnicodeDecodeError as error:
+        raise StudentError(
+            f"the text is not valid UTF-8 (byte {error.start}); decode it first, and pass a str"
+        ) from error
+    if len(text) > MAX_TEXT:
+        raise StudentError(f"the text has {len(text)} characters, expected at most {MAX_TEXT}; pass a part of it")
+    return text
 
 
 # Preprocessing: what training did, number for number. BUNDLE.md of edgekd says what each step means.
@@ -502,7 +580,12 @@ def nearest(old: int, new: int) -> np.ndarray:
 
 
 def arithmetic(steps: list[dict[str, Any]], batch: np.ndarray) -> np.ndarray:
-    """A batch (N, ...) through scale, normalize and layout: float32."""
+    """A batch (N, ...) through scale, normalize and layout: float32; ids of texts through trim: int64."""
+    if batch.dtype.kind in "iu" and batch.itemsize > 1:
+        for step in steps:
+            used = (batch != step["pad"]).any(axis=0)
+            batch = batch[:, : max(1, int(np.flatnonzero(used).max(initial=0)) + 1)]
+        return np.ascontiguousarray(batch, np.int64)
     if batch.ndim == 3 and any(step["op"] == "layout" and step.get("to", "CHW") != "flat" for step in steps):
         batch = batch[..., np.newaxis]
     result = batch.astype(np.float32, copy=False)
@@ -538,10 +621,20 @@ def postprocess(steps: list[dict[str, Any]], outputs_ND: np.ndarray) -> np.ndarr
     return values_ND.astype(np.float32)
 
 
+def samples(inputs: list[str], *, texts: bool) -> Iterator[tuple[str, Any]]:
+    """What the command line names: files; or texts, - for one per line of the standard input."""
+    for name in inputs:
+        if not texts:
+            yield name, np.load(name, allow_pickle=False) if name.endswith(".npy") else name
+            continue
+        for line in sys.stdin.buffer.read().splitlines() if name == "-" else [os.fsencode(name)]:
+            yield line.decode(errors="replace"), line
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
-    parser = argparse.ArgumentParser(description="What a student says about images, or whether it is intact.")
-    parser.add_argument("inputs", nargs="*", help="image files, or .npy arrays")
+    parser = argparse.ArgumentParser(description="What a student says about images or texts, or whether it is intact.")
+    parser.add_argument("inputs", nargs="*", help="image files, or .npy arrays; for a student of texts the texts, or -")
     parser.add_argument("--bundle", type=Path, default=Path(__file__).with_name("student.edgekd"))
     parser.add_argument("--variant")
     parser.add_argument("--top-k", type=int, default=1)
@@ -550,7 +643,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     if not chosen.inputs and not chosen.self_test:
-        parser.error("expected images, or --self-test")
+        parser.error("expected images or texts, or --self-test")
     try:
         with Student(chosen.bundle, variant=chosen.variant) as student:
             problems = student.self_test() if chosen.self_test else []
@@ -558,10 +651,11 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"self-test FAILED: {student.variant}: {problem}", file=sys.stderr)
             if chosen.self_test and not problems:
                 print(f"self-test passed: {student.variant} gives its golden outputs here")
-            for name in chosen.inputs:
-                x: Any = np.load(name, allow_pickle=False) if name.endswith(".npy") else name
+            for name, x in samples(chosen.inputs, texts=student.tokenizer is not None):
                 answer = student.predict(x, top_k=chosen.top_k)
                 print(f"{name}: " + "  ".join(f"{label} {score:.4g}" for label, score in answer.top))
+                if answer.truncated:
+                    print("note: this text is longer than the model reads: its end was not looked at", file=sys.stderr)
             return 1 if problems else 0
     except StudentError as error:
         print(f"error: {error}", file=sys.stderr)
