@@ -125,11 +125,11 @@ def main() -> None:
         model = args.model or cnn(Path(folder) / "cnn.onnx")
         for seed in range(len(series["rows"]), len(series["rows"]) + args.runs):
             series["rows"].append(once(model, args.suite, seed))
+            series |= summary(series["rows"])
             print(json.dumps(series["rows"][-1]), flush=True)
-    series |= summary(series["rows"])
+            if args.out is not None:  # after each: what was measured stays when the rest is stopped
+                write_json(args.out, {"machine": describe(), "versions": versions(), **held})
     print(json.dumps(summary(series["rows"])))
-    if args.out is not None:
-        write_json(args.out, {"machine": describe(), "versions": versions(), **held})
 
 
 if __name__ == "__main__":

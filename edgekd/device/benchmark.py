@@ -26,6 +26,7 @@ from edgekd.device.loadgen import LoadGen, why_missing
 from edgekd.device.machine import describe, versions
 from edgekd.device.rows import describe_candidate, judged, make_row, raw_samples, series
 from edgekd.device.running import Progress, Run
+from edgekd.device.runtimes import PRESETS
 from edgekd.device.suites import Suite, load_suite
 from edgekd.errors import MissingHere, UsageError
 from edgekd.spec import Array
@@ -67,6 +68,11 @@ def benchmark(
     if samples is not None and (len(samples.x) != len(samples.y) or len(samples.x) == 0):
         raise UsageError(
             f"found {len(samples.x)} samples and {len(samples.y)} labels, expected equally many, at least one"
+        )
+    afar = [item.runtime for item in candidates if "package" in PRESETS.get(item.runtime, {})]
+    if loadgen is not None and afar:
+        raise UsageError(
+            f"LoadGen calls from Python, but {afar[0]} runs in a process of its own; leave one of them out"
         )
     if loadgen is not None and (missing := why_missing()) is not None:
         raise MissingHere(missing)

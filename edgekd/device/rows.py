@@ -36,7 +36,7 @@ class Measured:
     order: list[int] = field(default_factory=list)
     calls: int = 0
     seconds: float = 0.0
-    cpu_s: float = 0.0
+    cpu_s: float | None = 0.0
     waited_s: float | None = 0.0
     interrupted: float | None = 0.0
     warm_up: dict[str, Any] | None = None
@@ -90,7 +90,7 @@ def make_row(
             for name, q in PERCENTILES.items()
         }
         row["throughput_per_s"] = candidate.batch * 1e9 / float(np.mean(measured.latency_ns))
-        row["cpu_ms"] = measured.cpu_s / measured.calls * 1e3
+        row["cpu_ms"] = None if measured.cpu_s is None else measured.cpu_s / measured.calls * 1e3
     usable = reference
     if reference is not None and (reference[0].error is not None or reference[1].golden == "WRONG"):
         usable = None

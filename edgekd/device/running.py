@@ -106,7 +106,7 @@ class Run:
         return verdict.between(
             self._spans,
             threads=max((plan.candidate.threads for plan, _ in self.timed()), default=1),
-            own_cpu_s=sum(item.cpu_s for _, item in self.timed()),
+            own_cpu_s=sum(item.cpu_s or 0.0 for _, item in self.timed()),
         )
 
     def drive(self, loadgen: LoadGen) -> None:
@@ -286,7 +286,7 @@ class Run:
         self._ran += 1
         measured.calls += answer["n"]
         measured.seconds += answer["seconds"]
-        measured.cpu_s += answer["cpu_s"]
+        measured.cpu_s = _added(measured.cpu_s, answer["cpu_s"])
         measured.waited_s = _added(measured.waited_s, answer["waited_s"])
         measured.interrupted = _added(measured.interrupted, answer["interrupted"])
 

@@ -90,17 +90,19 @@ def warm_up(
     *,
     max_seconds: float,
     clock_ns: Callable[[], int] = time.perf_counter_ns,
+    window: Callable[[], Timing] | None = None,
 ) -> WarmUp:
     """Call until the latencies are steady: three windows in a row whose medians differ by less than 5 %.
 
     A constant number of calls is too many for one model and too few for another (graph optimization, caches, the
-    clock of the CPU). Stops after `max_seconds`, but never before one window.
+    clock of the CPU). Stops after `max_seconds`, but never before one window. `window` times `WINDOW` calls where
+    `call` runs somewhere else.
     """
     deadline = clock_ns() + round(max_seconds * 1e9)
     medians: list[float] = []
     calls = 0
     while True:
-        timing = time_calls(call, warmup=0, min_runs=WINDOW, min_seconds=0.0, clock_ns=clock_ns)
+        timing = window() if window else time_calls(call, warmup=0, min_runs=WINDOW, min_seconds=0.0, clock_ns=clock_ns)
         calls += WINDOW
         medians.append(median(timing.latency_ns))
         last = medians[-3:]

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +23,9 @@ from edgekd.device.profile import can_tell, profile
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, run_in_chunks
 from edgekd.device.selftest import check_variant
-from edgekd.device.timing import time_calls, warm_up
+from edgekd.device.timing import WINDOW, Timing, time_calls, warm_up
 from edgekd.device.tokens import is_ids
+from edgekd.device.usage import Usage, pin, usage
 from edgekd.errors import UsageError
 from edgekd.spec import Array, Step, TensorSpec, Trim, parse_steps
 
@@ -48,6 +47,25 @@ class Prepares(Protocol):
         ...
 
 
+@runtime_checkable
+class Elsewhere(Protocol):
+    """A session whose model runs in other processes and is timed there: Node, a browser."""
+
+    load_ms: float
+
+    def lay(self, feeds: Sequence[Mapping[str, Array]]) -> None:
+        """Check the feeds and bring them there; calls take them in turns."""
+        ...
+
+    def time_calls(self, *, min_runs: int, min_seconds: float) -> Timing:
+        """As `timing.time_calls`, with the feeds that were laid there."""
+        ...
+
+    def processes(self) -> list[int]:
+        """The numbers of these processes."""
+        ...
+
+
 @dataclass
 class State:
     """What the process holds between commands."""
@@ -56,6 +74,7 @@ class State:
     feeds: Sequence[dict[str, Array]] = ()
     steps: tuple[Step, ...] = ()
     call: Callable[[], object] = lambda: None
+    processes: tuple[str, ...] = ("self",)
     latency_ns: list[int] = field(default_factory=list)
     block: list[int] = field(default_factory=list)
 
@@ -76,6 +95,13 @@ def bare_call(session: Session, feeds: Sequence[Mapping[str, Array]]) -> Callabl
     return lambda: following()()
 
 
+def timed(state: State, *, min_runs: int, min_seconds: float) -> Timing:
+    """Time calls where the model runs."""
+    if isinstance(state.session, Elsewhere):
+        return state.session.time_calls(min_runs=min_runs, min_seconds=min_seconds)
+    return time_calls(state.call, warmup=0, min_runs=min_runs, min_seconds=min_seconds)
+
+
 def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     """Open the model and run it once, each on the clock; with `memory`, the peak resident set of each phase too."""
     measures = bool(command["memory"]) and memory.can_measure()
@@ -88,25 +114,33 @@ def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
         threads=command["threads"],
         options=command["options"],
     )
-    loaded = time.perf_counter_ns()
+    load_ms = (time.perf_counter_ns() - begin) / 1e6
+    if isinstance(session, Elsewhere):
+        load_ms, state.processes = session.load_ms, tuple(map(str, session.processes()))
+        # Before the runtime was loaded nobody could look, and a browser is several processes: their sum is no peak.
+        peaks, measures = {}, measures and len(state.processes) == 1 and memory.can_measure(state.processes[0])
+    process = state.processes[0]
     if measures:
-        peaks["load"] = memory.peak_resident_mb()
+        peaks["load"] = memory.peak_resident_mb(process)
     state.session = session
     state.steps = parse_steps(command["preprocess"])
     state.feeds = make_feeds(session.inputs, command, state.steps)
     if measures:
-        memory.reset_peak()
-    before = time.perf_counter_ns()
-    state.call = bare_call(session, state.feeds)
-    state.call()
-    first = time.perf_counter_ns()
+        memory.reset_peak(process)
+    if isinstance(session, Elsewhere):
+        session.lay(state.feeds)
+        first_ms = timed(state, min_runs=1, min_seconds=0.0).latency_ns[0] / 1e6
+    else:
+        before = time.perf_counter_ns()
+        state.call = bare_call(session, state.feeds)
+        state.call()
+        first_ms = (time.perf_counter_ns() - before) / 1e6
     if measures:
-        peaks["first"] = memory.peak_resident_mb()
-        memory.reset_peak()
-        for _ in range(STEADY_CALLS):
-            state.call()
-        peaks["steady"] = memory.peak_resident_mb()
-    return {"load_ms": (loaded - begin) / 1e6, "first_ms": (first - before) / 1e6, "memory_mb": peaks or None}
+        peaks["first"] = memory.peak_resident_mb(process)
+        memory.reset_peak(process)
+        timed(state, min_runs=STEADY_CALLS, min_seconds=0.0)
+        peaks["steady"] = memory.peak_resident_mb(process)
+    return {"load_ms": load_ms, "first_ms": first_ms, "memory_mb": peaks or None}
 
 
 def make_feeds(
@@ -195,12 +229,17 @@ def profile_operators(state: State, command: Mapping[str, Any]) -> dict[str, Any
 
 
 def steady(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Pin to `cores`, then warm up until the latencies are steady."""
+    """Pin to `cores`, where the model runs in this process, then warm up until the latencies are steady."""
     assert state.session is not None
-    pinned = pin(command["cores"])
-    # Once more: checks and accuracy ran other shapes since, and a runtime may have laid its memory out for them.
-    state.call = bare_call(state.session, state.feeds)
-    warmed = warm_up(state.call, max_seconds=float(command["max_seconds"]))
+    if isinstance(state.session, Elsewhere):
+        # Not pinned: V8's threads would wait for each other's core, which they do in no app.
+        pinned = False
+        window = functools.partial(timed, state, min_runs=WINDOW, min_seconds=0.0)
+    else:
+        pinned = pin(command["cores"])
+        # Once more: checks and accuracy ran other shapes since, and a runtime may have laid its memory out for them.
+        state.call, window = bare_call(state.session, state.feeds), None
+    warmed = warm_up(state.call, max_seconds=float(command["max_seconds"]), window=window)
     return {"calls": warmed.calls, "steady": warmed.steady, "pinned": pinned}
 
 
@@ -209,18 +248,16 @@ def block(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
     The latencies stay here until `samples`, so that the parent has next to nothing to do meanwhile.
     """
-    cpu, waited, switched = time.process_time(), runqueue_wait_s(), involuntary_switches()
-    timing = time_calls(state.call, warmup=0, min_runs=LEAST_BLOCK_CALLS, min_seconds=float(command["seconds"]))
-    cpu_s, waited_after, switched_after = time.process_time() - cpu, runqueue_wait_s(), involuntary_switches()
+    before = usage(state.processes)
+    timing = timed(state, min_runs=LEAST_BLOCK_CALLS, min_seconds=float(command["seconds"]))
+    after = usage(state.processes)
     state.latency_ns.extend(timing.latency_ns)
     state.block.extend([int(command["block"])] * len(timing.latency_ns))
-    return {
-        "n": len(timing.latency_ns),
-        "seconds": timing.seconds,
-        "cpu_s": cpu_s,
-        "waited_s": None if waited is None or waited_after is None else waited_after - waited,
-        "interrupted": None if switched is None or switched_after is None else switched_after - switched,
+    used = {
+        name: None if start is None or end is None else end - start
+        for name, start, end in zip(Usage._fields, before, after)
     }
+    return {"n": len(timing.latency_ns), "seconds": timing.seconds, **used}
 
 
 def samples(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,41 +280,6 @@ def loadgen(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
         qps=command["qps"],
         bound_ms=command["bound_ms"],
     )
-
-
-def pin(cores: list[int]) -> bool:
-    """Keep every thread of this process on `cores`; False where the system offers no affinity.
-
-    Each thread by its number, because the runtime's own were started before and affinity is not handed on.
-    """
-    if sys.platform != "linux":
-        return False
-    for thread in Path("/proc/self/task").iterdir():
-        try:
-            os.sched_setaffinity(int(thread.name), cores)
-        except OSError:
-            return False
-    return True
-
-
-def runqueue_wait_s(*, root: Path = memory.ROOT) -> float | None:
-    """Seconds that threads of this process were ready to run but had no core; None where Linux does not tell."""
-    waited = 0
-    try:
-        for thread in (root / "proc/self/task").iterdir():
-            waited += int((thread / "schedstat").read_text().split()[1])
-    except (OSError, IndexError):
-        return None
-    return waited / 1e9
-
-
-def involuntary_switches() -> int | None:
-    """How often a core was taken from a thread of this process that could have gone on; None where nobody tells."""
-    if sys.platform == "win32":
-        return None
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
 COMMANDS: dict[str, Callable[[State, Mapping[str, Any]], dict[str, Any]]] = {

@@ -50,7 +50,7 @@ def runner_bytes() -> bytes:
     contents = {"__main__.py": MAIN}
     for folder, names in (("", GROUND), ("data/", DATA)):
         contents |= {f"edgekd/{folder}{name}": (_PACKAGE / folder / name).read_bytes() for name in names}
-    for file in sorted((_PACKAGE / "device").rglob("*.py")):
+    for file in sorted(file for kind in ("*.py", "*.mjs") for file in (_PACKAGE / "device").rglob(kind)):
         contents[f"edgekd/{file.relative_to(_PACKAGE).as_posix()}"] = file.read_bytes()
     suites = {name: asdict(load_suite(name)) for name in assets.names("benchmarks", "suites")}
     for suite in suites.values():

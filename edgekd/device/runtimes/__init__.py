@@ -33,6 +33,9 @@ RUNTIMES: dict[str, str] = {
     "litert": "edgekd.device.runtimes.litert:open_model",
     "ncnn": "edgekd.device.runtimes.ncnn:open_model",
     "mnn": "edgekd.device.runtimes.mnn:open_model",
+    "onnxruntime-node": "edgekd.device.runtimes.javascript:open_model",
+    "onnxruntime-web": "edgekd.device.runtimes.javascript:open_model",
+    "onnxruntime-web-chromium": "edgekd.device.runtimes.javascript:open_model",
     "executorch": "edgekd.distill.executorch_runtime:open_model",
     "torch": "edgekd.distill.torch_runtime:open_model",
     "torch-compiled": "edgekd.distill.torch_runtime:open_model",
@@ -47,6 +50,9 @@ PRESETS: dict[str, Mapping[str, object]] = {
     "onnxruntime-nnapi": {"provider": "NnapiExecutionProvider"},
     "onnxruntime-qnn": {"provider": "QNNExecutionProvider"},
     "onnxruntime-xnnpack": {"provider": "XnnpackExecutionProvider"},
+    "onnxruntime-node": {"package": "onnxruntime-node"},
+    "onnxruntime-web": {"package": "onnxruntime-web"},
+    "onnxruntime-web-chromium": {"package": "onnxruntime-web", "browser": True},
     "torch-compiled": {"compile": True},
 }
 # The files that each adapter opens; a bundle holds .onnx graphs.
@@ -56,6 +62,7 @@ READS: dict[str, tuple[str, ...]] = {
     "litert": (".tflite",),
     "ncnn": (".param",),
     "mnn": (".mnn",),
+    "javascript": (".onnx", ".ort"),
     "executorch_runtime": (".pte",),
     "torch_runtime": (".json",),
     "fake": (".json",),
@@ -163,7 +170,12 @@ def why_missing(runtime: str) -> str | None:
     module = MODULES.get(_adapter(runtime))
     if module is not None and importlib.util.find_spec(module) is None:
         return f"{module} is not installed"
-    provider = PRESETS.get(runtime, {}).get("provider")
+    preset = PRESETS.get(runtime, {})
+    if "package" in preset:
+        from edgekd.device.runtimes.javascript import why_not
+
+        return why_not(str(preset["package"]), browser=bool(preset.get("browser")))
+    provider = preset.get("provider")
     if provider is not None and provider not in (built_in := _providers()):
         return f"this onnxruntime has no {provider}, only {', '.join(built_in)}"
     return None
