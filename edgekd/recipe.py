@@ -25,6 +25,7 @@ from edgekd.recipe_sections import (
     BenchmarkSection,
     DataSection,
     DistillSection,
+    EmbeddingSection,
     ExportSection,
     LimitsSection,
     Name,
@@ -46,7 +47,7 @@ class Recipe(Section):
 
     version: int = 1
     name: Name
-    task: Literal["classification", "multilabel", "regression"] = "classification"
+    task: Literal["classification", "multilabel", "regression", "embedding"] = "classification"
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
@@ -58,6 +59,7 @@ class Recipe(Section):
     teachers: Annotated[tuple[TeacherSection, ...], BeforeValidator(as_tuple)] = ()
     assistant: Annotated[tuple[AssistantSection, ...], BeforeValidator(as_tuple)] = ()
     student: StudentSection
+    embedding: EmbeddingSection = EmbeddingSection()
     distill: DistillSection = DistillSection()
     export: ExportSection = ExportSection()
     quantize: QuantizeSection = QuantizeSection()
@@ -152,6 +154,8 @@ def _resolved(recipe: Recipe) -> Recipe:
     stages = recipe.distill.stages
     epochs = sum(stage.epochs for stage in stages) if stages else recipe.distill.epochs
     distill = recipe.distill.model_copy(update={"terms": recipe.distill_terms, "epochs": epochs})
+    if recipe.task == "embedding":  # without the teacher there is nothing to learn
+        distill = distill.model_copy(update={"baseline": False})
     return recipe.model_copy(update={"distill": distill})
 
 

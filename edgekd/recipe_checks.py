@@ -34,6 +34,7 @@ POST_STEPS_OF = {
     "classification": ("softmax", "top_k"),
     "multilabel": ("sigmoid", "threshold"),
     "regression": ("denormalize",),
+    "embedding": (),
 }
 # What a student learns from when the recipe names no terms.
 DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
@@ -49,6 +50,7 @@ DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
         {"name": "regression_kd", "loss": "regression_kd", "weight": 0.5},
         {"name": "mean_squared_error", "loss": "mean_squared_error", "weight": 0.5},
     ),
+    "embedding": ({"name": "cosine", "loss": "cosine_embedding", "weight": 1.0},),
 }
 # Losses whose numbers mean something for one task only; every other loss is left to the user.
 TASK_OF_LOSS = {
@@ -101,6 +103,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_data(recipe)
         _check_transfer(recipe)
         _check_teacher(recipe)
+        _check_embedding(recipe)
         _check_more_teachers(recipe)
         _check_terms(recipe)
         _check_stages(recipe)
@@ -140,7 +143,8 @@ def _check_data(recipe: Recipe) -> None:
         raise RecipeError(
             f"data.kind: found '{data.kind}'. {nearest(data.kind, KINDS)}, or your own 'package.module:function'"
         )
-    if data.kind in CLASSIFICATION_KINDS and recipe.task != "classification":
+    is_of_vectors = recipe.task == "embedding" and data.kind in ("sst2", "clinc150")
+    if data.kind in CLASSIFICATION_KINDS and recipe.task != "classification" and not is_of_vectors:
         raise RecipeError(
             f"task = '{recipe.task}', but data.kind = '{data.kind}' has one class per sample; expected task = "
             "'classification', or kind = 'arrays' or your own 'package.module:function'"
@@ -218,6 +222,21 @@ def _check_teacher(recipe: Recipe) -> None:
         raise RecipeError(f"teacher.train.label_smoothing works for classification only, but task = '{recipe.task}'")
 
 
+def _check_embedding(recipe: Recipe) -> None:
+    if recipe.task != "embedding":
+        if recipe.embedding != type(recipe.embedding)():
+            raise RecipeError(f"embedding is for task = 'embedding', but task = '{recipe.task}'; remove it")
+        return
+    if not any(step.get("op") == "tokenize" for step in recipe.preprocess.steps):
+        raise RecipeError("task = 'embedding' is for texts; put tokenize into preprocess.steps")
+    teacher = recipe.teacher
+    if not (teacher.model or "").startswith("hf:") or recipe.teachers or recipe.assistant:
+        raise RecipeError(
+            "task = 'embedding' takes one teacher, model = \"hf:FOLDER\": a sentence encoder as it is, whose vectors "
+            "the student learns"
+        )
+
+
 def _check_more_teachers(recipe: Recipe) -> None:
     for number, teacher in enumerate(recipe.teachers):
         where = f"teachers.{number}"
@@ -249,7 +268,7 @@ def _check_terms(recipe: Recipe) -> None:
     terms = recipe.distill_terms
     for index, term in enumerate(terms):
         task = TASK_OF_LOSS.get(term.loss, recipe.task)
-        if task != recipe.task:
+        if task != recipe.task and (task, recipe.task) != ("regression", "embedding"):
             fitting = ", ".join(default["loss"] for default in DEFAULT_TERMS[recipe.task])
             raise RecipeError(
                 f"distill.terms.{index}: the loss '{term.loss}' is for {task}, but task = '{recipe.task}'; "

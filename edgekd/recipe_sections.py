@@ -189,6 +189,16 @@ class StudentSection(Section):
     low_rank: LowRankSection | None = None
 
 
+class EmbeddingSection(Section):
+    """`[embedding]`: how an hf: teacher makes a vector of a text, and how long it is.
+
+    Fewer `dimensions` than the teacher's are its first principal components, by the training texts.
+    """
+
+    dimensions: Annotated[int, Field(ge=2)] | None = None
+    pooling: Literal["mean", "first"] = "mean"
+
+
 class AssistantSection(Section):
     """`[[assistant]]`: a model between teacher and student: it learns from the one before it, as the student does.
 

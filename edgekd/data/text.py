@@ -3,7 +3,8 @@
     ROOT.csv                                 text,label           splits are drawn
     ROOT/train.tsv dev.tsv test.tsv          val may be called dev, valid or validation
 
-In .tsv every character counts (no quotes); a .jsonl has one table per line. The label is the column `data.target`
+In .tsv every character counts (no quotes); a .jsonl has one table per line; the lines of a .txt are texts without a
+label, which students of vectors can do without. The label is the column `data.target`
 (default "label"), the text the column `data.text` (default "text", or the only other one). `sst2` and `clinc150` are
 public sets in the layout of their publishers, below `data.root`.
 """
@@ -26,7 +27,7 @@ from edgekd.data.source import Pool, Request, Source
 from edgekd.errors import DataError, nearest
 from edgekd.spec import Array
 
-SUFFIXES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 NAMES = {"train": ("train",), "val": ("val", "dev", "valid", "validation"), "test": ("test",)}
 OUT_OF_SCOPE = "oos"
 MAX_PROBLEMS = 5
@@ -44,7 +45,9 @@ def read(request: Request) -> Source:
             f"text: there is nothing at {root}; expected data.root = a .csv, .tsv or .jsonl file, or a folder of them"
         )
     files = _splits(root) if root.is_dir() else {"train": root}
-    text, target = request.text, request.target or ("label",)
+    # The vectors that stand for texts come from the teacher.
+    is_labelled = request.task != "embedding"
+    text, target = request.text, request.target or (("label",) if is_labelled else ())
     parts = {name: _read(path, text, target) for name, path in files.items()}
     return source(parts, request, name=root.name.partition(".")[0], licence="not stated", target=target)
 
@@ -99,6 +102,12 @@ def source(
             f"{name} holds texts, and nothing says how they become numbers; put "
             '{op = "tokenize", file = "tokenizer.json", max_length = 64} into preprocess.steps'
         )
+    if request.task == "embedding":
+        pools, first = {}, 0
+        for split, rows in parts.items():
+            pools[split] = _pool([row[0] for row in rows], np.zeros((len(rows), 1), np.float32), first, request)
+            first += len(rows)
+        return Source(name, ("0",), licence, pools)
     y = {split: _targets([row[1] for row in rows], request) for split, rows in parts.items()}
     given = request.labels or labels
     if not given:
@@ -189,6 +198,9 @@ def _read(path: Path, text: str | None, target: Sequence[str]) -> Rows:
 
 def _records(path: Path, kind: str, text: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     """Line number and columns of each line."""
+    if kind == ".txt":
+        yield from ((number, {"text": line}) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
+        return
     if kind == ".jsonl":
         for number, line in enumerate(text.split("\n"), start=1):
             if not line.strip():

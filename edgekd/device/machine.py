@@ -17,7 +17,10 @@ from edgekd.version import __version__
 
 ROOT = Path("/")
 # The packages whose version can change a number or a result; asked by name, never imported.
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision", "onnx", "onnxscript", "pillow")
+PACKAGES = (
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision", "onnx", "onnxscript", "pillow"),
+    "tokenizers",
+)
 
 
 def cpu_kind(*, root: Path = ROOT, machine: str | None = None) -> str:

@@ -135,7 +135,8 @@ def _check_tokenizers(table: Mapping[str, Any], files: Mapping[str, Any]) -> Non
     for index, step in enumerate(table["preprocess"]):
         if step["op"] == "tokenize":
             _check_listed(step["file"], f"preprocess[{index}].file", files)
-        _expect(step["op"] != "trim" or step.get("pad") is not None, f"preprocess[{index}]", step, "the id of the padding, pad")
+        fits = step["op"] != "trim" or step.get("pad") is not None
+        _expect(fits, f"preprocess[{index}]", step, "the id of the padding, pad")
 
 
 def _check_files(table: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ graphs give: scores of classes, logits of labels, and targets in the same units 
 classification   accuracy        k = 1    1 where the highest score is the true class
 multilabel       micro F1        k = 3    true positives, false positives, false negatives
 regression       mean R2         k = 3D   squared error, centred target, its square, for each of D targets
+embedding        mean cosine     k = 1    cosine of the angle between the vector and the wanted one
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from edgekd.errors import UsageError, nearest
 from edgekd.spec import Array, Interval
 
-METRIC = {"classification": "accuracy", "multilabel": "f1_micro", "regression": "r2"}
+METRIC = {"classification": "accuracy", "multilabel": "f1_micro", "regression": "r2", "embedding": "cosine"}
 RESAMPLES = 2000
 MOST_SAMPLES = 1 << 40  # nobody labels more; beyond it a drop counts as never provable
 
@@ -47,6 +48,11 @@ def contributions(task: str, outputs_ND: Array, y: Array, *, threshold: float = 
         found, true = outputs >= threshold, truth > 0
         counts = [(found & true).sum(axis=1), (found & ~true).sum(axis=1), (~found & true).sum(axis=1)]
         return np.stack(counts, axis=1).astype(np.float64)
+    if task == "embedding":
+        found_64, wanted_64 = outputs.astype(np.float64), truth.astype(np.float64)
+        lengths = np.linalg.norm(found_64, axis=1) * np.linalg.norm(wanted_64, axis=1)
+        cosines: Contributions = ((found_64 * wanted_64).sum(axis=1) / np.maximum(lengths, 1e-12))[:, np.newaxis]
+        return cosines
     # Centred once, so that the sum of squares does not drown in a large mean.
     centred = truth.astype(np.float64) - truth.astype(np.float64).mean(axis=0)
     return np.concatenate([(outputs.astype(np.float64) - truth) ** 2, centred, centred**2], axis=1)
@@ -157,9 +163,9 @@ def agreement(task: str, a_ND: Array, b_ND: Array, *, threshold: float = 0.0) ->
 
 def _scores(task: str, sums_BK: NDArray[np.float64], n: int) -> NDArray[np.float64]:
     """The metric of each row of summed contributions."""
-    if task == "classification":
-        accuracy: NDArray[np.float64] = sums_BK[:, 0] / n
-        return accuracy
+    if task in ("classification", "embedding"):
+        mean: NDArray[np.float64] = sums_BK[:, 0] / n
+        return mean
     if task == "multilabel":
         hits_B, mistakes_B = 2 * sums_BK[:, 0], sums_BK[:, 1] + sums_BK[:, 2]
         total_B = hits_B + mistakes_B

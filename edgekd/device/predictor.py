@@ -13,7 +13,7 @@ import numpy as np
 from edgekd.device.bundle import Bundle
 from edgekd.device.postprocess import apply_post, parse_post_steps, threshold_of
 from edgekd.device.preprocess import Raw, as_fed, prepare, split_steps
-from edgekd.device.programs import classify, multilabel, regress
+from edgekd.device.programs import classify, embed, multilabel, regress
 from edgekd.device.programs.answer import Program
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import run_in_chunks
@@ -25,6 +25,7 @@ PROGRAMS: dict[str, Program] = {
     "classification": classify.interpret,
     "multilabel": multilabel.interpret,
     "regression": regress.interpret,
+    "embedding": embed.interpret,
 }
 
 
@@ -32,7 +33,8 @@ PROGRAMS: dict[str, Program] = {
 class Prediction:
     """What the model says about one sample.
 
-    label, index, score   the best label; label and index are None where a multilabel model finds none present
+    label, index, score   the best label; label and index are None where a multilabel model finds none present, and for
+                          an embedding, whose vector is in `outputs`
     top                   (label, score) pairs: the top_k classes, the labels that are present, or all targets
     outputs               what the graph gave for this sample, by name, before the bundle's postprocessing
     latency_ms            preprocessing, inference and postprocessing; in a batch, its share of the whole

@@ -12,15 +12,18 @@ from typing import Any
 from edgekd.data.registry import source_signature
 from edgekd.device.machine import cpu_kind, describe, versions
 from edgekd.device.suites import load_suite
-from edgekd.files import sha256_file
+from edgekd.device.tokens import tokenize_step
+from edgekd.files import sha256_bytes, sha256_file
 from edgekd.recipe_checks import SYNTHETIC
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256, locate
+from edgekd.spec import parse_steps
 from edgekd.stages import diet, mixing
 from edgekd.stages.aware import config as trained_config
 from edgekd.stages.aware import terms as trained_terms
 from edgekd.stages.caching import store_of
 from edgekd.stages.graphs import target, variant_names
+from edgekd.stages.texts import opened
 from edgekd.stages.workspace import Workspace
 
 Inputs = Mapping[str, Any]
@@ -46,8 +49,25 @@ def data(space: Workspace) -> Inputs:
         "postprocess": recipe.postprocess.model_dump(mode="json"),
         "task": recipe.task,
         "seed": recipe.seed,
+        **_vectors(space),
+        **_tokenizer(space),
         **_tools("pillow"),
     }
+
+
+def _tokenizer(space: Workspace) -> Inputs:
+    """The file that makes ids of texts."""
+    step = tokenize_step(opened(parse_steps(space.recipe.preprocess.steps), space.search_path))
+    return {} if step is None else {"tokenizer": sha256_bytes(step.content.encode()), **_tools("tokenizers")}
+
+
+def _vectors(space: Workspace) -> Inputs:
+    """What the targets of an embedding depend on: the teacher says them."""
+    recipe = space.recipe
+    if recipe.task != "embedding":
+        return {}
+    teacher = [recipe.teacher.model, recipe.teacher.args]
+    return {"embedding": recipe.embedding.model_dump(mode="json"), "vectors_of": teacher}
 
 
 def teacher(space: Workspace, name: str = "teacher") -> Inputs:

@@ -24,7 +24,7 @@ from edgekd.device.preprocess import prepare, split_steps
 from edgekd.errors import DataError, RecipeError
 from edgekd.files import canonical_json, sha256_bytes
 from edgekd.recipe_checks import CLASSIFICATION_KINDS, SYNTHETIC
-from edgekd.spec import Array, Dataset, Split, parse_steps, steps_to_json
+from edgekd.spec import Array, Dataset, Split, steps_to_json
 from edgekd.stages.workspace import Workspace
 
 
@@ -107,7 +107,7 @@ def _transferred(space: Workspace) -> tuple[Array, dict[str, Any]]:
         count = section.limit or len(own)
         x = synthetic_images(section.source, count, shape=own.shape[1:], seed=recipe.seed)
         return x, {"synthetic": section.source, "count": count, "seed": recipe.seed}
-    spatial, _ = split_steps(parse_steps(recipe.preprocess.steps))
+    spatial, _ = split_steps(space.prepared.steps)
     other = load_dataset(
         kind=section.kind,
         root=section.root,

@@ -208,7 +208,8 @@ def sha256_of_outputs(outputs: Mapping[str, str]) -> str:
 def roles(space: Workspace) -> dict[str, str]:
     """Candidates of the last benchmark by their role in the report."""
     named: dict[str, str] = {}
-    if space.recipe.teacher.model is not None:
+    # An encoder of vectors is timed as a graph only: it is no model of `build_model` that another process can build.
+    if space.recipe.teacher.model is not None and space.recipe.task != "embedding":
         named["teacher-pytorch"] = "teacher-pytorch"
     if space.recipe.teacher.has_graph:
         named["teacher-onnx"] = "teacher-onnx"

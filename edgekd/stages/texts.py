@@ -51,13 +51,16 @@ def tokenizer_files(steps: Iterable[Step], *, task: Task, labels: Sequence[str])
     if step is None:
         return {}
     vocabulary = vocabulary_of(step)
+    classes = {
+        "architectures": ["BertForSequenceClassification"],
+        "problem_type": PROBLEMS.get(task),
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }
     config = {
         # Any kind that they know does: the graph is run, no layer is built.
         "model_type": "bert",
-        "architectures": ["BertForSequenceClassification"],
-        "problem_type": PROBLEMS[task],
-        "id2label": {str(index): label for index, label in enumerate(labels)},
-        "label2id": {label: index for index, label in enumerate(labels)},
+        **(classes if task in PROBLEMS else {"architectures": ["BertModel"]}),
         "vocab_size": vocabulary.size,
         "pad_token_id": vocabulary.pad,
         "max_position_embeddings": step.max_length,

@@ -41,10 +41,20 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
     """The module of a `[teacher]` or `[student]` section, its initial weights a function of `seed` alone."""
     import torch
 
-    from edgekd.distill.models import build_model
+    from edgekd.distill.models import build_encoder, build_model
 
+    embeds, vocabulary = space.recipe.task == "embedding", space.prepared.vocabulary
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if embeds and isinstance(section, TeacherSection) and vocabulary is not None:
+            return build_encoder(
+                section.model or "",
+                outputs=space.prepared.dataset.num_outputs,
+                vocabulary=vocabulary,
+                args=section.args,
+                pooling=space.recipe.embedding.pooling,
+                search_path=space.search_path,
+            )
         return build_model(
             section.model,
             num_outputs=space.prepared.dataset.num_outputs,
@@ -53,6 +63,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
             search_path=space.search_path,
             tokens=() if space.prepared.vocabulary is None else space.prepared.vocabulary.tokens,
             init=_init(section),
+            embeds=embeds,
             **reads(space),
         )
 
@@ -282,9 +293,32 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
         _save_model_json(space, name, section)
         scored = _scored(space, name)
         return {"trained": False, "source": "weights", **scored}, f"loaded, validation {scored['best']:.4f}"
+    if space.recipe.task == "embedding":
+        return _take_encoder(space, section)
     trained = train(space, name)
     _save_model_json(space, name, section)
     return trained, summary(space, trained)
+
+
+def _take_encoder(space: Workspace, section: TeacherSection) -> tuple[dict[str, Any], str]:
+    """A teacher of vectors as it was pretrained, with the matrix that makes them shorter."""
+    import torch
+
+    from edgekd.distill.models import save_weights
+    from edgekd.distill.models.sentence import SentenceEncoder
+
+    module = build(space, section, seed=space.recipe.seed)
+    matrix = space.prepared.matrix
+    if matrix is not None and isinstance(module, SentenceEncoder) and module.project is not None:
+        with torch.no_grad():
+            module.project.weight.copy_(torch.from_numpy(matrix.T))
+    save_weights(module, space.path / "teacher" / "weights.safetensors")
+    scored = _scored(space, "teacher")
+    return {
+        "trained": False,
+        "source": section.model,
+        **scored,
+    }, f"as it was pretrained, {scored['parameters']:,} parameters"
 
 
 def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:

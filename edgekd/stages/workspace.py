@@ -43,12 +43,11 @@ from edgekd.spec import (
     parse_steps,
     steps_to_json,
 )
-from edgekd.stages import texts
+from edgekd.stages import texts, vectors
 from edgekd.stages.texts import INPUT_IDS
 
 if TYPE_CHECKING:
     from edgekd.distill.distribution import World
-    from edgekd.distill.replacement import Substitutes
     from edgekd.distill.replacement import Substitutes
 
 INPUT = "input"
@@ -59,13 +58,15 @@ OUTPUT = "logits"
 class Prepared:
     """A data set whose samples have gone through the spatial steps, and the steps that remain.
 
-    The targets of a regression are those that the graph learns; `post` brings them back to the user's units.
+    The targets of a regression are those that the graph learns; `post` brings them back to the user's units. Those of
+    an embedding are the teacher's vectors, which `matrix` (W, D) made shorter where it is there.
     """
 
     dataset: Dataset
     steps: tuple[Step, ...]
     post: tuple[PostStep, ...]
     input_shape: tuple[int, ...]
+    matrix: Array | None = None
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -166,13 +167,6 @@ class Workspace:
 
         return substitutes(self)
 
-    @cached_property
-    def substitutes(self) -> Substitutes | None:
-        """The words that augmentation puts in the place of others; None where no texts are augmented."""
-        from edgekd.stages.training import substitutes
-
-        return substitutes(self)
-
     @property
     def teacher_is_finished(self) -> bool:
         """Whether the teacher comes trained, from somewhere else."""
@@ -215,6 +209,9 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
 
     steps, dataset = texts.with_vocabulary(texts.opened(parse_steps(recipe.preprocess.steps), search_path), read)
     spatial, arithmetic = split_steps(steps)
+    step, matrix = tokenize_step(steps), None
+    if recipe.task == "embedding" and step is not None:
+        dataset, matrix = vectors.with_vectors(recipe, dataset, arithmetic, vocabulary_of(step), search_path)
     arithmetic = resolve_train_figures(arithmetic, dataset.train.x)
     if recipe.postprocess.steps is not None:
         post = parse_post_steps(recipe.postprocess.steps)
@@ -223,9 +220,9 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
         post = default_post_steps(recipe.task, mean=mean, std=std)
     if recipe.task == "regression":
         dataset = learned_targets(dataset, post)
-    is_text = tokenize_step(steps) is not None  # of texts, the longest
-    input_shape = dataset.train.x.shape[1:] if is_text else apply_arithmetic(arithmetic, dataset.train.x[:1]).shape[1:]
-    return Prepared(dataset, (*spatial, *arithmetic), post, input_shape)
+    # Of texts, the longest.
+    ready = dataset.train.x if step is not None else apply_arithmetic(arithmetic, dataset.train.x[:1])
+    return Prepared(dataset, (*spatial, *arithmetic), post, ready.shape[1:], matrix)
 
 
 def resolve_train_figures(arithmetic: tuple[Step, ...], train_x: Rows) -> tuple[Step, ...]:

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgekd.distill.models.hub import hugging_face_model, text_classifier, timm_model
+from edgekd.distill.models.hub import hugging_face_model, sentence_encoder, text_classifier, timm_model
+from edgekd.distill.models.sentence import Pooling, SentenceEncoder, Unit
 from edgekd.distill.models.vision import torchvision_model
 from edgekd.distill.models.weights import count, load_weights, save_weights
 from edgekd.distill.modules import evaluating
 from edgekd.errors import ModelError, nearest
 from edgekd.references import import_reference, importing_from, locate
+from edgekd.spec import Vocabulary
 
 __all__ = [
     "MODELS",
@@ -85,6 +87,7 @@ def build_model(
     pad: int = 0,
     tokens: Sequence[str] = (),
     init: Mapping[str, Any] | None = None,
+    embeds: bool = False,
     args: Mapping[str, Any] | None = None,
     search_path: str | PathLike[str] | None = None,
     check: bool = True,
@@ -98,6 +101,7 @@ def build_model(
     vocabulary   for texts: number of token ids. A sample is then a row of them (int64), padded with `pad`
     tokens       what the ids stand for, for hf: models, which bring their own vocabulary
     init         of an hf: model: a smaller one made from it (`edgekd.distill.models.from_teacher`)
+    embeds       make the outputs unit vectors: a student of vectors
     args         further keyword arguments of the model
     search_path  folder in which the user's modules are found, usually that of the recipe
 
@@ -153,6 +157,7 @@ def build_model(
             model = _call(function, reference, {**named, **own})
     if not isinstance(model, nn.Module):
         raise ModelError(f"{reference} returned a {type(model).__name__}, expected a torch.nn.Module")
+    model = Unit(model) if embeds else model
     if check:
         dtype = torch.float32 if vocabulary is None else torch.int64
         _check_forward(model, reference, num_outputs, torch.zeros(2, *input_shape, dtype=dtype))
@@ -166,6 +171,21 @@ def typical_cost(name: str, *, num_outputs: int) -> tuple[int, int]:
         name, num_outputs=num_outputs, input_shape=shape, vocabulary=TYPICAL_VOCABULARY if is_text else None
     )
     return count(model, shape, dtype=torch.int64 if is_text else torch.float32)
+
+
+def build_encoder(
+    reference: str,
+    *,
+    outputs: int | None,
+    vocabulary: Vocabulary,
+    pooling: Pooling = "mean",
+    args: Mapping[str, Any] | None = None,
+    search_path: str | PathLike[str] | None = None,
+) -> SentenceEncoder:
+    """The pretrained model hf:FOLDER (or hf:ID) as a teacher of vectors with so many `outputs` (None: its own)."""
+    name = reference.removeprefix("hf:")
+    place = str(locate(name, search_path) or name)
+    return sentence_encoder(place, outputs=outputs, vocabulary=vocabulary, pooling=pooling, args=dict(args or {}))
 
 
 def logits_of(output: object, what: str = "the model") -> torch.Tensor:

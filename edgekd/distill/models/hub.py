@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from edgekd.distill.models.from_teacher import parse_init, student_from
+from edgekd.distill.models.sentence import Pooling, SentenceEncoder
 from edgekd.distill.models.vision import import_torchvision
 from edgekd.errors import MissingExtra, ModelError, nearest
-from edgekd.spec import Array, TensorSpec
+from edgekd.spec import Array, TensorSpec, Vocabulary
 
 _TOKENS = 16  # length of the random texts
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
@@ -126,6 +127,22 @@ def text_classifier(
     if init is not None:
         model, rows = student_from(model, parse_init(init), rows=rows, pad=pad), None
     return HuggingFace(model, (TensorSpec("input_ids", "int64", ("N", "L")),), vocabulary, pad=pad, rows=rows)
+
+
+def sentence_encoder(
+    reference: str, *, outputs: int | None, vocabulary: Vocabulary, pooling: Pooling, args: Mapping[str, Any]
+) -> SentenceEncoder:
+    """The encoder in the folder `reference` with its pretrained weights, as a model of vectors of `outputs` numbers.
+
+    Raises `ModelError` for a model that reads something else than these ids, or has fewer numbers.
+    """
+    model = _load(reference, num_outputs=None, args=args, is_classifier=False)
+    if str(model.main_input_name) != "input_ids" or not isinstance(getattr(model.config, "hidden_size", None), int):
+        raise ModelError(f"hf:{reference} is no encoder of texts; expected one such as all-MiniLM-L6-v2")
+    rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary.size, tokens=vocabulary.tokens)
+    width = int(model.config.hidden_size)
+    wanted = width if outputs is None else outputs
+    return SentenceEncoder(model, pad=vocabulary.pad, rows=rows, width=width, outputs=wanted, pooling=pooling)
 
 
 def rows_of(reference: str, size: int, *, vocabulary: int, tokens: Sequence[str]) -> torch.Tensor | None:

@@ -1,0 +1,156 @@
+"""Students of vectors: the teacher's own sentence vectors, shorter where asked for, from texts without labels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import ok, ok_json, refused
+
+import edgekd
+from edgekd.device.bundle import Bundle
+from edgekd.device.metrics import contributions, drop_points, score
+from edgekd.stages.vectors import principal_components, unit
+
+tokenizers = pytest.importorskip("tokenizers", reason="models of texts need the extra text")
+transformers = pytest.importorskip("transformers", reason="a teacher of vectors needs the extra hf")
+
+WORDS = ("red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "here", "there", "now")
+
+RECIPE = """
+version = 1
+name = "vectors"
+task = "embedding"
+[data]
+kind = "text"
+root = "lines.txt"
+[preprocess]
+steps = [{op = "tokenize", file = "teacher", max_length = 12}, {op = "trim"}]
+[teacher]
+model = "hf:teacher"
+licence = "MIT"
+[embedding]
+dimensions = 8
+[student]
+model = "bow_s"
+[distill]
+epochs = 60
+batch_size = 32
+lr = 1e-2
+cache = true
+[quantize]
+variants = ["int8_dynamic"]
+"""
+
+
+def write_project(folder: Path) -> Path:
+    """Lines of a dozen words, and a random encoder of width 16 with its tokenizer, as save_pretrained writes them."""
+    import torch
+
+    random = np.random.default_rng(0)
+    lines = {" ".join(random.choice(WORDS, random.integers(2, 7))) for _ in range(500)}
+    (folder / "lines.txt").write_text("\n".join(sorted(lines)) + "\n\n")
+    tokens = {token: at for at, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    made = tokenizers.Tokenizer(tokenizers.models.WordPiece(tokens, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    made.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        initializer_range=1.0,
+    )
+    transformers.BertModel(config).save_pretrained(folder / "teacher")
+    made.save(str(folder / "teacher" / "tokenizer.json"))
+    (folder / "recipe.toml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_project(tmp_path_factory.mktemp("vectors"))
+    ok("distill-and-export", folder / "recipe.toml", "--out", folder / "run", cwd=folder)
+    return folder / "run"
+
+
+def test_the_student_says_nearly_what_the_teacher_says(run: Path) -> None:
+    import gzip
+    import json
+
+    path = run / "results.json.gz"
+    text = gzip.decompress(path.read_bytes()) if path.is_file() else (run / "results.json").read_bytes()
+    rows = {row["candidate"]: row for row in json.loads(text)["rows"]}
+    assert rows["teacher-onnx"]["accuracy"]["value"] == pytest.approx(1.0, abs=1e-6)
+    assert 0.7 < rows["float32"]["accuracy"]["value"] < 1.0
+    assert "student-alone" not in rows, "without a teacher there is nothing to learn"
+
+
+def test_a_prediction_is_a_vector_of_length_one(run: Path) -> None:
+    assert Bundle.open(run / "student.edgekd").manifest["task"] == "embedding"
+    with edgekd.load(run / "student.edgekd") as predictor:
+        near, far = (predictor.predict_batch(["red cat runs", text]) for text in ("cat runs red", "blue bird sings"))
+        vectors = [[one.outputs["logits"] for one in pair] for pair in (near, far)]
+    assert near[0].label is None
+    assert near[0].score == pytest.approx(1.0, abs=1e-5)
+    assert vectors[0][0].shape == (8,)
+    assert float(vectors[0][0] @ vectors[0][1]) > float(vectors[1][0] @ vectors[1][1])
+    told = ok_json("predict", run / "student.edgekd", "red cat runs")["predictions"][0]
+    np.testing.assert_allclose(told["outputs"]["logits"], vectors[0][0], atol=1e-5)
+
+
+def test_the_shortened_vectors_are_those_of_the_teachers_graph(run: Path) -> None:
+    from edgekd.device.runtimes import open_session
+
+    session = open_session(run / "export" / "teacher.onnx", threads=1)
+    found = session.run({"input_ids": np.array([[2, 4, 7, 10, 3]], np.int64)})["logits"]
+    session.close()
+    assert found.shape == (1, 8)
+    assert float(np.linalg.norm(found)) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_principal_components_are_those_of_numpy_and_ordered() -> None:
+    random = np.random.default_rng(1)
+    vectors = (random.standard_normal((400, 6)) * [5, 4, 3, 2, 1, 0.1]).astype(np.float32)
+    matrix = principal_components(vectors, 3)
+    _, _, known = np.linalg.svd(vectors - vectors.mean(axis=0), full_matrices=False)
+    np.testing.assert_allclose(np.abs((matrix * known[:3].T).sum(axis=0)), 1.0, atol=1e-4)
+    assert (matrix[np.abs(matrix).argmax(axis=0), np.arange(3)] > 0).all()
+    np.testing.assert_allclose(np.linalg.norm(unit(vectors), axis=1), 1.0, atol=1e-6)
+    assert np.isfinite(unit(np.zeros((1, 3), np.float32))).all()
+
+
+def test_the_metric_is_the_mean_cosine() -> None:
+    wanted = np.array([[1.0, 0.0], [0.0, 2.0]])
+    same, turned = contributions("embedding", 3 * wanted, wanted), contributions("embedding", wanted[:, ::-1], wanted)
+    assert score("embedding", same) == pytest.approx(1.0)
+    assert score("embedding", turned) == pytest.approx(0.0)
+    assert drop_points("embedding", same, turned).value == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("embedding.dimensions=17", "the teacher's vectors have 16 numbers"),
+        ("teacher.model=bow_s", "takes one teacher"),
+        ("task=classification", "embedding is for task"),
+        ('preprocess.steps=[{op="scale"}]', "put tokenize into preprocess.steps"),
+    ],
+)
+def test_what_cannot_be_learned_is_refused(tmp_path: Path, change: str, told: str) -> None:
+    folder = write_project(tmp_path)
+    from commands import edgekd as command
+
+    done = command("distill-and-export", folder / "recipe.toml", "--out", folder / "run", "--set", change, cwd=folder)
+    assert done.returncode in (2, 3), done.stderr
+    assert "Traceback" not in done.stderr
+    assert told in " ".join(done.stderr.split())
+
+
+def test_a_text_that_is_a_path_is_refused_by_python(run: Path) -> None:
+    with edgekd.load(run / "student.edgekd") as predictor, pytest.raises(edgekd.errors.DataError, match="found a path"):
+        predictor.predict(run)
+    assert refused(3, "predict", run / "nothing.edgekd", "red")
