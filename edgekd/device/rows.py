@@ -37,8 +37,10 @@ class Measured:
     calls: int = 0
     seconds: float = 0.0
     cpu_s: float | None = 0.0
+    energy_mj: float | None = 0.0
     waited_s: float | None = 0.0
     interrupted: float | None = 0.0
+    empty_ns: float | None = None
     warm_up: dict[str, Any] | None = None
     golden: str | None = None
     golden_problem: str | None = None
@@ -91,6 +93,8 @@ def make_row(
         }
         row["throughput_per_s"] = candidate.batch * 1e9 / float(np.mean(measured.latency_ns))
         row["cpu_ms"] = None if measured.cpu_s is None else measured.cpu_s / measured.calls * 1e3
+        if measured.energy_mj is not None:
+            row["energy_mj"] = measured.energy_mj / measured.calls
     usable = reference
     if reference is not None and (reference[0].error is not None or reference[1].golden == "WRONG"):
         usable = None
@@ -231,6 +235,7 @@ def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
         "options": dict(candidate.options),
         "golden": measured.golden,
         "warm_up": measured.warm_up,
+        "empty_call_ns": measured.empty_ns,
         "waited_share": told.waited_share,
         "interrupted_share": told.interrupted_share,
     }

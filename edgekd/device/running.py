@@ -288,11 +288,12 @@ class Run:
         measured.seconds += answer["seconds"]
         measured.cpu_s = _added(measured.cpu_s, answer["cpu_s"])
         measured.waited_s = _added(measured.waited_s, answer["waited_s"])
+        measured.energy_mj = _added(measured.energy_mj, answer["energy_mj"])
         measured.interrupted = _added(measured.interrupted, answer["interrupted"])
 
     def _collect(self, index: int, launch: int) -> None:
         out, measured = self._crew.folder / str(index) / "latency.npy", self._measured[index]
-        self._ask(self._children[index], {"do": "samples", "out": str(out)})
+        measured.empty_ns = self._ask(self._children[index], {"do": "samples", "out": str(out)})["empty_ns"]
         latency, block = np.load(out)
         measured.latency_ns = np.concatenate([measured.latency_ns, latency])
         measured.block = np.concatenate([measured.block, block])

@@ -16,7 +16,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.device import memory
+from edgekd.device import energy, memory
 from edgekd.device.bundle import Bundle
 from edgekd.device.preprocess import as_fed
 from edgekd.device.profile import can_tell, profile
@@ -36,6 +36,7 @@ STEADY_CALLS = 20
 TIMED_TEXTS = 32
 # A block of one slow call would be per-call alternation, which reads 5-10 % wrong: caches never warm up.
 LEAST_BLOCK_CALLS = 4
+EMPTY_CALLS = 1000
 
 
 @runtime_checkable
@@ -248,22 +249,29 @@ def block(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
     The latencies stay here until `samples`, so that the parent has next to nothing to do meanwhile.
     """
-    before = usage(state.processes)
+    joules, before = energy.read(), usage(state.processes)
     timing = timed(state, min_runs=LEAST_BLOCK_CALLS, min_seconds=float(command["seconds"]))
-    after = usage(state.processes)
+    after, spent = usage(state.processes), energy.used_mj(joules, energy.read())
     state.latency_ns.extend(timing.latency_ns)
     state.block.extend([int(command["block"])] * len(timing.latency_ns))
     used = {
         name: None if start is None or end is None else end - start
         for name, start, end in zip(Usage._fields, before, after)
     }
-    return {"n": len(timing.latency_ns), "seconds": timing.seconds, **used}
+    return {"n": len(timing.latency_ns), "seconds": timing.seconds, "energy_mj": spent, **used}
 
 
 def samples(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """Every latency with the number of its block, in the order of the calls, into a .npy file (2, n)."""
+    """Every latency with the number of its block, in the order of the calls, into a .npy file (2, n).
+
+    Told with it: what a call of an empty function takes here, as timed by the same loop.
+    """
     np.save(command["out"], np.array([state.latency_ns, state.block], dtype=np.int64))
-    return {"n": len(state.latency_ns)}
+    empty = None
+    if not isinstance(state.session, Elsewhere):
+        loop = time_calls(lambda: None, warmup=EMPTY_CALLS, min_runs=EMPTY_CALLS, min_seconds=0.0)
+        empty = float(np.median(loop.latency_ns))
+    return {"n": len(state.latency_ns), "empty_ns": empty}
 
 
 def loadgen(state: State, command: Mapping[str, Any]) -> dict[str, Any]:

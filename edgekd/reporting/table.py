@@ -66,8 +66,9 @@ def figures_of(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     Keys: candidate, name, role, chosen, reference (speed-up and drop are against it), model, variant, runtime,
     threads, batch, scenario, golden, error, n;
     `Interval` or None: accuracy (0..1), drop_points, p50_ms, p90_ms, p99_ms, speedup, cold_start_ms; float or None:
-    size_kb, memory_mb, throughput_per_s, load_ms, first_ms, cpu_ms, agreement; against; operators (of a profile); and
-    `cells`: {column key: (text, interval text)} for those who only print. `columns(results)` gives the headings.
+    size_kb, memory_mb, throughput_per_s, load_ms, first_ms, cpu_ms, energy_mj, agreement; against; operators (of a
+    profile); and `cells`: {column key: (text, interval text)} for those who only print. `columns(results)` gives the
+    headings.
     """
     metric = metric_of(results)
     references = {mapping(row.get("speedup")).get("against") for row in results["rows"]}
@@ -118,6 +119,7 @@ def figures_of_row(results: Mapping[str, Any], candidate: Mapping[str, Any], row
         "first_ms": _value(row.get("first_ms")),
         "cold_start_ms": interval_of(row.get("cold_start_ms")),
         "cpu_ms": _value(row.get("cpu_ms")),
+        "energy_mj": _value(row.get("energy_mj")),
         "agreement": _value(row.get("agreement")),
         "operators": [
             item for item in _list(mapping(row.get("profile")).get("operators")) if isinstance(item, Mapping)
@@ -141,6 +143,7 @@ def cells(row: Mapping[str, Any], metric: Metric) -> dict[str, tuple[str, str]]:
         "p90": _cell(row["p90_ms"], absent=ABSENT if failed else TOO_SMALL),
         "speedup": ("1", "") if row["reference"] and row["p50_ms"] is not None else _cell(row["speedup"]),
         "memory": (ABSENT if row["memory_mb"] is None else format_exact(round(row["memory_mb"], 1)), ""),
+        "energy": (ABSENT if row["energy_mj"] is None else f"{row['energy_mj']:.3g}", ""),
     }
 
 
@@ -161,6 +164,8 @@ def columns(results: Mapping[str, Any]) -> list[Column]:
         shown.append(Column("speedup", "Speed-up", "×"))
     if any(row["memory_mb"] for row in rows):
         shown.append(Column("memory", "Peak memory", "MB"))
+    if any(row["energy_mj"] for row in rows):
+        shown.append(Column("energy", "Energy", "mJ"))
     return shown
 
 
@@ -187,7 +192,7 @@ def csv_text(results: Mapping[str, Any]) -> str:
     rows = figures_of(results)
     plain = ("candidate", "role", "chosen", "model", "variant", "runtime", "threads", "batch", "scenario", "n")
     intervals = ("accuracy", "drop_points", "p50_ms", "p90_ms", "p99_ms", "speedup", "cold_start_ms")
-    exact = ("size_kb", "memory_mb", "throughput_per_s", "load_ms", "first_ms", "cpu_ms", "agreement")
+    exact = ("size_kb", "memory_mb", "throughput_per_s", "load_ms", "first_ms", "cpu_ms", "energy_mj", "agreement")
     heading = [*plain, *exact]
     for key in intervals:
         heading += [key, f"{key}_low", f"{key}_high"]

@@ -127,6 +127,13 @@ def test_every_timed_call_is_in_the_result(results: dict[str, Any]) -> None:
         assert min(raw["latency_ns"]) / 1e6 <= row["latency_ms"]["p50"]["value"] <= max(raw["latency_ns"]) / 1e6
 
 
+def test_the_empty_loop_is_told_and_not_subtracted(results: dict[str, Any]) -> None:
+    for name, candidate in zip(("right", "broken", "other"), results["candidates"]):
+        assert (candidate["empty_call_ns"] is None) == (name == "broken")
+        if name != "broken":
+            assert 0 < candidate["empty_call_ns"] < min(results["samples"][name]["latency_ns"])
+
+
 def test_accuracy_is_that_of_the_labels_and_drop_that_of_the_pairs(results: dict[str, Any]) -> None:
     right, other = _row(results, "right"), _row(results, "other")
     assert right["accuracy"]["value"] == 0.8

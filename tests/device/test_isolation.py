@@ -93,7 +93,9 @@ def test_a_child_loads_times_and_hands_its_samples_over(tmp_path: Path) -> None:
         assert loaded["first_ms"] > 0
         assert loaded["memory_mb"] is None
         counts = [child.ask({"do": "block", "seconds": 0.001, "block": number})["n"] for number in (0, 1)]
-        assert child.ask({"do": "samples", "out": str(tmp_path / "samples.npy")}) == {"n": sum(counts)}
+        handed = child.ask({"do": "samples", "out": str(tmp_path / "samples.npy")})
+        assert handed["n"] == sum(counts)
+        assert 0 < handed["empty_ns"] < 100_000
         # However short, a block is never a single call.
         assert child.ask({"do": "block", "seconds": 0.0, "block": 2})["n"] == 4
     latency, block = np.load(tmp_path / "samples.npy")
@@ -119,6 +121,22 @@ def test_a_block_tells_how_often_its_core_was_taken_away(tmp_path: Path) -> None
     assert shared["waited_s"] > 0.03
     # A turn of the other program ends one call: of thousands of short ones hardly any is hit.
     assert shared["interrupted"] / shared["n"] < 0.05
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a peak that can be set back")
+def test_the_memory_of_a_child_is_not_its_parents(tmp_path: Path) -> None:
+    def peaks() -> dict[str, float]:
+        with Child(stderr=tmp_path / "stderr") as child:
+            found: dict[str, float] = child.ask(_load(_model(tmp_path), memory=True))["memory_mb"]
+            return found
+
+    small = peaks()
+    held = np.ones(125_000_000)  # 1 GB, resident
+    large = peaks()
+    assert held.nbytes == 10**9
+    assert small.keys() == large.keys() == {"start", "load", "first", "steady"}
+    for phase, peak in small.items():
+        assert abs(large[phase] - peak) <= 2
 
 
 def test_outputs_of_all_samples_go_through_the_steps(tmp_path: Path) -> None:

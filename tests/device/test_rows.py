@@ -25,7 +25,15 @@ def _measured(scale: float, *, outputs: Array | None = None, seed: int = 0) -> M
     block: NDArray[np.int64] = np.repeat(np.arange(24), 40)
     latency = (scale * 1e6 * random.lognormal(0, 0.05, len(block))).astype(np.int64)
     return Measured(
-        latency, block, block // 2, order=list(range(24)), calls=len(block), seconds=1.0, cpu_s=0.48, outputs=outputs
+        latency,
+        block,
+        block // 2,
+        order=list(range(24)),
+        calls=len(block),
+        seconds=1.0,
+        cpu_s=0.48,
+        energy_mj=240.0,
+        outputs=outputs,
     )
 
 
@@ -40,6 +48,7 @@ def test_latency_throughput_and_cpu_time() -> None:
     assert p99["value"] > p90["value"]
     assert row["throughput_per_s"] == pytest.approx(4 / 0.002, rel=0.01)
     assert row["cpu_ms"] == pytest.approx(0.5)
+    assert row["energy_mj"] == pytest.approx(0.25)
     assert row["size_bytes"] == 1234
     assert row["speedup"] is row["accuracy"] is row["drop_points"] is row["cold_start_ms"] is None
     assert "memory_mb" not in row

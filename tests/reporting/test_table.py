@@ -38,6 +38,15 @@ def test_the_table_holds_each_candidate_with_its_figures() -> None:
     assert rows[1]["Speed-up\n×"] == "1"
 
 
+def test_energy_has_a_column_where_a_machine_tells_it() -> None:
+    results = plain_results()
+    assert "Energy\nmJ" not in table_rows(results)[0]
+    results["rows"][0]["energy_mj"] = 12.345
+    shown = table_rows(results)
+    assert [row["Energy\nmJ"] for row in shown][:2] == ["12.3", "–"]
+    assert next(csv.DictReader(io.StringIO(to_csv(results))))["energy_mj"] == "12.345"
+
+
 def test_a_percentile_without_enough_calls_reads_n_too_small() -> None:
     rows = {row["Model"]: row for row in table_rows(plain_results())}
     assert rows["b"]["p90\nms"] == "n too small"
