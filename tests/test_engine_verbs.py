@@ -120,6 +120,7 @@ def test_taps_of_a_built_in_and_of_torchvision() -> None:
     text = ok("taps", "cnn_s", "--input", "1,8,8")
     assert "cnn_s, samples of 1x8x8" in text
     assert any(line.split() == ["1.0", "Conv2d", "16x4x4", "1,152"] for line in text.splitlines())
+    assert paths(ok_json("taps", "encoder_xs"), "encoder_xs")["layers.1.query"]["outputs"] == [[32, 64]]
     rows = paths(ok_json("taps", "torchvision:resnet18"), "torchvision:resnet18")
     assert rows["layer2.0.conv1"]["outputs"] == [[128, 28, 28]]
     assert rows["layer2.0.conv1"]["inputs"] == [[64, 56, 56]]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.errors import UsageError
 from edgekd.recipe import LoadedRecipe, load_recipe
 from edgekd.run_folder import Silence
-from edgekd.stages.training import build
+from edgekd.stages.training import build, reads
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def tap_tables(
     With a recipe, `model` may be "student" or "teacher"; samples are then those of the recipe. Weights do not matter:
     models are built untrained. Raises `UsageError` when the shape of a sample is not known.
     """
+    from edgekd.distill.models import TEXT_MODELS, TYPICAL_VOCABULARY, build_model
+
     run = Path(model) / "recipe.toml"
     if run.is_file() or (recipe is not None and model in SIDES):
         given = {"--recipe": recipe if run.is_file() else None, "--input": input_shape, "--args": args}
@@ -73,17 +75,17 @@ def tap_tables(
             raise UsageError(f"taps {model}: the recipe says it all; leave out {', '.join(useless)}")
         loaded = load_recipe(run if run.is_file() else str(recipe))
         return _tables_of(loaded, SIDES if run.is_file() else (model,))
+    reading: dict[str, Any]
     if recipe is not None:
         space = _workspace(load_recipe(recipe))
-        outputs, search_path = space.prepared.dataset.num_outputs, space.search_path
+        outputs, search_path, reading = space.prepared.dataset.num_outputs, space.search_path, reads(space)
         shape = space.prepared.input_shape if input_shape is None else _shape(input_shape)
     else:
         outputs, search_path = num_outputs, Path.cwd()
+        reading = {"vocabulary": TYPICAL_VOCABULARY} if model in TEXT_MODELS else {}
         shape = _known_shape(model) if input_shape is None else _shape(input_shape)
-    from edgekd.distill.models import build_model
-
-    module = build_model(model, num_outputs=outputs, input_shape=shape, args=args, search_path=search_path)
-    return [_table(model, model, module, shape)]
+    module = build_model(model, num_outputs=outputs, input_shape=shape, args=args, search_path=search_path, **reading)
+    return [_table(model, model, module, shape, reads_ids=bool(reading))]
 
 
 def _tables_of(loaded: LoadedRecipe, sides: tuple[str, ...]) -> list[TapTable]:
@@ -96,7 +98,8 @@ def _tables_of(loaded: LoadedRecipe, sides: tuple[str, ...]) -> list[TapTable]:
                 continue
             raise UsageError(f"the {side} of {loaded.source} is a black box: there is nothing inside to tap")
         module = build(space, section, seed=loaded.recipe.seed)
-        tables.append(_table(side, section.model, module, space.prepared.input_shape))
+        reads_ids = space.prepared.vocabulary is not None
+        tables.append(_table(side, section.model, module, space.prepared.input_shape, reads_ids=reads_ids))
     return tables
 
 
@@ -104,12 +107,14 @@ def _workspace(loaded: LoadedRecipe) -> Workspace:
     return Workspace(loaded.recipe, loaded.folder, loaded.folder, Silence(), "cpu", 1, "", "")
 
 
-def _table(name: str, reference: str, module: nn.Module, shape: tuple[int, ...]) -> TapTable:
+def _table(name: str, reference: str, module: nn.Module, shape: tuple[int, ...], *, reads_ids: bool) -> TapTable:
     import torch
 
     from edgekd.distill.taps import list_taps
 
-    return TapTable(name, reference, shape, tuple(list_taps(module, torch.zeros(2, *shape))))
+    # Ids of a text of the full length; zeros would be all padding, but shapes are the same.
+    zeros = torch.zeros(2, *shape, dtype=torch.int64 if reads_ids else torch.float32)
+    return TapTable(name, reference, shape, tuple(list_taps(module, zeros)))
 
 
 def _known_shape(model: str) -> tuple[int, ...]:
