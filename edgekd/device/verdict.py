@@ -25,7 +25,7 @@ PRESSURE = 0.20  # of the time somebody waited for a core
 WAITED = 0.05  # of the timed time a candidate's threads waited for a core
 INTERRUPTED = 0.005  # of the calls of one thread: half of what lies above p99
 COMPETING = 0.25  # cores by which others and we together exceed the machine
-PARENT = 0.02  # of one core
+PARENT = 0.01  # of one core
 CLOCK = 0.15  # fall of the clock frequency
 DRIFT = 0.10  # between the first and the last third of the blocks
 DRIFT_SIGMAS = 4.0
@@ -192,7 +192,7 @@ def _about_machine(c: Conditions, *, waits_known: bool) -> list[tuple[str, str]]
         found.append(
             (
                 f"parent: the measuring program itself used {c.parent_share:.1%} of a core (limit {PARENT:.0%})",
-                "show progress less often, or measure with --quiet",
+                "take a suite with longer blocks (block_ms): each costs a message",
             )
         )
     if c.throttled_periods:

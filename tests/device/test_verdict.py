@@ -64,7 +64,7 @@ def test_a_machine_that_tells_nothing_is_judged_by_its_samples() -> None:
             "competing load: other programs kept 1.6 of 2 cores busy, and 1 is needed",
             "close other programs",
         ),
-        ({"parent_share": 0.08}, "the measuring program itself used 8.0% of a core", "progress less often"),
+        ({"parent_share": 0.02}, "the measuring program itself used 2.0% of a core (limit 1%)", "block_ms"),
         (
             {"throttled_periods": 3},
             "quota: the container was throttled in 3 periods",
