@@ -69,6 +69,12 @@ def as_text(raw: object) -> str:
     return raw.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def texts_of(steps: Iterable[Step], rows: Array) -> list[str]:
+    """Rows of ids (N, T) as texts, without special tokens; of a model of something else none."""
+    step = tokenize_step(steps)
+    return [] if step is None else _tokenizer(step.content, step.max_length).decode_batch(rows.tolist())
+
+
 def is_ids(array: Array) -> bool:
     """Whether samples are ids of tokens: bytes are pixels, all other whole numbers are ids."""
     return bool(array.dtype.kind in "iu" and array.dtype.itemsize > 1)
@@ -95,6 +101,11 @@ def with_tokenizers(steps: Iterable[Step], read: Callable[[str], bytes]) -> tupl
             step = replace(step, pad=pad if step.pad is None else step.pad)
         found.append(step)
     return tuple(found)
+
+
+def files_of(steps: Iterable[Step]) -> tuple[str, ...]:
+    """The names of the files that the steps read."""
+    return tuple(step.file for step in steps if isinstance(step, Tokenize))
 
 
 def tokenize_step(steps: Iterable[Step]) -> Tokenize | None:

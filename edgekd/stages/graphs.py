@@ -41,14 +41,21 @@ from edgekd.stages.training import load_teacher, load_trained
 from edgekd.stages.workspace import OUTPUT, Workspace
 
 FLOAT = "float32"
+PER_CHANNEL, PER_TENSOR = "int8_u8s8", "int8_u8s8_per_tensor"
 CALIBRATION = "calibration.json"
 PARITY_SAMPLES = 256
 OUTPUT_BATCH = 256
 
 
 def variant_names(space: Workspace) -> tuple[str, ...]:
-    """The variants to make: the recipe's, or else the target's; float32 always, and first."""
+    """The variants to make: the recipe's, or else the target's; float32 always, and first.
+
+    Beside int8_u8s8 a depthwise student gets the variant with one scale per weight: which of the two is faster there,
+    and right, differs from student to student, so both are measured.
+    """
     named = space.recipe.quantize.variants or target(space).variants
+    if not space.recipe.quantize.variants and PER_CHANNEL in named and space.has_depthwise:
+        named = (*named, PER_TENSOR)
     return (FLOAT, *(name for name in named if name != FLOAT))
 
 

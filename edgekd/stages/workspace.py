@@ -167,6 +167,16 @@ class Workspace:
 
         return substitutes(self)
 
+    @cached_property
+    def has_depthwise(self) -> bool:
+        """Whether the student has convolutions that look at each channel alone."""
+        from torch import nn
+
+        from edgekd.stages.training import build
+
+        parts = build(self, self.recipe.student, seed=self.recipe.seed).modules()
+        return any(isinstance(part, nn.Conv2d) and part.groups == part.in_channels > 1 for part in parts)
+
     @property
     def teacher_is_finished(self) -> bool:
         """Whether the teacher comes trained, from somewhere else."""

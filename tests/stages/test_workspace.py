@@ -68,3 +68,19 @@ def test_the_result_of_the_data_stage_holds_no_licence(tmp_path: Path) -> None:
     plain, _ = work_on_data(make_space(recipe))
     assert work_on_data(make_space(recipe, "data.licence=MIT"))[0] == plain, "stating it later trains nothing anew"
     assert plain["target_units"][0]["op"] == "denormalize"
+
+
+def test_a_depthwise_student_is_quantized_with_one_scale_per_weight_too(tmp_path: Path) -> None:
+    from edgekd.stages.graphs import variant_names
+
+    images = ("data.kind=digits", 'preprocess.steps=[{op="scale"},{op="layout"}]', "teacher.model=cnn_s", "threads=1")
+    for model, is_depthwise in (("dscnn_s", True), ("cnn_s", False)):
+        space = make_space(write_project(tmp_path, "classification"), *images, f"student.model={model}")
+        assert ("int8_u8s8_per_tensor" in variant_names(space)) is is_depthwise
+        asked = make_space(
+            write_project(tmp_path, "classification"),
+            *images,
+            f"student.model={model}",
+            'quantize.variants=["int8_u8s8"]',
+        )
+        assert variant_names(asked) == ("float32", "int8_u8s8")
