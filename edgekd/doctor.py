@@ -31,6 +31,8 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "executorch": ("run and convert ExecuTorch models", ("executorch",)),
     "mlperf": ("measure with MLPerf's load generator", ("mlcommons-loadgen",)),
     "image": ("read image files", ("pillow",)),
+    "text": ("read texts", ("tokenizers",)),
+    "extensions": ("run ONNX files with their tokenizer inside", ("onnxruntime-extensions",)),
     "graph": ("quantize, verify and inspect ONNX files", ("onnx",)),
     "report": ("draw report.html", ("jinja2",)),
     "sign": ("sign bundles and check signatures", ("cryptography",)),
@@ -49,6 +51,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "http": ("learn from a teacher behind a URL", ("httpx2",)),
     "hf": ("read Parquet, and models from Hugging Face folders", ("pyarrow", "transformers")),
+    "datasets": ("data sets of the Hugging Face hub by name", ("datasets",)),
     "timm": ("models of timm by name", ("timm",)),
     "optimum": ("export through Hugging Face's exporter (another transformers than hf's)", ("optimum-onnx",)),
 }

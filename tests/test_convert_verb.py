@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -15,12 +16,16 @@ import numpy as np
 import onnx
 import pytest
 from commands import ok, ok_json, refused
+from text_bundle import make_text_bundle
+from tokenizer_files import character_tokenizer
 
+import edgekd
 from edgekd.device.bundle import Bundle
 from edgekd.device.runtimes import open_session
 from edgekd.device.runtimes.chunks import run_in_chunks
 from edgekd.errors import AnswerIsNo, MissingHere, UsageError
 from edgekd.graph.formats import FORMATS, Request, convert, find_program, run_program
+from edgekd.graph.formats.extensions import attributes
 from edgekd.graph.targets import load_target
 from edgekd.spec import TensorSpec
 from edgekd.stages.bundling import bundle_model
@@ -247,3 +252,47 @@ def test_converted_files_are_benchmarked_beside_the_bundle(bundle: Bundle, tmp_p
     assert [item["golden"] for item in results["candidates"]] == ["ok"] * 3
     sizes = {row["candidate"]: row["size_bytes"] for row in results["rows"]}
     assert sizes["float32.xml"] == sum(path.stat().st_size for path in (tmp_path / "out").glob("float32.[xb]*"))
+
+
+def test_a_tokenizer_goes_in_front_of_the_graph(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_extensions", reason="the tokenizer in the graph needs the extra extensions")
+    place = make_text_bundle(tmp_path / "texts", more=False)
+    result = ok_json("convert", place, tmp_path / "out", "--to", "extensions")
+    assert list(result["made"]) == ["float32.text.onnx", "int8_dynamic.text.onnx"]
+    with edgekd.load(place) as student:
+        for variant in ("float32", "int8_dynamic"):
+            session = open_session(tmp_path / "out" / f"{variant}.text.onnx")
+            [spec] = session.inputs
+            assert (spec.name, spec.dtype, spec.shape) == ("text", "str", (1,))
+            for text in ("book a table for two", "", "Ätsch!", "a, b; c", "a " * 500):
+                answer = student.predict(text)
+                found = session.run({"text": np.array([text], object)})["logits"][0]
+                np.testing.assert_allclose(found, answer.outputs["logits"], atol=1e-5 if variant == "float32" else 0.1)
+                assert answer.truncated == (len(text) > 100)
+    for more, text in ((True, "tokens beyond the vocabulary .Äpfel, Äp, <x>., which the operator does not do"),):
+        other = make_text_bundle(tmp_path / "other", more=more)
+        told = refused(1, "convert", other, tmp_path / "more", "--to", "extensions", "--variant", "float32")
+        assert re.search(text + "; leave it outside of the graph", told), told
+
+
+def test_a_model_of_something_else_gets_no_tokenizer(bundle: Bundle, tmp_path: Path) -> None:
+    told = refused(1, "convert", bundle.path, tmp_path / "out", "--to", "extensions")
+    assert "this model reads no texts, expected one with a tokenizer to put in front" in told
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda t: t["model"].update(type="Unigram"), "model is Unigram, expected WordPiece"),
+        (lambda t: t.update(normalizer=None), "normalizer is None, expected BertNormalizer"),
+        (lambda t: t["normalizer"].update(clean_text=False), "controls kept, or another template"),
+        (lambda t: t.update(post_processor=None), "controls kept, or another template"),
+        (lambda t: t["model"]["vocab"].update(zzz=99_999), "ids of the vocabulary have gaps"),
+    ],
+)
+def test_tokenizers_that_the_operator_cannot_be_are_refused(tmp_path: Path, change: Any, text: str) -> None:
+    table = json.loads(character_tokenizer(tmp_path / "t.json", known=range(32, 127), more=False).read_text("utf-8"))
+    assert attributes(table)["vocab_file"].startswith("[PAD]\n[UNK]\n")
+    change(table)
+    with pytest.raises(AnswerIsNo, match=text):
+        attributes(table)

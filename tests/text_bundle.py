@@ -32,7 +32,7 @@ TEXTS = (
 )
 
 
-def make_text_bundle(folder: Path) -> Path:
+def make_text_bundle(folder: Path, *, more: bool = True) -> Path:
     """float32 and int8_dynamic, with golden vectors of the short ones of the texts above."""
     import onnx
     from onnx import helper, numpy_helper
@@ -40,7 +40,7 @@ def make_text_bundle(folder: Path) -> Path:
     from edgekd.graph import Int8Dynamic, quantize
 
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = character_tokenizer(folder / "tokenizer.json", known=range(0x20, 0x250)).read_bytes()
+    tokenizer = character_tokenizer(folder / "tokenizer.json", known=range(0x20, 0x250), more=more).read_bytes()
     steps = with_tokenizers(parse_steps(STEPS), lambda name: tokenizer)
     random = np.random.default_rng(0)
     size = 2 * (0x250 - 0x20) + 16

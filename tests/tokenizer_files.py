@@ -69,8 +69,10 @@ def every_character() -> list[str]:
     return [" ".join(words[at : at + 64]) for at in range(0, len(words), 64)]
 
 
-def character_tokenizer(path: Path, *, known: Iterable[int] = KNOWN, **normalizer: bool | None) -> Path:
-    """A tokenizer.json that tells most characters from each other, each token one character, with added tokens."""
+def character_tokenizer(
+    path: Path, *, known: Iterable[int] = KNOWN, more: bool = True, **normalizer: bool | None
+) -> Path:
+    """A tokenizer.json that tells most characters from each other, each token one character, and `more` of them."""
     vocabulary = {token: at for at, token in enumerate(SPECIAL)}
     for code in known:
         for token in (chr(code), f"##{chr(code)}"):
@@ -79,7 +81,7 @@ def character_tokenizer(path: Path, *, known: Iterable[int] = KNOWN, **normalize
         _added(token, vocabulary[token], special=True, lstrip=token == "[MASK]", rstrip=token == "[SEP]")
         for token in SPECIAL
     ]
-    for token, normalized in (("Äpfel", True), ("Äp", True), ("<x>", False)):
+    for token, normalized in (("Äpfel", True), ("Äp", True), ("<x>", False)) if more else ():
         added.append(_added(token, len(vocabulary) + len(added) - len(SPECIAL), normalized=normalized))
     ends = [{"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]")]
     middle = {"Sequence": {"id": "A", "type_id": 0}}

@@ -8,10 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgekd.device.bundle import Bundle
 from edgekd.device.manifest import tensor_specs
-from edgekd.device.runtimes import open_session
-from edgekd.device.selftest import check_variant
+from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
+from edgekd.device.runtimes import Session, open_session
+from edgekd.device.selftest import DEFAULT_TOLERANCE, check_variant
+from edgekd.device.tokens import texts_of
 from edgekd.errors import AnswerIsNo, EdgekdError, UsageError, explain_os_errors, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.formats import FORMATS, Platform, Request, convert, find_format
@@ -65,6 +69,30 @@ def convert_bundle(
     return {"made": made, "refused": refused}
 
 
+def check_texts(bundle: Bundle, variant: str, session: Session) -> dict[str, Any]:
+    """The row of `self_test` for a graph that reads texts itself, one by one: the golden samples as texts, through it
+    and through the bundle's own tokenizer and graph."""
+    steps = bundle.steps()
+    spatial, arithmetic = split_steps(steps)
+    texts = texts_of(steps, bundle.golden()["raw"])
+    own = open_session(bundle, variant=variant, threads=1)
+    try:
+        name = own.inputs[0].name
+        wanted = [own.run({name: apply_arithmetic(arithmetic, prepare(spatial, text)[np.newaxis])}) for text in texts]
+    finally:
+        own.close()
+    output = bundle.manifest["outputs"][0]["name"]
+    right = np.concatenate([answer[output] for answer in wanted])
+    given = [session.run({session.inputs[0].name: np.array([text], object)}) for text in texts]
+    found = np.concatenate([answer[output] for answer in given])
+    tolerance = {**DEFAULT_TOLERANCE, **bundle.manifest["variants"][variant].get("tolerance", {})}
+    apart = np.abs(found.astype(np.float64) - right)
+    same = float((found.argmax(-1) == right.argmax(-1)).mean())
+    fits = bool((apart <= tolerance["abs"] + tolerance["rel"] * np.abs(right)).all())
+    problem = None if fits else f"it differs by up to {apart.max():.1e} from tokenizer and graph"
+    return {"ok": fits, "max_abs_diff": float(apart.max()), "label_agreement": same, "problem": problem}
+
+
 def _usual(bundle: Bundle, name: str) -> list[str]:
     """The variants that a format is made of where none is named: float ones for a converter that takes no others."""
     return [item for item in bundle.variants if not FORMATS[name].float_only or _is_float(bundle, item)]
@@ -83,11 +111,15 @@ def _convert_one(
     model, target = work / "source" / "model.onnx", work / file
     model.parent.mkdir()
     model.write_bytes(bundle.graph(variant=variant))
-    convert(name, Request(model, target, tensor_specs(bundle.manifest, "inputs"), platform, env))
+    inputs = tensor_specs(bundle.manifest, "inputs")
+    convert(name, Request(model, target, inputs, platform, env, bundle.steps()))
     shutil.rmtree(model.parent)
     session = open_session(target, runtime=form.runtime, threads=1)
     try:
-        row = check_variant(bundle, variant, session, converted=True)
+        if form.reads_text:
+            row = check_texts(bundle, variant, session)
+        else:
+            row = check_variant(bundle, variant, session, converted=True)
     finally:
         session.close()
     if not row["ok"]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 OPTIONS = ("session_config", "provider", "provider_options", "mobile", "profile")
 CPU = "CPUExecutionProvider"
+EXTENSIONS = "ai.onnx.contrib"  # the domain of onnxruntime-extensions' operators
 DTYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
@@ -53,10 +54,15 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
     settings = _settings(onnxruntime, threads, options)
     provider, providers = _providers(onnxruntime, options)
     name = "the model" if isinstance(model, bytes) else str(model)
+    given = model if isinstance(model, bytes) else str(model)
     try:
-        loaded = onnxruntime.InferenceSession(
-            model if isinstance(model, bytes) else str(model), settings, providers=providers
-        )
+        try:
+            loaded = onnxruntime.InferenceSession(given, settings, providers=providers)
+        except refusals as error:
+            if EXTENSIONS not in str(error):
+                raise
+            _register_extensions(settings)
+            loaded = onnxruntime.InferenceSession(given, settings, providers=providers)
     except refusals as error:
         raise ModelError(
             f"onnxruntime {onnxruntime.__version__} cannot load {name}: {_first_line(error)}. "
@@ -70,6 +76,15 @@ def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, objec
             "provider installed?"
         )
     return _OnnxSession(loaded, refusals)
+
+
+def _register_extensions(settings: onnxruntime.SessionOptions) -> None:
+    """Let a session know the operators of onnxruntime-extensions."""
+    try:
+        from onnxruntime_extensions import get_library_path
+    except ImportError as error:
+        raise MissingExtra("onnxruntime-extensions", "extensions", purpose=f"a model with {EXTENSIONS}") from error
+    settings.register_custom_ops_library(get_library_path())
 
 
 class _OnnxSession:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgekd.errors import AnswerIsNo, MissingHere, UsageError, nearest
-from edgekd.spec import TensorSpec
+from edgekd.spec import Step, TensorSpec
 
 Platform = Literal["amd64", "arm"]
 TIMEOUT_S = 600
@@ -32,6 +32,7 @@ class Request:
     inputs    of the model
     platform  where the file will run: amd64, or arm, which runs everywhere
     env       a virtual environment that holds converters which want one of their own
+    steps     the preprocessing that belongs to the model
     """
 
     model: Path
@@ -39,18 +40,20 @@ class Request:
     inputs: tuple[TensorSpec, ...]
     platform: Platform
     env: Path | None
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)
 class Format:
     """A format: the suffix of the file to open, the runtime that proves it, the converter, what it is for, and
-    whether its converter takes float graphs only."""
+    whether its converter takes float graphs only, and whether what it writes reads texts."""
 
     suffix: str
     runtime: str
     converter: str
     description: str
     float_only: bool = False
+    reads_text: bool = False
 
 
 FORMATS: dict[str, Format] = {
@@ -59,6 +62,13 @@ FORMATS: dict[str, Format] = {
     ),
     "openvino": Format(
         ".xml", "openvino", "edgekd.graph.formats.openvino:convert", "OpenVINO IR, with its weights in a .bin"
+    ),
+    "extensions": Format(
+        ".text.onnx",
+        "onnxruntime",
+        "edgekd.graph.formats.extensions:convert",
+        "ONNX that reads a text, for onnxruntime-extensions",
+        reads_text=True,
     ),
     "ncnn": Format(
         ".param", "ncnn", "edgekd.graph.formats.ncnn:convert", "ncnn, with its weights in a .bin; CNNs", float_only=True
