@@ -12,6 +12,10 @@
 
 "every 2" are the layers 1, 3, 5, ..., so that the last one is among them, as in BERT-PKD (its skip) and TinyBERT.
 Encoders of the BERT family of transformers, with a head for classes or for masked words.
+
+What each cut costs before any training, of a MiniLM-L6 (384 wide) that was fine-tuned on SST-2 (256 sentences, 87.1 %
+right): half of the neurons 87.1 %, "every 2" 78.5 %, [0, 2, 5] 77.3 %, width 288 by svd 68.8 %, width 192 by truncation
+55.1 %, by svd 49.2 %. So cut neurons first, then layers; a narrower stream begins nearly anew.
 """
 
 from __future__ import annotations
