@@ -55,7 +55,9 @@ def decimals(value: float, low: float | None = None, high: float | None = None) 
         return max(0, EXACT_DIGITS - 1 - magnitude)
     by_width = math.ceil(math.log10(4 / width))
     by_value = MOST_DIGITS - 1 - magnitude
-    return max(0, min(by_width, by_value))
+    # What is above 0 for sure never reads 0, however far its interval reaches up.
+    least = -magnitude if low is not None and low > 0 else 0
+    return max(0, least, min(by_width, by_value))
 
 
 def text_of(value: float, places: int, *, sign: bool = False) -> str:

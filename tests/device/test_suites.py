@@ -32,8 +32,9 @@ def test_the_shipped_suites_ask_for_enough_calls() -> None:
 @pytest.mark.parametrize("name", ["quick", "full", "cpu", "cuda", "mobile", "web"])
 def test_the_shipped_suites_launch_often_enough_for_a_speedup(name: str) -> None:
     suite = load_suite(name)
-    # Processes differ by 2.5 %: the mean of twelve pairs is then within 3 % in 99 of a hundred runs.
-    assert suite.launches >= 12
+    # Processes differ by 2.5 %: the mean of eight pairs is within 3 % in 97 of a hundred runs, of twelve in 99. `cpu`
+    # measures forty candidates and has five minutes.
+    assert suite.launches >= (8 if name == "cpu" else 12)
     # A message to a process costs its parent 0.2 ms, which is to be below 1 % of a block.
     assert suite.block_ms >= 40
     assert suite.cold_starts == 0 or suite.cold_starts >= suite.launches

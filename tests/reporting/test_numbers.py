@@ -68,3 +68,9 @@ def test_what_is_no_number_is_missing(raw: object) -> None:
 
 def test_an_interval_with_an_infinite_bound_keeps_its_value() -> None:
     assert interval_of({"value": 2.0, "low": 1.0, "high": math.inf, "n": 7}) == Interval(2.0, 2.0, 2.0, 7)
+
+
+def test_a_latency_of_an_endless_interval_never_reads_zero() -> None:
+    assert format_value(Interval(0.052, 0.001, 3.0)) == "0.05"
+    assert format_range(Interval(0.052, 0.001, 3.0)) == "0.00 to 3.00"
+    assert format_value(Interval(-0.03, -2.0, 2.0)) == "0", "a drop that may be none may read so"
