@@ -15,8 +15,10 @@ from edgekd import assets
 from edgekd.device.bundle import Bundle
 from edgekd.device.manifest import MANIFEST, MAX_MANIFEST_BYTES, SIGNATURE
 from edgekd.device.signing import SIGNATURE_BYTES, is_signed
+from edgekd.device.tokens import tokenize_step
 from edgekd.errors import UsageError, nearest
 from edgekd.files import write_bytes
+from edgekd.spec import parse_steps
 
 STUDENT = "student.edgekd"
 NOTICE = "NOTICE.md"
@@ -143,7 +145,7 @@ def embed(
     kind = APPS[app]
     if runtime is not None and kind.package is None:
         raise UsageError(f"the {app} app takes no files of an npm package; leave {runtime} out")
-    if not kind.texts and bundle.files():
+    if not kind.texts and tokenize_step(parse_steps(bundle.manifest["preprocess"])) is not None:
         able = ", ".join(name for name, other in APPS.items() if other.texts)
         raise UsageError(
             f"the {app} app reads no texts, and this student does: it has no tokenizer; take one of {able}"

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from edgekd.device.bundle import Bundle
 from edgekd.device.manifest import MANIFEST
+from edgekd.device.tokens import files_of
 from edgekd.errors import UsageError
 from edgekd.files import canonical_json, sha256_bytes
+from edgekd.spec import parse_steps
 from edgekd.stages.embedding import STUDENT, Generated, app_files
 
 PACKAGE = "onnxruntime-web"
@@ -40,7 +42,8 @@ def generate(bundle: Bundle, variant: str | None, runtime: Path | None) -> Gener
     shell = {name: data for name, data in {**page, **made}.items() if not UNSEEN.fullmatch(name)}
     listed = bundle.manifest["files"]
     golden = bundle.manifest["golden"]["file"]
-    used = [golden, *bundle.manifest["variants"][chosen]["graphs"].values(), *bundle.files()]
+    tokenizer = files_of(parse_steps(bundle.manifest["preprocess"]))
+    used = [golden, *bundle.manifest["variants"][chosen]["graphs"].values(), *tokenizer]
     hashes = {f"ort/{name}": "" for name in RUNTIME}  # listed where they are still to come, too
     hashes |= {name: sha256_bytes(data) for name, data in shell.items()}
     hashes |= {f"{STUDENT}/{name}": listed[name]["sha256"] for name in used}
