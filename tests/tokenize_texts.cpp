@@ -1,5 +1,5 @@
-// tokenize_texts TOKENIZER MAX_LENGTH: texts from the input, each its number of bytes, a blank and the bytes; ids of each on
-// a line, after the padding's and whether the text was too long.
+// tokenize_texts TOKENIZER MAX_LENGTH: texts from the input, each its number of bytes, a blank and the bytes; the ids of
+// each on a line, after the padding's and whether the text was too long.
 #include "edgekd.hpp"
 
 #include <cstdlib>

@@ -1560,7 +1560,7 @@ inline Floats postprocess(const std::vector<Step> &steps, const Floats &outputs,
     return Floats(values.begin(), values.end());
 }
 
-// ---- texts: a Hugging Face tokenizer.json of BERT's kind (WordPiece), id for id --------------------------------------
+// ---- texts: a Hugging Face tokenizer.json of BERT's kind (WordPiece), id for id -----------------------------------
 
 // Characters as Hugging Face's tokenizers sees them; the table is decoded once.
 class Characters {
@@ -1772,8 +1772,8 @@ class Tokenizer {
     // One more than the largest id.
     std::int32_t size() const { return size_; }
 
-    // The ids of a text in UTF-8 with the tokenizer's special tokens around them, at most `max_length`: what is too much
-    // at the end is cut off.
+    // The ids of a text in UTF-8 with the tokenizer's special tokens around them, at most `max_length`: what is too
+    // much at the end is cut off.
     Tokens encode(const std::string &text, std::size_t max_length) const {
         const std::size_t around = before_.size() + after_.size();
         if (max_length <= around) {
@@ -2258,7 +2258,7 @@ class Backend {
     virtual std::vector<Array> run(const Array &input) = 0;
 };
 
-// `dtype` of the input is float32, uint8 or int64; whole numbers of int64 come as floats, which hold every id of a token.
+// `dtype` of the input is float32, uint8 or int64; numbers of int64 come as floats, which hold every id of a token.
 struct Graph {
     std::string bytes, input, dtype;
     std::vector<std::string> outputs;
@@ -2310,8 +2310,8 @@ class OnnxRuntime final : public Backend {
         Value given{nullptr, api_->ReleaseValue};
         OrtValue *raw = nullptr;
         check(api_->CreateTensorWithDataAsOrtValue(
-            memory_, data, input.count() * (bytes ? 1 : ids.empty() ? sizeof(float) : sizeof(std::int64_t)), shape.data(),
-            shape.size(),
+            memory_, data, input.count() * (bytes ? 1 : ids.empty() ? sizeof(float) : sizeof(std::int64_t)),
+            shape.data(), shape.size(),
             bytes         ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8
             : ids.empty() ? ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT
                           : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,

@@ -26,7 +26,8 @@ void attempt(const Work &work) {
     }
 }
 
-// The manifest's parser, the zip's, the array's, the tokenizer's, data as a text; and whatever steps a readable manifest holds, on a small image.
+// The manifest's parser, the zip's, the array's, the tokenizer's, data as a text; and whatever steps a readable manifest
+// holds, on a small image.
 void every_reader(const std::string &data) {
     attempt([&] {
         const edgekd::Manifest manifest = edgekd::parse_manifest(data);
@@ -44,10 +45,10 @@ void every_reader(const std::string &data) {
     attempt([&] { edgekd::parse_npy(data, "array"); });
     attempt([&] { edgekd::Tokenizer(data).encode("[MASK] a text", 16); });
     static const edgekd::Tokenizer tokenizer(
-        R"({"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[UNK]": 1, "a": 2, "##e": 3, ",": 4}, "unk_token": "[UNK]",
-        "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}, "pre_tokenizer": {"type": "BertPreTokenizer"},
-        "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true, "strip_accents": null,
-        "lowercase": true}})");
+        R"({"model": {"type": "WordPiece", "vocab": {"[PAD]": 0, "[UNK]": 1, "a": 2, "##e": 3, ",": 4},
+        "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100},
+        "pre_tokenizer": {"type": "BertPreTokenizer"}, "normalizer": {"type": "BertNormalizer", "clean_text": true,
+        "handle_chinese_chars": true, "strip_accents": null, "lowercase": true}})");
     attempt([&] { tokenizer.encode(data, 100); });
     attempt([&] {
         const edgekd::Zip archive(data, "zip");
