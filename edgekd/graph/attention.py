@@ -72,6 +72,11 @@ def fuse_attention(model: ModelProto) -> int:
         )
     del graph.node[:]
     graph.node.extend(_read_by_somebody(nodes, {value.name for value in graph.output}))
+    # onnxruntime warns about tensors that nobody reads.
+    used = {name for node in graph.node for name in reads(node)} | {value.name for value in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
     if all(item.domain != DOMAIN for item in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
     return len(found)
