@@ -22,7 +22,7 @@ from edgekd.stages import diet, mixing
 from edgekd.stages.aware import config as trained_config
 from edgekd.stages.aware import terms as trained_terms
 from edgekd.stages.caching import store_of
-from edgekd.stages.graphs import target, variant_names
+from edgekd.stages.graphs import named_variants, target
 from edgekd.stages.texts import opened
 from edgekd.stages.workspace import Workspace
 
@@ -177,7 +177,7 @@ def quantize(space: Workspace) -> Inputs:
     limits = target(space)
     return {
         "quantize": space.recipe.quantize.model_dump(mode="json"),
-        "variants": list(variant_names(space)),
+        "variants": list(named_variants(space)),
         "target": [limits.max_opset, limits.max_ir],
         **_mixing(space),
         **_tools("edgekd", "onnx", "onnxruntime"),
@@ -186,7 +186,7 @@ def quantize(space: Workspace) -> Inputs:
 
 def _mixing(space: Workspace) -> Inputs:
     """What a mixture of int8 and float depends on, where one may be made."""
-    wanted, limits = mixing.MIXED in variant_names(space), space.recipe.limits
+    wanted, limits = mixing.MIXED in named_variants(space), space.recipe.limits
     if limits.accuracy_drop_points is None and not wanted:
         return {}
     scheme = mixing.mixed_config(space).base if wanted else None

@@ -47,16 +47,22 @@ PARITY_SAMPLES = 256
 OUTPUT_BATCH = 256
 
 
-def variant_names(space: Workspace) -> tuple[str, ...]:
-    """The variants to make: the recipe's, or else the target's; float32 always, and first.
-
-    Beside int8_u8s8 a depthwise student gets the variant with one scale per weight: which of the two is faster there,
-    and right, differs from student to student, so both are measured.
-    """
+def named_variants(space: Workspace) -> tuple[str, ...]:
+    """The recipe's variants, or else the target's; float32 always, and first. No model is looked at."""
     named = space.recipe.quantize.variants or target(space).variants
-    if not space.recipe.quantize.variants and PER_CHANNEL in named and space.has_depthwise:
-        named = (*named, PER_TENSOR)
     return (FLOAT, *(name for name in named if name != FLOAT))
+
+
+def variant_names(space: Workspace) -> tuple[str, ...]:
+    """The variants to make.
+
+    Beside the target's int8_u8s8 a depthwise student gets the variant with one scale per weight: which of the two is
+    faster there, and right, differs from student to student, so both are measured.
+    """
+    named = named_variants(space)
+    if space.recipe.quantize.variants or PER_CHANNEL not in named or not space.has_depthwise:
+        return named
+    return (*named, PER_TENSOR)
 
 
 def precision(name: str) -> Precision:
