@@ -18,7 +18,7 @@ from edgekd.device.programs.answer import Program
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import run_in_chunks
 from edgekd.device.tokens import is_cut, tokenize_step
-from edgekd.errors import BundleError, DataError, ModelError, UsageError, nearest
+from edgekd.errors import BundleError, DataError, ModelError, UsageError
 from edgekd.spec import Array
 
 PROGRAMS: dict[str, Program] = {
@@ -75,8 +75,6 @@ class Predictor:
         manifest = bundle.manifest
         self.bundle = bundle
         self.session = session
-        if manifest["task"] not in PROGRAMS:
-            raise UsageError(f"the task '{manifest['task']}' has no program. {nearest(manifest['task'], PROGRAMS)}")
         if len(session.inputs) != 1:
             names = ", ".join(spec.name for spec in session.inputs)
             raise UsageError(f"predict works on models with one input, this one has {names}; use edgekd.open_session")

@@ -486,7 +486,7 @@ def test_what_is_no_bundle_at_all(tmp_path):
         (lambda m: m["inputs"][0].update(shape=[-1]), r"inputs\[0\]\.shape is \[-1\], expected whole numbers from 1"),
         (lambda m: m["inputs"].append(m["inputs"][0]), r"inputs is \['x', 'x'\], expected each name once"),
         (lambda m: m["inputs"][0].update(dtype="object"), r"inputs\[0\]\.dtype is 'object', expected one of float16"),
-        (lambda m: m["preprocess"][0].update(op="tokenize"), "unknown op 'tokenize'.*newer edgekd may know it: pip"),
+        (lambda m: m["preprocess"][0].update(op="resample"), "unknown op 'resample'.*newer edgekd may know it: pip"),
         (lambda m: m["preprocess"].reverse(), "stands after .*expected decode"),
         (
             lambda m: m["golden"].update(file="other.npz"),

@@ -14,12 +14,12 @@ from PIL import Image
 import edgekd
 from edgekd.device.bundle import Bundle
 from edgekd.device.postprocess import apply_post, parse_post_steps
-from edgekd.device.predictor import Prediction, Predictor, load
+from edgekd.device.predictor import PROGRAMS, Prediction, Predictor, load
 from edgekd.device.preprocess import preprocess
 from edgekd.device.programs import classify
 from edgekd.device.runtimes import open_session
 from edgekd.errors import BundleError, DataError, UsageError
-from edgekd.spec import parse_steps
+from edgekd.spec import TASKS, parse_steps
 
 
 @pytest.fixture
@@ -236,10 +236,16 @@ def test_bundles_that_contradict_their_graph(tmp_path):
         load(tmp_path / "names")
 
 
-def test_tasks_without_a_program(tmp_path):
+def test_every_task_has_a_program():
+    assert set(PROGRAMS) == set(TASKS)
+
+
+def test_an_embedding_is_a_vector_without_a_label(tmp_path):
     bundle = write_bundle(tmp_path / "b", task="embedding")
-    with pytest.raises(UsageError, match="the task 'embedding' has no program"):
-        load(bundle.path)
+    with load(bundle.path) as predictor:
+        answer = predictor.predict(predictor.bundle.golden()["raw"][0])
+    assert (answer.label, answer.index, answer.top) == (None, None, ())
+    assert answer.score == pytest.approx(float(np.linalg.norm(next(iter(answer.outputs.values())))), rel=1e-5)
 
 
 def test_the_public_names():
