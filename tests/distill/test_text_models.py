@@ -209,5 +209,5 @@ def test_a_bag_of_words_costs_next_to_nothing() -> None:
 def test_a_text_model_wants_texts() -> None:
     with pytest.raises(ModelError, match="bow_s reads texts, but the samples are no token ids; add"):
         build_model("bow_s", num_outputs=2, input_shape=(1, 28, 28))
-    with pytest.raises(ModelError, match="mlp_s reads no texts, but the samples are ids of tokens; take .*bow_s"):
+    with pytest.raises(ModelError, match=r"mlp_s reads no texts, but the samples are ids of tokens; take .*bow_s"):
         build_model("mlp_s", num_outputs=2, input_shape=(8,), vocabulary=30)
