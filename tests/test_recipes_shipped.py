@@ -104,7 +104,7 @@ def test_a_pretrained_encoder_teaches_a_student_of_texts(
     sets |= {"teacher.train.epochs": 1} if name == "sst2" else {}
     told = ok_json("distill", name, *(f"--set={key}={value}" for key, value in sets.items()), "--out", tmp_path / "run")
     assert told["stages"]["teacher"]["parameters"] > 22_000_000
-    assert told["stages"]["student"]["parameters"] < 4_000_000
+    assert told["stages"]["student"]["parameters"] < 6_000_000
 
 
 @pytest.mark.slow
