@@ -230,10 +230,10 @@ def _check_embedding(recipe: Recipe) -> None:
     if not any(step.get("op") == "tokenize" for step in recipe.preprocess.steps):
         raise RecipeError("task = 'embedding' is for texts; put tokenize into preprocess.steps")
     teacher = recipe.teacher
-    if not (teacher.model or "").startswith("hf:") or recipe.teachers or recipe.assistant:
+    if not (teacher.model or "").startswith("hf:") or teacher.weights or recipe.teachers or recipe.assistant:
         raise RecipeError(
-            "task = 'embedding' takes one teacher, model = \"hf:FOLDER\": a sentence encoder as it is, whose vectors "
-            "the student learns"
+            "task = 'embedding' takes one teacher, model = \"hf:FOLDER\" without teacher.weights: a sentence encoder as "
+            "it is, whose vectors the student learns"
         )
 
 

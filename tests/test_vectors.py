@@ -136,6 +136,7 @@ def test_the_metric_is_the_mean_cosine() -> None:
     [
         ("embedding.dimensions=17", "the teacher's vectors have 16 numbers"),
         ("teacher.model=bow_s", "takes one teacher"),
+        ("teacher.weights=teacher/model.safetensors", "without teacher.weights"),
         ("task=classification", "embedding is for task"),
         ('preprocess.steps=[{op="scale"}]', "put tokenize into preprocess.steps"),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.data.source import Request, Source
-from edgekd.data.text import NAMES, Rows, source, text_column
+from edgekd.data.text import NAMES, Rows, source, target_of, text_column
 from edgekd.errors import DataError, MissingExtra
 
 
@@ -30,7 +30,7 @@ def read(request: Request) -> Source:
             f"huggingface: '{place}' cannot be loaded: {first}; expected the name of a data set on the hub (it needs "
             "the network), NAME:CONFIG, or a folder with csv, json or parquet files"
         ) from error
-    target = request.target or ("label",)
+    target = target_of(request)
     parts: dict[str, Rows] = {}
     labels: tuple[str, ...] = ()
     for split, names in NAMES.items():
@@ -38,7 +38,7 @@ def read(request: Request) -> Source:
         if table is None:
             continue
         column = text_column(place, table.column_names, request.text, target)
-        labels = labels or tuple(getattr(table.features[target[0]], "names", ()))
+        labels = labels or tuple(getattr(table.features.get(next(iter(target), "")), "names", ()))
         cells = [table[name] for name in target]
         rows = [(str(text), marks) for text, *marks in zip(table[column], *cells)]
         # Test sets of competitions hide their labels behind -1.

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -45,10 +46,8 @@ def read(request: Request) -> Source:
             f"text: there is nothing at {root}; expected data.root = a .csv, .tsv or .jsonl file, or a folder of them"
         )
     files = _splits(root) if root.is_dir() else {"train": root}
-    # The vectors that stand for texts come from the teacher.
-    is_labelled = request.task != "embedding"
-    text, target = request.text, request.target or (("label",) if is_labelled else ())
-    parts = {name: _read(path, text, target) for name, path in files.items()}
+    target = target_of(request)
+    parts = {name: _read(path, request.text, target) for name, path in files.items()}
     return source(parts, request, name=root.name.partition(".")[0], licence="not stated", target=target)
 
 
@@ -87,6 +86,11 @@ def _folder(request: Request, name: str) -> Path:
     return folder
 
 
+def target_of(request: Request) -> tuple[str, ...]:
+    """The columns to predict; none where the teacher's vectors are learned."""
+    return request.target or (() if request.task == "embedding" else ("label",))
+
+
 def source(
     parts: dict[str, Rows],
     request: Request,
@@ -102,14 +106,12 @@ def source(
             f"{name} holds texts, and nothing says how they become numbers; put "
             '{op = "tokenize", file = "tokenizer.json", max_length = 64} into preprocess.steps'
         )
-    if request.task == "embedding":
-        pools, first = {}, 0
-        for split, rows in parts.items():
-            pools[split] = _pool([row[0] for row in rows], np.zeros((len(rows), 1), np.float32), first, request)
-            first += len(rows)
-        return Source(name, ("0",), licence, pools)
-    y = {split: _targets([row[1] for row in rows], request) for split, rows in parts.items()}
-    given = request.labels or labels
+    if request.task == "embedding":  # the teacher says the targets
+        y = {split: np.zeros((len(rows), 1), np.float32) for split, rows in parts.items()}
+        given: Sequence[str] = ("0",)
+    else:
+        y = {split: _targets([row[1] for row in rows], request) for split, rows in parts.items()}
+        given = request.labels or labels
     if not given:
         given = default_labels(y["train"], request.task, where=name) if request.task == "classification" else target
     pools, first = {}, 0
@@ -217,7 +219,8 @@ def _records(path: Path, kind: str, text: str, problems: list[str]) -> Iterator[
         return
     csv.field_size_limit(MAX_FIELD)
     plain: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if kind == ".tsv" else {"strict": True}
-    reader = csv.DictReader(text.splitlines(keepends=True) if kind == ".csv" else text.split("\n"), **plain)
+    # Lines end where csv says so: str.splitlines would end them at U+2028 too.
+    reader = csv.DictReader(io.StringIO(text, newline="") if kind == ".csv" else text.split("\n"), **plain)
     try:
         for record in reader:
             if None in record or None in record.values():

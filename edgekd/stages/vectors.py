@@ -57,10 +57,11 @@ def vectors_of(
     facts = {
         "teacher": recipe.teacher.model,
         "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
-        "weights": recipe.teacher.weights,
         "args": recipe.teacher.args,
         "embedding": recipe.embedding.model_dump(mode="json"),
         "data": dataset.sha256,
+        # The data are ids: what they stand for decides what the teacher reads.
+        "tokens": sha256_bytes("\0".join(vocabulary.tokens).encode()),
         "steps": steps_to_json(steps),
         "torch": versions().get("torch"),
     }

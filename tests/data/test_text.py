@@ -89,6 +89,21 @@ def test_quotes_and_line_breaks_in_csv_and_none_in_tsv(tmp_path: Path) -> None:
     assert '"open 3' in texts(load(tmp_path / "a.tsv"))
 
 
+def test_a_line_of_csv_ends_where_csv_says_so(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,label\r\n" + "".join(f"one\u2028{n}\x0bx,{n % 2}\r\n" for n in range(6)))
+    assert "one\u20283\x0bx" in texts(load(tmp_path / "a.csv"))
+
+
+def test_texts_alone_are_enough_for_vectors(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\n\ntwo\nthree\nfour\nfive\nsix\n")
+    found = load(tmp_path / "a.txt", task="embedding")
+    assert sum(map(len, (found.train, found.val, found.test))) == 6
+    pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "train.jsonl").write_text("".join(json.dumps({"text": f"t{n}"}) + "\n" for n in range(6)))
+    assert len(load(tmp_path / "b", kind="huggingface", task="embedding").labels) == 1
+
+
 def test_marks_and_numbers_are_targets_too(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"t{n}", "hot": n % 2 == 0, "new": n % 3 == 0}) for n in range(9)))
