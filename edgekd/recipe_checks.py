@@ -232,8 +232,8 @@ def _check_embedding(recipe: Recipe) -> None:
     teacher = recipe.teacher
     if not (teacher.model or "").startswith("hf:") or teacher.weights or recipe.teachers or recipe.assistant:
         raise RecipeError(
-            "task = 'embedding' takes one teacher, model = \"hf:FOLDER\" without teacher.weights: a sentence encoder as "
-            "it is, whose vectors the student learns"
+            "task = 'embedding' takes one teacher, model = \"hf:FOLDER\" without teacher.weights: a sentence encoder "
+            "as it is, whose vectors the student learns"
         )
 
 
