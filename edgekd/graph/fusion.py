@@ -11,8 +11,9 @@ import numpy as np
 from onnx import ModelProto
 
 from edgekd.graph.attention import fuse_attention
+from edgekd.graph.first_difference import every_tensor
 from edgekd.graph.quantizers import name_nodes, silence
-from edgekd.graph.sessions import RUNTIME_ERRORS, open_graph
+from edgekd.graph.sessions import RUNTIME_ERRORS, GraphSession, open_graph
 from edgekd.spec import Array
 
 _TOLERANCE = 1e-3
@@ -57,7 +58,7 @@ def _with_attention(ready: ModelProto) -> ModelProto:
 def _fused(ready: ModelProto, *, attention: bool) -> ModelProto:
     with silence():
         from onnxruntime.transformers.fusion_options import FusionOptions
-        from onnxruntime.transformers.optimizer import optimize_by_fusion
+        from onnxruntime.transformers.onnx_model_bert import BertOnnxModel
 
         options = FusionOptions("bert")
         options.enable_attention = attention
@@ -65,7 +66,14 @@ def _fused(ready: ModelProto, *, attention: bool) -> ModelProto:
         options.enable_embed_layer_norm = False
         model = ModelProto()
         model.CopyFrom(ready)
-        result: ModelProto = optimize_by_fusion(model, "bert", 0, 0, options).model
+        known = _Shapes(model)
+        fusing = BertOnnxModel(model, 0, 0)
+        # Its own inference does algebra with every axis, a minute and a half for a graph of a thousand nodes; running
+        # the graph tells as much.
+        fusing.infer_runtime_shape = lambda *_, **__: known
+        fusing.optimize(options)
+        fusing.topological_sort()
+        result: ModelProto = fusing.model
     # onnx cannot infer shapes behind onnxruntime's own operators, but what was joined keeps its outputs' names.
     written = {name for node in result.graph.node for name in node.output}
     del result.graph.value_info[:]
@@ -73,27 +81,47 @@ def _fused(ready: ModelProto, *, attention: bool) -> ModelProto:
     return result
 
 
+class _Shapes:
+    """The shapes of a graph's tensors for a small batch, as onnxruntime's fusions ask for them."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self._known = {tensor.name: list(tensor.dims) for tensor in model.graph.initializer}
+        found = every_tensor(model, _feeds(model, open_graph(model))[0])
+        self._known |= {name: list(array.shape) for name, array in found.items()}
+
+    def get_edge_shape(self, edge: str) -> list[int] | None:
+        return self._known.get(edge)
+
+    def compare_shape(self, edge: str, other: str) -> bool:
+        return edge in self._known and self._known[edge] == self._known.get(other)
+
+
 def _same(ready: ModelProto, fused: ModelProto) -> bool:
     """Whether both give the same outputs for two samples: fusions match patterns, and patterns may lie."""
     try:
         first, second = open_graph(ready), open_graph(fused)
-        rng = np.random.default_rng(0)
-        feeds: dict[str, Array] = {}
-        turned: dict[str, Array] = {}
-        for spec in first.inputs:
-            shape = [size if isinstance(size, int) else _LENGTH for size in spec.shape]
-            if spec.shape and isinstance(spec.shape[0], str):
-                shape[0] = _BATCH
-            is_float = np.dtype(spec.dtype).kind == "f"
-            # Ids of tokens, or marks of those that count; the second text is padded with 0, or (turned) with the last.
-            last = _last_id(ready, spec.name)
-            marks = rng.integers(1, last + 1, shape)
-            marks[1:, ..., _LENGTH // 2 :] = 0
-            feeds[spec.name] = (rng.standard_normal(shape) if is_float else marks).astype(spec.dtype)
-            turned[spec.name] = feeds[spec.name] if is_float else (last - marks).astype(spec.dtype)
-        return all(_close(first.run(given), second.run(given)) for given in (feeds, turned))
+        return all(_close(first.run(given), second.run(given)) for given in _feeds(ready, first))
     except RUNTIME_ERRORS:
         return False
+
+
+def _feeds(model: ModelProto, session: GraphSession) -> tuple[dict[str, Array], dict[str, Array]]:
+    """Two batches of two samples; of texts the second one is padded with 0, or with the last id."""
+    rng = np.random.default_rng(0)
+    feeds: dict[str, Array] = {}
+    turned: dict[str, Array] = {}
+    for spec in session.inputs:
+        shape = [size if isinstance(size, int) else _LENGTH for size in spec.shape]
+        if spec.shape and isinstance(spec.shape[0], str):
+            shape[0] = _BATCH
+        is_float = np.dtype(spec.dtype).kind == "f"
+        # Ids of tokens, or marks of those that count.
+        last = _last_id(model, spec.name)
+        marks = rng.integers(1, last + 1, shape)
+        marks[1:, ..., _LENGTH // 2 :] = 0
+        feeds[spec.name] = (rng.standard_normal(shape) if is_float else marks).astype(spec.dtype)
+        turned[spec.name] = feeds[spec.name] if is_float else (last - marks).astype(spec.dtype)
+    return feeds, turned
 
 
 def _last_id(model: ModelProto, name: str) -> int:
