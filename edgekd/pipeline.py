@@ -28,7 +28,7 @@ from edgekd.files import write_json, write_text
 from edgekd.recipe import LoadedRecipe, load_recipe, recipe_to_toml
 from edgekd.results import read_results
 from edgekd.run_folder import Listener, RunFolder, Silence, Stage, check_folder, locked
-from edgekd.stages import caching, graphs, shipping, together, training
+from edgekd.stages import caching, graphs, masks, shipping, together, training
 from edgekd.stages.table import is_training, stages
 from edgekd.stages.workspace import Workspace
 from edgekd.version import __version__
@@ -327,6 +327,12 @@ def plan(
 
 
 def _run(space: Workspace, table: tuple[Stage, ...], *, force: str | None) -> list[str]:
+    if space.recipe.task == "masked_lm" and not all(is_training(stage.name) for stage in table):
+        raise UsageError(
+            "a masked language model is the beginning of a student, none for a device yet: run `edgekd distill`, then "
+            f'`edgekd distill-and-export` with a recipe of the task and --set student.model="hf:{space.path}/student/'
+            f'{masks.FOLDER}"'
+        )
     folder = RunFolder(space.path, listener=space.listener, force=force)
     space.records = folder.records
     with _memory():

@@ -28,6 +28,7 @@ from edgekd.recipe_sections import (
     EmbeddingSection,
     ExportSection,
     LimitsSection,
+    MaskedLmSection,
     Name,
     PostprocessSection,
     PreprocessSection,
@@ -47,7 +48,7 @@ class Recipe(Section):
 
     version: int = 1
     name: Name
-    task: Literal["classification", "multilabel", "regression", "embedding"] = "classification"
+    task: Literal["classification", "multilabel", "regression", "embedding", "masked_lm"] = "classification"
     description: str = ""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     threads: Annotated[int, Field(ge=0)] = 0
@@ -60,6 +61,7 @@ class Recipe(Section):
     assistant: Annotated[tuple[AssistantSection, ...], BeforeValidator(as_tuple)] = ()
     student: StudentSection
     embedding: EmbeddingSection = EmbeddingSection()
+    masked_lm: MaskedLmSection = MaskedLmSection()
     distill: DistillSection = DistillSection()
     export: ExportSection = ExportSection()
     quantize: QuantizeSection = QuantizeSection()

@@ -35,6 +35,7 @@ POST_STEPS_OF = {
     "multilabel": ("sigmoid", "threshold"),
     "regression": ("denormalize",),
     "embedding": (),
+    "masked_lm": (),
 }
 # What a student learns from when the recipe names no terms.
 DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
@@ -51,6 +52,18 @@ DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
         {"name": "mean_squared_error", "loss": "mean_squared_error", "weight": 0.5},
     ),
     "embedding": ({"name": "cosine", "loss": "cosine_embedding", "weight": 1.0},),
+    # As DistilBERT was made.
+    "masked_lm": (
+        {"name": "kd", "loss": "kd", "weight": 5.0, "options": {"temperature": 2.0}},
+        {"name": "cross_entropy", "loss": "cross_entropy", "weight": 2.0},
+        {
+            "name": "cosine",
+            "loss": "cosine_embedding",
+            "weight": 1.0,
+            "student_tap": "hidden",
+            "teacher_tap": "hidden",
+        },
+    ),
 }
 # Losses whose numbers mean something for one task only; every other loss is left to the user.
 TASK_OF_LOSS = {
@@ -68,6 +81,8 @@ TASK_OF_LOSS = {
     "regression_kd": "regression",
     "mean_squared_error": "regression",
 }
+# Tasks that take the losses of another one.
+LOSSES_OF = {"embedding": "regression", "masked_lm": "classification"}
 # What any teacher gives, whole or as the best k; other taps lie inside a model.
 ANSWERS = ("logits", "topk_indices", "topk_log_probabilities")
 # Teachers of which only the answers are seen.
@@ -104,6 +119,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         _check_transfer(recipe)
         _check_teacher(recipe)
         _check_embedding(recipe)
+        _check_masked_lm(recipe)
         _check_more_teachers(recipe)
         _check_terms(recipe)
         _check_stages(recipe)
@@ -237,6 +253,39 @@ def _check_embedding(recipe: Recipe) -> None:
         )
 
 
+def _check_masked_lm(recipe: Recipe) -> None:
+    if recipe.task != "masked_lm":
+        if recipe.masked_lm != type(recipe.masked_lm)():
+            raise RecipeError(f"masked_lm is for task = 'masked_lm', but task = '{recipe.task}'; remove it")
+        return
+    ops = [step.get("op") for step in recipe.preprocess.steps]
+    if "tokenize" not in ops or "trim" not in ops:
+        raise RecipeError("task = 'masked_lm' is for texts; put tokenize and trim into preprocess.steps")
+    models = {name: section.model or "" for name, section in recipe.all_teachers.items()}
+    models |= {name: section.model for name, section in recipe.assistants.items()}
+    for name, model in {**models, "student": recipe.student.model}.items():
+        if not model.startswith("hf:"):
+            raise RecipeError(
+                f"task = 'masked_lm' takes models of transformers, but {name}.model = '{model}'; expected "
+                '"hf:FOLDER", or a kind with args for a fresh one, such as "hf:bert"'
+            )
+    distill, data = recipe.distill, recipe.data
+    refused = {
+        "distill.cache": distill.cache,
+        "distill.mixup": distill.mixup,
+        "distill.cutmix": distill.cutmix,
+        "distill.compile": distill.compile,
+        "transfer": recipe.transfer is not None,
+        "data.wrong_labels": data.wrong_labels,
+        "data.labelled": data.labelled < 1,
+        "student.prune": recipe.student.prune is not None,
+        "student.low_rank": recipe.student.low_rank is not None,
+    }
+    for key, is_there in refused.items():
+        if is_there:
+            raise RecipeError(f"{key} does not go with task = 'masked_lm', which asks for other tokens in every epoch")
+
+
 def _check_more_teachers(recipe: Recipe) -> None:
     for number, teacher in enumerate(recipe.teachers):
         where = f"teachers.{number}"
@@ -268,7 +317,7 @@ def _check_terms(recipe: Recipe) -> None:
     terms = recipe.distill_terms
     for index, term in enumerate(terms):
         task = TASK_OF_LOSS.get(term.loss, recipe.task)
-        if task != recipe.task and (task, recipe.task) != ("regression", "embedding"):
+        if task not in (recipe.task, LOSSES_OF.get(recipe.task)):
             fitting = ", ".join(default["loss"] for default in DEFAULT_TERMS[recipe.task])
             raise RecipeError(
                 f"distill.terms.{index}: the loss '{term.loss}' is for {task}, but task = '{recipe.task}'; "

@@ -79,6 +79,12 @@ def apply_environment(tables: dict[str, Any], environ: Mapping[str, str], origin
     if root and isinstance(data, dict) and data.get("kind") in KINDS_IN_EDGEKD_DATA and not is_set:
         data["root"] = str(Path(root).expanduser().absolute())
         origins["data.root"] = f"EDGEKD_DATA={root}"
+    named = data.get("root") if isinstance(data, dict) and data.get("kind") == "text" and not is_set else None
+    if root and isinstance(data, dict) and isinstance(named, str) and not Path(named).exists():
+        known = Path(root).expanduser().absolute() / Path(named).name
+        if known.exists():
+            data["root"] = str(known)
+            origins["data.root"] = f"EDGEKD_DATA={root}"
     for key, variable in (("seed", "EDGEKD_SEED"), ("threads", "EDGEKD_THREADS")):
         value = environ.get(variable)
         if value and key not in origins:

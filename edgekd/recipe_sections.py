@@ -199,6 +199,12 @@ class EmbeddingSection(Section):
     pooling: Literal["mean", "first"] = "mean"
 
 
+class MaskedLmSection(Section):
+    """`[masked_lm]`: the share of each text's tokens that is hidden and asked for."""
+
+    probability: Share = 0.15
+
+
 class AssistantSection(Section):
     """`[[assistant]]`: a model between teacher and student: it learns from the one before it, as the student does.
 

@@ -19,7 +19,8 @@ from edgekd.errors import RecipeError, nearest
 from edgekd.rows import Array as Array
 from edgekd.rows import Rows, take
 
-Task = Literal["classification", "multilabel", "regression", "embedding"]
+Task = Literal["classification", "multilabel", "regression", "embedding", "masked_lm"]
+# Those of which a bundle can be made: a masked language model is the beginning of one for another task.
 TASKS: tuple[Task, ...] = ("classification", "multilabel", "regression", "embedding")
 
 
@@ -240,7 +241,7 @@ class Split:
 
     x    (N, ...) uint8 or float32; images are (N, H, W, C); texts (N, T) int32 ids of tokens, padded; an array, or
          rows on the disk (`edgekd.rows`)
-    y    (N,) int64 classes | (N, L) uint8 labels | (N, D) float32 targets
+    y    (N,) int64 classes | (N, L) uint8 labels | (N, D) float32 targets; nothing that counts of masked_lm
     ids  (N,) int64, unique within the data set and stable from run to run
     """
 

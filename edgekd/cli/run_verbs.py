@@ -138,6 +138,7 @@ def distill(
     """
     require("train", "cpu", purpose="distilling")
     from edgekd import pipeline
+    from edgekd.stages import masks
 
     overrides = common.overrides(sets)
     with processes(device) as world:
@@ -163,6 +164,9 @@ def distill(
     if not worked:
         common.say(f"nothing changed: every training stage of {path} is done")
     tables.print_training(common, path, results)
+    if (path / "student" / masks.FOLDER).is_dir():
+        tables.print_next(common, tables.after_masked_lm(path, masks.FOLDER))
+        return
     tables.print_next(
         common,
         tables.command("distill-and-export", recipe, "--out", path),

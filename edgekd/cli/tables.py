@@ -171,6 +171,17 @@ def print_training(common: Common, path: Path, results: Mapping[str, Mapping[str
     common.say(f"weights: {path}/NAME/weights.safetensors")
 
 
+def after_masked_lm(path: Path, folder: str) -> str:
+    """The command that goes on from masked language models: their folders, as teacher and student of a task."""
+    teacher, student = path / "teacher" / folder, path / "student" / folder
+    steps = f'preprocess.steps=[{{op="tokenize",file="{student}",max_length=64}},{{op="trim"}}]'
+    return command(
+        "distill-and-export",
+        "sst2",
+        *("--set", steps, "--set", f"teacher.model=hf:{teacher}", "--set", f'student={{model="hf:{student}"}}'),
+    )
+
+
 def print_recipes(common: Common) -> None:
     """The shipped recipes with their descriptions."""
     from edgekd import toml

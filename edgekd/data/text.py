@@ -4,7 +4,7 @@
     ROOT/train.tsv dev.tsv test.tsv          val may be called dev, valid or validation
 
 In .tsv every character counts (no quotes); a .jsonl has one table per line; the lines of a .txt are texts without a
-label, which students of vectors can do without. The label is the column `data.target`
+label, which students of vectors and of masked words can do without. The label is the column `data.target`
 (default "label"), the text the column `data.text` (default "text", or the only other one). `sst2` and `clinc150` are
 public sets in the layout of their publishers, below `data.root`.
 """
@@ -31,6 +31,8 @@ from edgekd.spec import Array
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".txt")
 NAMES = {"train": ("train",), "val": ("val", "dev", "valid", "validation"), "test": ("test",)}
 OUT_OF_SCOPE = "oos"
+# Tasks whose targets are in no file.
+UNLABELLED = ("embedding", "masked_lm")
 MAX_PROBLEMS = 5
 # Of one field; the csv module's own limit is 128 kB, and reviews are longer.
 MAX_FIELD = 10_000_000
@@ -88,7 +90,7 @@ def _folder(request: Request, name: str) -> Path:
 
 def target_of(request: Request) -> tuple[str, ...]:
     """The columns to predict; none where the teacher's vectors are learned."""
-    return request.target or (() if request.task == "embedding" else ("label",))
+    return request.target or (() if request.task in UNLABELLED else ("label",))
 
 
 def source(
@@ -106,7 +108,7 @@ def source(
             f"{name} holds texts, and nothing says how they become numbers; put "
             '{op = "tokenize", file = "tokenizer.json", max_length = 64} into preprocess.steps'
         )
-    if request.task == "embedding":  # the teacher says the targets
+    if request.task in UNLABELLED:  # the teacher says the targets, or the texts do
         y = {split: np.zeros((len(rows), 1), np.float32) for split, rows in parts.items()}
         given: Sequence[str] = ("0",)
     else:

@@ -8,6 +8,7 @@ classification   accuracy        k = 1    1 where the highest score is the true 
 multilabel       micro F1        k = 3    true positives, false positives, false negatives
 regression       mean R2         k = 3D   squared error, centred target, its square, for each of D targets
 embedding        mean cosine     k = 1    cosine of the angle between the vector and the wanted one
+masked_lm        log-likelihood  k = 2    its sum over the tokens behind the masks; how many these are
 """
 
 from __future__ import annotations
@@ -21,7 +22,13 @@ from numpy.typing import NDArray
 from edgekd.errors import UsageError, nearest
 from edgekd.spec import Array, Interval
 
-METRIC = {"classification": "accuracy", "multilabel": "f1_micro", "regression": "r2", "embedding": "cosine"}
+METRIC = {
+    "classification": "accuracy",
+    "multilabel": "f1_micro",
+    "regression": "r2",
+    "embedding": "cosine",
+    "masked_lm": "log_likelihood",
+}
 RESAMPLES = 2000
 MOST_SAMPLES = 1 << 40  # nobody labels more; beyond it a drop counts as never provable
 
@@ -38,6 +45,8 @@ def contributions(task: str, outputs_ND: Array, y: Array, *, threshold: float = 
     outputs, truth = np.asarray(outputs_ND), np.asarray(y)
     if outputs.ndim != 2 or len(outputs) == 0:
         raise UsageError(f"found outputs of shape {outputs.shape}, expected (N, D) with at least one sample")
+    if task == "masked_lm":
+        return outputs.astype(np.float64)
     expected = (len(outputs),) if task == "classification" else outputs.shape
     if truth.shape != expected:
         raise UsageError(f"found y of shape {truth.shape} for outputs {outputs.shape}, expected {expected} in {task}")
@@ -166,6 +175,9 @@ def _scores(task: str, sums_BK: NDArray[np.float64], n: int) -> NDArray[np.float
     if task in ("classification", "embedding"):
         mean: NDArray[np.float64] = sums_BK[:, 0] / n
         return mean
+    if task == "masked_lm":
+        per_token: NDArray[np.float64] = sums_BK[:, 0] / np.maximum(sums_BK[:, 1], 1.0)
+        return per_token
     if task == "multilabel":
         hits_B, mistakes_B = 2 * sums_BK[:, 0], sums_BK[:, 1] + sums_BK[:, 2]
         total_B = hits_B + mistakes_B

@@ -6,8 +6,10 @@
 A batch is {"x": (N, ...) float32, "y": ..., "id": (N,) int64, "index": (N,) int64 position in the split, "view": (N,)
 int64}; y is (N,) int64 classes, (N, L) float32 labels or (N, D) float32 targets; mixed samples: see
 `edgekd.distill.mixing`. Of texts x is (N, L) int64, as long as the longest of the batch, and "mask" (N, L) says which
-tokens are none of the padding. Further tensors of each sample may come with it: "mask" (N, L), "labelled" (N,; see
-`edgekd.distill.labelled`). Everything is a function of seed, epoch and ids, so an epoch can be repeated at will.
+tokens are none of the padding; where texts are masked, x is (N, 2, L), y (M,) holds the tokens that are asked for and
+"asked" (N,) says how many of them each text has (`edgekd.distill.masking`). Further tensors of each sample may come
+with it: "mask" (N, L), "labelled" (N,; see `edgekd.distill.labelled`). Everything is a function of seed, epoch and ids,
+so an epoch can be repeated at will.
 
 `view` says which augmentation of the sample this is: (id, view) stands for exactly these pixels, and a teacher's
 answer to them may be kept. Epoch e shows view e, or view e mod K where K `views` are cycled. Samples that no
@@ -29,6 +31,7 @@ from edgekd.device.tokens import is_ids
 from edgekd.distill.ahead import ahead
 from edgekd.distill.augmentation import Augment, augment_batch, check_augment
 from edgekd.distill.labelled import LABELLED, hidden, weights_of
+from edgekd.distill.masking import ASKED, Masking
 from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
 from edgekd.distill.replacement import Substitutes
@@ -54,7 +57,8 @@ class Batches:
     because batch norm cannot learn from one. `drop_last=True` leaves the remainder of each epoch out instead (but
     never the only batch). `views=K` cycles through K augmentations of each sample instead of making a new one in every
     epoch. `extras` are further tensors by sample, among them "labelled" (N,) bool: whose labels may be used;
-    `substitutes` the words that augmentation puts in the place of others.
+    `substitutes` the words that augmentation puts in the place of others; `masking` hides tokens, which are then asked
+    for in the place of labels, in every view others.
 
     Raises `UsageError` for a batch size or a number of views below 1 and for cutmix of no images, `RecipeError` for an
     augmentation that does not fit and `DataError` for an empty split.
@@ -74,6 +78,7 @@ class Batches:
         mixing: Mixing | None = None,
         extras: Mapping[str, Array] | None = None,
         substitutes: Substitutes | None = None,
+        masking: Masking | None = None,
     ) -> None:
         if batch_size < 1:
             raise UsageError(f"found batch_size = {batch_size}, expected a whole number from 1")
@@ -89,7 +94,8 @@ class Batches:
         self._augment = check_augment(augment or {}, self._raw(slice(0, 1)), substitutes)
         self._substitutes = substitutes
         self._mixing = mixing if mixing is not None and mixing.is_on else None
-        self._is_plain = not self._augment and self._mixing is None
+        self._masking = masking
+        self._is_plain = not self._augment and self._mixing is None and masking is None
         self._views = 1 if self._is_plain else views
         self._targets = _targets(split, task)
         self._extras = _extras(extras or {}, len(split))
@@ -230,11 +236,14 @@ class Batches:
                     substitutes=self._substitutes,
                 )
             x = torch.from_numpy(apply_arithmetic(self._steps, raw))
-        mask = {} if self._pad is None else {"mask": x != self._pad}
+        named = {} if self._pad is None else {"mask": x != self._pad}
+        y = self._targets.index_select(0, chosen)
+        if self._masking is not None:
+            x, y, named[ASKED] = self._masking(x, self._split.ids[indices], seed=self._seed, view=view)
         return {
-            **mask,
+            **named,
             "x": x,
-            "y": self._targets.index_select(0, chosen),
+            "y": y,
             "id": self._ids.index_select(0, chosen),
             "index": chosen,
             "view": torch.full((len(indices),), view, dtype=torch.int64),

@@ -109,7 +109,8 @@ def rehearse(
     first = next(train.epoch(0))
     # Samples with a label first, so that the losses on labels are tried out too.
     rows = torch.argsort(first[LABELLED], descending=True, stable=True)[:2] if LABELLED in first else slice(0, 2)
-    batch = {name: value[rows].to(device) for name, value in first.items()}
+    small = train.at(first["index"][rows].numpy(), view=int(first["view"][0]))
+    batch = {name: value.to(device) for name, value in small.items()}
     inner = unwrap(student)
     with torch.no_grad(), evaluating(inner):
         own = forward(inner, batch["x"])
@@ -125,10 +126,11 @@ def rehearse(
             f"student logits are {list(logits.shape)} but teacher logits are {list(teacher_out['logits'].shape)}; do "
             "both models end in the same classes?"
         )
-    if tuple(logits.shape) != (len(batch["x"]), num_outputs):
+    # One row per sample, or per token that is asked for.
+    if tuple(logits.shape) != (len(batch["y"]), num_outputs):
         raise ModelError(
             f"student logits are {list(logits.shape)} but the data has {num_outputs} labels, expected "
-            f"{[len(batch['x']), num_outputs]}; build the student with num_outputs = {num_outputs}"
+            f"{[len(batch['y']), num_outputs]}; build the student with num_outputs = {num_outputs}"
         )
 
     def build() -> Objective:
@@ -157,6 +159,8 @@ def rehearse(
 
 def _check_targets(split: Split, task: Task, num_outputs: int, where: str) -> None:
     y = split.y
+    if task == "masked_lm":
+        return  # the texts are asked for themselves
     if task == "classification":
         if y.ndim != 1 or y.dtype.kind not in "iu":
             raise DataError(f"{where}: found labels {list(y.shape)} of {y.dtype}, expected one whole number per sample")

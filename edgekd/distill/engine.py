@@ -28,6 +28,7 @@ from edgekd.distill.distribution import ALONE, Division, World
 from edgekd.distill.epoch import Plan
 from edgekd.distill.evaluation import evaluate
 from edgekd.distill.execution import choose_device, choose_precision, contained, placed, resume_threads
+from edgekd.distill.masking import Masking
 from edgekd.distill.mixing import Mixing
 from edgekd.distill.modules import synchronized
 from edgekd.distill.objective import Objective
@@ -100,6 +101,7 @@ def distill(
     extras: Mapping[str, Array] | None = None,
     mixup: float = 0.0,
     cutmix: float = 0.0,
+    masking: Masking | None = None,
     stages: Sequence[Stage] = (),
     ema: float | None = None,
     patience: int | None = None,
@@ -127,6 +129,7 @@ def distill(
                        count (to losses that have such a parameter), "labelled" (N,) bool whose labels may be used:
                        losses on labels leave the others out, and nobody sees those labels
     mixup, cutmix      alphas of the ratios in which samples are mixed (`edgekd.distill.mixing`); 0: not at all
+    masking            hides tokens of texts, which are to be guessed in the place of labels (task masked_lm)
     stages             parts of the training with terms of their own, `epochs` long in all; none: all terms all along
     ema                decay of the average of the weights that is validated and kept in place of the last weights
     patience           end after so many epochs of the last stage without a better score on validation
@@ -166,6 +169,10 @@ def distill(
     check_stages(objective, stages, epochs=epochs, warmup_epochs=warmup_epochs)
     if checkpoint_epochs < 1:
         raise UsageError(f"found checkpoint_epochs = {checkpoint_epochs}, expected a whole number from 1")
+    if (masking is None) == (data.task == "masked_lm"):
+        raise UsageError(
+            f"found task '{data.task}' and masking = {masking}; masked_lm needs one, and no other task does"
+        )
     if data.task not in METRIC:
         raise UsageError(f"cannot train for the task '{data.task}'. {nearest(data.task, METRIC)}")
     check_data(data)
@@ -187,6 +194,7 @@ def distill(
         mixing=mixing,
         extras=extras,
         substitutes=substitutes,
+        masking=masking,
     )
     numbers = choose_precision(precision, place, student, train.input_shape)
     asked = tuple(modules_of(teachers)) if objective.teacher_terms else ()
@@ -208,6 +216,7 @@ def distill(
         "stage_lr": [stage.lr for stage in stages],
         "extras": {name: sha256_bytes(np.ascontiguousarray(value).tobytes()) for name, value in (extras or {}).items()},
         "mixing": [mixup, cutmix],
+        **({} if masking is None else {"masking": masking.describe()}),
         "ema": ema,
         "patience": patience,
         "keep": keep,
@@ -254,7 +263,14 @@ def distill(
             objective=rehearsal.objective,
             phases=phases(rehearsal.objective, stages, epochs=epochs, lr=lr),
             train=train,
-            val=Batches(data.val, steps, batch_size=max(batch_size, _EVALUATION_BATCH), task=data.task),
+            val=Batches(
+                data.val,
+                steps,
+                # The logits of a batch are one row for each token that is asked for, and one column for each word.
+                batch_size=batch_size if masking is not None else max(batch_size, _EVALUATION_BATCH),
+                task=data.task,
+                masking=masking,
+            ),
             plan=Plan(
                 schedule,
                 warmup_epochs,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.distill.batches import Batches
+from edgekd.distill.masking import ASKED, Masking, likelihoods
 from edgekd.distill.modules import evaluating
 from edgekd.distill.teachers import Teacher
 from edgekd.errors import ModelError
@@ -25,13 +26,15 @@ def evaluate(
     *,
     task: Task = "classification",
     batch_size: int = 512,
+    masking: Masking | None = None,
 ) -> NDArray[np.float32]:
     """Outputs (N, D) of a module or a teacher for all samples of `split`, in their order.
 
     `steps` are the arithmetic ones. A module computes in eval mode on the device where it is, and is left as it
-    was. Raises `ModelError` when the model gives no logits or fails on the shape of the samples.
+    was. Texts with a `masking` give (N, 2): the log-likelihood of what is asked for, and how many tokens that are.
+    Raises `ModelError` when the model gives no logits or fails on the shape of the samples.
     """
-    batches = Batches(split, steps, batch_size=batch_size, task=task).full()
+    batches = Batches(split, steps, batch_size=batch_size, task=task, masking=masking).full()
     if not isinstance(model, nn.Module):
         return _collect(model, batches)
     parameter = next(model.parameters(), None)
@@ -73,9 +76,17 @@ def named(output: object, what: str) -> Named:
 
 def _collect(model: Callable[[Named], Named], batches: Iterable[Named]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        parts = [named(model(batch), "the model")["logits"].float().cpu() for batch in batches]
+        parts = [_answer(model(batch), batch) for batch in batches]
     outputs: NDArray[np.float32] = torch.cat(parts).numpy()
     return outputs
+
+
+def _answer(output: object, batch: Named) -> Tensor:
+    """What is kept of the model's output for a batch: of masked texts not the logits of all words, but how right."""
+    logits = named(output, "the model")["logits"]
+    if ASKED in batch:
+        logits = likelihoods(logits, batch["y"].to(logits.device), batch[ASKED].to(logits.device))
+    return logits.float().cpu()
 
 
 def _is_about_shape(text: str) -> bool:

@@ -227,7 +227,8 @@ def check_finite(logits: Tensor, batch: Mapping[str, Tensor], what: str) -> None
     bad_N = ~torch.isfinite(logits).reshape(len(logits), -1).all(dim=1).cpu()
     if not bool(bad_N.any()):
         return
-    ids = batch["id"].cpu() if "id" in batch else torch.arange(len(bad_N))
+    has_ids = "id" in batch and len(batch["id"]) == len(bad_N)  # a masked text has several rows
+    ids = batch["id"].cpu() if has_ids else torch.arange(len(bad_N))
     found = ids[bad_N].tolist()
     more = f" and {len(found) - _NAMED_IDS} more" if len(found) > _NAMED_IDS else ""
     raise StageFailed(

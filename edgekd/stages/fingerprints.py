@@ -51,6 +51,7 @@ def data(space: Workspace) -> Inputs:
         "seed": recipe.seed,
         **_vectors(space),
         **_tokenizer(space),
+        **({"masked_lm": recipe.masked_lm.model_dump(mode="json")} if recipe.task == "masked_lm" else {}),
         **_tools("pillow"),
     }
 

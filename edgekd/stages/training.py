@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgekd.device.tokens import tokenize_step
 from edgekd.distill.endpoint import shown_url
 from edgekd.errors import ModelError, RecipeError, StageFailed, explain_os_errors, nearest
 from edgekd.files import sha256_file
@@ -15,7 +17,7 @@ from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.spec import Array, Step
-from edgekd.stages import acquaintance, aware, caching, diet, lesson, together
+from edgekd.stages import acquaintance, aware, caching, diet, lesson, masks, together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ ALONE = {
     "classification": "cross_entropy",
     "multilabel": "binary_cross_entropy",
     "regression": "mean_squared_error",
+    "masked_lm": "cross_entropy",
 }
 
 
@@ -41,7 +44,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
     """The module of a `[teacher]` or `[student]` section, its initial weights a function of `seed` alone."""
     import torch
 
-    from edgekd.distill.models import build_encoder, build_model
+    from edgekd.distill.models import build_encoder, build_masked, build_model
 
     embeds, vocabulary = space.recipe.task == "embedding", space.prepared.vocabulary
     with torch.random.fork_rng(devices=[]):
@@ -53,6 +56,14 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 vocabulary=vocabulary,
                 args=section.args,
                 pooling=space.recipe.embedding.pooling,
+                search_path=space.search_path,
+            )
+        if space.recipe.task == "masked_lm" and vocabulary is not None:
+            return build_masked(
+                section.model or "",
+                vocabulary=vocabulary,
+                args=section.args,
+                init=_init(section),
                 search_path=space.search_path,
             )
         return build_model(
@@ -102,8 +113,11 @@ def size_of(space: Workspace, module: nn.Module) -> tuple[int, int]:
 
     from edgekd.distill.models import count
 
+    shape = space.prepared.input_shape
+    if space.masking is not None:
+        shape = (2, *shape)  # nothing is asked for: the layers alone
     dtype = torch.float32 if space.prepared.vocabulary is None else torch.int64
-    return count(module, space.prepared.input_shape, dtype=dtype)
+    return count(module, shape, dtype=dtype)
 
 
 def check(space: Workspace) -> None:
@@ -142,6 +156,7 @@ def check(space: Workspace) -> None:
         substitutes=space.substitutes,
         task=recipe.task,
         mixing=mixing(space),
+        masking=space.masking,
     )
     objective = student_objective(space)
     lesson.check(space, objective.truth_terms)
@@ -433,6 +448,7 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
             threads=space.threads,
             augment=space.recipe.data.augment,
             substitutes=space.substitutes,
+            masking=space.masking,
             # A teacher that is trained here sees another augmentation in every epoch: it learns best from those.
             views=None if is_teacher else space.recipe.data.views,
             **({} if is_teacher else _only_students(space, name)),
@@ -444,11 +460,22 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
             log_dir=space.path / "logs" / name,
             progress=space.listener.step,
         )
+    if space.masking is not None and (space.world is None or space.world.leads):
+        _save_folder(space, name, module)
     for warning in result.warnings:
         space.listener.warn(f"{name}: {warning}")
     unusual = "" if is_teacher or name == "student_alone" else lesson.describe(space)
     parameters, macs = size_of(space, module)
     return {"trained": True, "parameters": parameters, "macs": macs, "lesson": unusual, **_numbers(result)}
+
+
+def _save_folder(space: Workspace, name: str, module: nn.Module) -> None:
+    """A masked language model as other recipes begin with it: hf:RUN/student/model, with its tokenizer."""
+    from edgekd.distill.models.masked import save_folder
+
+    step = tokenize_step(space.prepared.steps)
+    assert step is not None
+    save_folder(module, space.path / name / masks.FOLDER, step.content)
 
 
 @contextmanager
@@ -548,7 +575,7 @@ def _numbers(result: TrainResult) -> dict[str, Any]:
 
 def _scored(space: Workspace, name: str) -> dict[str, Any]:
     """The score on validation of a teacher that was not trained here. Raises `ModelError` when it cannot teach."""
-    from edgekd.device.metrics import METRIC, score
+    from edgekd.device.metrics import METRIC, contributions, score
     from edgekd.distill.engine import evaluate
     from edgekd.distill.teachers import OnnxTeacher
 
@@ -558,7 +585,10 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
         model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads)
     else:
         model = load_teacher(space) if is_black_box else load_trained(space, name)
-    outputs = evaluate(model, prepared.dataset.val, prepared.arithmetic, task=task)
+    outputs = evaluate(model, prepared.dataset.val, prepared.arithmetic, task=task, masking=space.masking)
+    if task == "masked_lm":
+        value = score(task, contributions(task, outputs, prepared.dataset.val.y))
+        return _untrained(value, *size_of(space, model))
     if outputs.shape[1:] != (prepared.dataset.num_outputs,):
         raise ModelError(
             f"the teacher gives {list(outputs.shape)} for {len(outputs)} samples, but the data has "
@@ -578,7 +608,11 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
             "so nothing can be learned from it. Expected targets in the units of the data (postprocess.steps says it "
             "where the graph gives others), and the preprocessing that it was trained with"
         )
-    parameters, macs = (None, None) if is_black_box else size_of(space, model)
+    return _untrained(value, *((None, None) if is_black_box else size_of(space, model)))
+
+
+def _untrained(value: float, parameters: int | None, macs: int | None) -> dict[str, Any]:
+    """The result of a training stage that trained nothing."""
     return {
         "best": value,
         "last": value,
@@ -618,7 +652,8 @@ def summary(space: Workspace, trained: Mapping[str, Any]) -> str:
     from edgekd.device.metrics import METRIC
 
     unusual = f", learned from {trained['lesson']}" if trained.get("lesson") else ""
+    perplexity = f", perplexity {math.exp(-trained['best']):.1f}," if space.recipe.task == "masked_lm" else ""
     return (
-        f"validation {METRIC[space.recipe.task]} {trained['best']:.4f} "
+        f"validation {METRIC[space.recipe.task]} {trained['best']:.4f}{perplexity} "
         f"(epoch {trained['best_epoch']} of {trained['epochs']}), {trained['parameters']:,} parameters{unusual}"
     )

@@ -43,11 +43,12 @@ from edgekd.spec import (
     parse_steps,
     steps_to_json,
 )
-from edgekd.stages import texts, vectors
+from edgekd.stages import masks, texts, vectors
 from edgekd.stages.texts import INPUT_IDS
 
 if TYPE_CHECKING:
     from edgekd.distill.distribution import World
+    from edgekd.distill.masking import Masking
     from edgekd.distill.replacement import Substitutes
 
 INPUT = "input"
@@ -168,6 +169,12 @@ class Workspace:
         return substitutes(self)
 
     @cached_property
+    def masking(self) -> Masking | None:
+        """How texts are masked, where a model is to guess them."""
+        step = tokenize_step(self.prepared.steps)
+        return masks.masking_of(step, self.recipe) if self.recipe.task == "masked_lm" and step is not None else None
+
+    @cached_property
     def has_depthwise(self) -> bool:
         """Whether the student has convolutions that look at each channel alone."""
         from torch import nn
@@ -220,11 +227,15 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
     steps, dataset = texts.with_vocabulary(texts.opened(parse_steps(recipe.preprocess.steps), search_path), read)
     spatial, arithmetic = split_steps(steps)
     step, matrix = tokenize_step(steps), None
+    if recipe.task == "masked_lm" and step is not None:
+        dataset = replace(dataset, labels=masks.labels_of(step))
     if recipe.task == "embedding" and step is not None:
         dataset, matrix = vectors.with_vectors(recipe, dataset, arithmetic, vocabulary_of(step), search_path)
     arithmetic = resolve_train_figures(arithmetic, dataset.train.x)
     if recipe.postprocess.steps is not None:
         post = parse_post_steps(recipe.postprocess.steps)
+    elif recipe.task == "masked_lm":
+        post = ()
     else:
         mean, std = target_figures(dataset) if recipe.task == "regression" else (None, None)
         post = default_post_steps(recipe.task, mean=mean, std=std)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from edgekd.distill.models.hub import hugging_face_model, sentence_encoder, text_classifier, timm_model
+from edgekd.distill.models.masked import MaskedLanguageModel, masked_language_model
 from edgekd.distill.models.sentence import Pooling, SentenceEncoder, Unit
 from edgekd.distill.models.vision import torchvision_model
 from edgekd.distill.models.weights import count, load_weights, save_weights
@@ -186,6 +187,26 @@ def build_encoder(
     name = reference.removeprefix("hf:")
     place = str(locate(name, search_path) or name)
     return sentence_encoder(place, outputs=outputs, vocabulary=vocabulary, pooling=pooling, args=dict(args or {}))
+
+
+def build_masked(
+    reference: str,
+    *,
+    vocabulary: Vocabulary,
+    args: Mapping[str, Any] | None = None,
+    init: Mapping[str, Any] | None = None,
+    search_path: str | PathLike[str] | None = None,
+) -> MaskedLanguageModel:
+    """The model hf:FOLDER (or hf:ID, or a fresh one of a kind, hf:bert) that guesses the tokens behind masks."""
+    name = reference.removeprefix("hf:")
+    return masked_language_model(
+        str(locate(name, search_path) or name),
+        vocabulary=vocabulary.size,
+        pad=vocabulary.pad,
+        tokens=vocabulary.tokens,
+        args=dict(args or {}),
+        init=init,
+    )
 
 
 def logits_of(output: object, what: str = "the model") -> torch.Tensor:

@@ -93,7 +93,7 @@ def hugging_face_model(reference: str, *, num_outputs: int | None, args: Mapping
     Nothing of the folder is executed. Raises `ModelError` for a folder that cannot be read, `MissingExtra` without
     transformers.
     """
-    model = _load(reference, num_outputs=num_outputs, args=args, is_classifier=False)
+    model = load(reference, num_outputs=num_outputs, args=args)
     return HuggingFace(model.eval(), _inputs(model), int(getattr(model.config, "vocab_size", 2) or 2))
 
 
@@ -118,7 +118,9 @@ def text_classifier(
 
     Raises `ModelError` for ids that are not the model's and, as `from_teacher` does, for an `init` that does not fit.
     """
-    model = _load(reference, num_outputs=num_outputs, args=args, is_classifier=True)
+    model = load(
+        reference, head="SequenceClassification", num_outputs=num_outputs, args=args, vocabulary=vocabulary, pad=pad
+    )
     if str(model.main_input_name) != "input_ids":
         raise ModelError(
             f"hf:{reference} reads '{model.main_input_name}', but the samples are texts; take a text model"
@@ -136,7 +138,7 @@ def sentence_encoder(
 
     Raises `ModelError` for a model that reads something else than these ids, or has fewer numbers.
     """
-    model = _load(reference, num_outputs=None, args=args, is_classifier=False)
+    model = load(reference, num_outputs=None, args=args)
     if str(model.main_input_name) != "input_ids" or not isinstance(getattr(model.config, "hidden_size", None), int):
         raise ModelError(f"hf:{reference} is no encoder of texts; expected one such as all-MiniLM-L6-v2")
     rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary.size, tokens=vocabulary.tokens)
@@ -199,25 +201,43 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def _load(reference: str, *, num_outputs: int | None, args: Mapping[str, Any], is_classifier: bool) -> Any:
-    """The transformers model; with `is_classifier` with a head for classes, whatever the folder holds."""
+def load(
+    reference: str,
+    *,
+    head: str | None = None,
+    num_outputs: int | None,
+    args: Mapping[str, Any],
+    vocabulary: int | None = None,
+    pad: int | None = None,
+) -> Any:
+    """The transformers model of a folder, of an id on the hub, or a fresh one of a kind ("bert").
+
+    head        "SequenceClassification" or "MaskedLM": with such a head, whatever the folder holds
+    vocabulary  and the id of its padding, of a fresh one
+
+    Raises `ModelError` for what cannot be loaded, `MissingExtra` without transformers.
+    """
     transformers = _import("transformers", "hf", purpose=f"hf:{reference}")
     folder = Path(reference)
+    is_fresh = not folder.exists() and reference in transformers.CONFIG_MAPPING
     if folder.exists() and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json; expected a folder that save_pretrained wrote")
     # Of two ways to compute attention the eager one is traced everywhere.
     changes = {"attn_implementation": "eager", **args}
     try:
-        with _quiet(transformers):
-            config = transformers.AutoConfig.from_pretrained(reference, trust_remote_code=False, **args)
+        with quiet():
+            if is_fresh:
+                texts = {} if vocabulary is None else {"vocab_size": vocabulary, "pad_token_id": pad}
+                config = transformers.AutoConfig.for_model(reference, **texts, **args)
+            else:
+                config = transformers.AutoConfig.from_pretrained(reference, trust_remote_code=False, **args)
             name = next(iter(config.architectures or ()), "AutoModel")
             kind = getattr(transformers, name, transformers.AutoModel)
-            if is_classifier and "SequenceClassification" not in name:
-                kind = transformers.AutoModelForSequenceClassification
-                kind = kind._model_mapping[type(config)]
-            if num_outputs is not None and (is_classifier or "Classification" in name):
+            if head is not None and head not in name:
+                kind = getattr(transformers, f"AutoModelFor{head}")._model_mapping[type(config)]
+            if num_outputs is not None and (head == "SequenceClassification" or "Classification" in name):
                 config.num_labels = num_outputs
-            if folder.exists() and not any((folder / item).is_file() for item in _WEIGHTS):
+            if is_fresh or (folder.exists() and not any((folder / item).is_file() for item in _WEIGHTS)):
                 build = kind.from_config if kind is transformers.AutoModel else kind._from_config
                 return build(config, attn_implementation=changes["attn_implementation"])
             return kind.from_pretrained(
@@ -230,8 +250,8 @@ def _load(reference: str, *, num_outputs: int | None, args: Mapping[str, Any], i
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"hf:{reference} cannot be loaded: {first}; expected a folder that save_pretrained wrote, or the id of a "
-            "model on the hub, which needs the network"
+            f"hf:{reference} cannot be loaded: {first}; expected a folder that save_pretrained wrote, the id of a "
+            "model on the hub, which needs the network, or a kind such as bert for a fresh one"
         ) from error
 
 
@@ -287,9 +307,9 @@ def _few(name: str, known: list[str]) -> str:
 
 
 @contextmanager
-def _quiet(transformers: ModuleType) -> Iterator[None]:
-    """Loading prints a report on a fresh head, which is what was asked for, and a bar of its own."""
-    log = transformers.utils.logging
+def quiet() -> Iterator[None]:
+    """Loading prints a report on a fresh head, which is what was asked for; it and saving have bars of their own."""
+    log: Any = importlib.import_module("transformers.utils.logging")
     level, has_bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity(logging.CRITICAL)
     log.disable_progress_bar()

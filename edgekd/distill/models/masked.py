@@ -1,0 +1,91 @@
+"""Models that guess the tokens behind masks, from transformers: teacher and student of a masked-language programme."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgekd.distill.models.from_teacher import parse_init, student_from
+from edgekd.distill.models.hub import HuggingFace, load, quiet, rows_of
+from edgekd.errors import ModelError
+from edgekd.spec import TensorSpec
+
+
+class MaskedLanguageModel(HuggingFace):
+    """Texts (N, 2, L) int64, the ids and 1 where one is asked for, to "logits" (M, V) for what is asked, row by row.
+
+    Beside them "hidden" (N, L, D), the last hidden states. Of all other tokens the head computes nothing: they are six
+    of seven, and the head of a small model costs as much as its layers.
+    """
+
+    def forward(self, *args: Tensor) -> dict[str, Tensor]:
+        (x_N2L,) = args
+        assert self.pad is not None
+        ids_NL, asked_NL = x_N2L[:, 0], x_N2L[:, 1].bool()
+        own = ids_NL if self.rows is None else self.rows[ids_NL]
+        mask = torch.ne(ids_NL, self.pad).to(torch.int64)
+        base: Any = self.model.base_model
+        hidden_NLD: Tensor = base(input_ids=own, attention_mask=mask, return_dict=True).last_hidden_state
+        logits_MV = _head(self.model, hidden_NLD[asked_NL])
+        return {"logits": logits_MV if self.rows is None else logits_MV[:, self.rows], "hidden": hidden_NLD}
+
+
+def masked_language_model(
+    reference: str,
+    *,
+    vocabulary: int,
+    pad: int,
+    tokens: Sequence[str] = (),
+    args: Mapping[str, Any],
+    init: Mapping[str, Any] | None = None,
+) -> MaskedLanguageModel:
+    """The model of hf:`reference` with its head for masked words; the arguments are those of `text_classifier`.
+
+    A kind of transformers, such as "bert", is a fresh one of the size that `args` say, for this vocabulary.
+    Raises `ModelError` for a kind without such a head.
+    """
+    model = load(reference, head="MaskedLM", num_outputs=None, args=args, vocabulary=vocabulary, pad=pad)
+    if str(model.main_input_name) != "input_ids":
+        raise ModelError(
+            f"hf:{reference} reads '{model.main_input_name}', but the samples are texts; take a text model"
+        )
+    rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary, tokens=tokens)
+    if init is not None:
+        model, rows = student_from(model, parse_init(init), rows=rows, pad=pad), None
+    inputs = (TensorSpec("input_ids", "int64", ("N", 2, "L")),)
+    return MaskedLanguageModel(model, inputs, vocabulary, pad=pad, rows=rows)
+
+
+def save_folder(module: nn.Module, folder: Path, tokenizer: str) -> None:
+    """What `save_pretrained` writes, and the tokenizer.json beside it: a folder that hf:FOLDER reads in other recipes.
+
+    A model that reads a smaller vocabulary through a map keeps the rows of that vocabulary only.
+    """
+    assert isinstance(module, HuggingFace)
+    assert module.pad is not None
+    model: Any = module.model
+    if module.rows is not None:
+        model = student_from(model, parse_init({}), rows=module.rows, pad=module.pad)
+    with quiet():
+        model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
+
+
+def _head(model: Any, states_MD: Tensor) -> Tensor:
+    """The logits of states, as the model's own forward pass computes them behind its layers."""
+    for name in ("cls", "lm_head"):
+        if hasattr(model, name):
+            logits: Tensor = getattr(model, name)(states_MD)
+            return logits
+    if hasattr(model, "vocab_projector"):
+        inner = model.vocab_layer_norm(model.activation(model.vocab_transform(states_MD)))
+        projected: Tensor = model.vocab_projector(inner)
+        return projected
+    raise ModelError(
+        f"{type(model).__name__} has a head for masked words that is not known here; take a model of the BERT, "
+        "RoBERTa or DistilBERT family"
+    )
