@@ -46,7 +46,9 @@ def test_these_recipes_are_shipped() -> None:
 def test_a_recipe_is_valid_short_and_headed_by_its_command(name: str, tmp_path: Path) -> None:
     text = assets.find("export", "recipes", name).read_text()
     lines = text.splitlines()
-    assert lines[0].startswith(f"# edgekd distill-and-export {name}")
+    # What is learned on raw text is no student for a device yet.
+    verb = "distill" if name == "mlm_distilbert" else "distill-and-export"
+    assert lines[0].startswith(f"# edgekd {verb} {name}")
     assert len(lines) <= 60
     head = text.split("\n\n")[0]
     if name in (*MAIN, *TEXTS):
