@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import ModelError, RecipeError
-from edgekd.spec import Array, Step, parse_steps, steps_to_json
+from edgekd.errors import ModelError
+from edgekd.graph.metadata import steps_in
+from edgekd.spec import Array, Step, steps_to_json
 
 # Another order of the classes is believed when it makes the teacher right at least this often, and this many times as
 # often as the data's own.
@@ -50,7 +51,7 @@ def check_stated(said: Mapping[str, str], labels: Sequence[str], steps: Sequence
     names = _names(said.get("names", ""))
     if sorted(names) == sorted(labels) and list(names) != list(labels):
         raise ModelError(_other_order(where, "its file names", list(names), list(labels), range(len(labels))))
-    theirs = _steps(said.get("preprocess", ""))
+    theirs = steps_in(said)
     if theirs is None or theirs == tuple(steps):
         return
     found, expected = (steps_to_json(given) for given in (theirs, steps))
@@ -122,10 +123,3 @@ def _names(text: str) -> tuple[str, ...]:
     if isinstance(value, dict):
         value = [value.get(index) for index in range(len(value))]
     return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
-
-
-def _steps(text: str) -> tuple[Step, ...] | None:
-    try:
-        return parse_steps(json.loads(text)) if text else None
-    except (ValueError, TypeError, AttributeError, RecipeError):
-        return None
