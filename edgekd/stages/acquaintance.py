@@ -24,7 +24,7 @@ from edgekd.spec import Array, Step, steps_to_json
 _LEAST_ACCURACY = 0.5
 _LEAST_GAIN = 2.0
 _LEAST_SAMPLES = 20
-_NAMED = 5
+_NAMED, _SHOWN = 5, 20
 # How far means and deviations may be apart that were measured on two splits of one data set.
 _NEAR, _NEAR_ZERO = 0.05, 0.01
 
@@ -65,6 +65,25 @@ def check_stated(said: Mapping[str, str], labels: Sequence[str], steps: Sequence
             )
 
 
+def places_of(classes: Sequence[str], labels: Sequence[str], *, where: str) -> list[int] | None:
+    """Which of a finished classifier's outputs is each of the data's labels, by name, large or small letters alike.
+
+    None where nothing is to be moved: they come in the data's order, or nobody named the `classes`. Raises `ModelError`
+    where the names are others.
+    """
+    theirs, ours = [name.casefold() for name in classes], [name.casefold() for name in labels]
+    if not classes or theirs == ours or tuple(classes) == tuple(labels):
+        return None
+    if sorted(theirs) != sorted(ours) or len(set(ours)) < len(ours):
+        raise ModelError(
+            f"{where} answers with the classes {_listed(classes)}, but the data has the labels {_listed(labels)}: a "
+            "finished teacher is taken by these names. Where both mean the same, say so with teacher.args.id2label = "
+            '{0 = "...", 1 = "..."}, the data\'s labels in the order of its outputs; where they do not, remove '
+            "teacher.weights, and it learns the data's"
+        )
+    return [theirs.index(name) for name in ours]
+
+
 def check_order(answers_NC: Array, y_N: NDArray[np.int64], labels: Sequence[str], *, where: str) -> None:
     """Raise `ModelError` when the answers fit the labels in another order of the classes far better than in their own.
 
@@ -97,6 +116,11 @@ def _other_order(where: str, by: str, found: list[str], expected: list[str], kno
         "data's order; or, where the data names its classes (folders, tables), take the teacher's order: data.labels = "
         f"{json.dumps(found, ensure_ascii=False)}"
     )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return json.dumps(list(names[:_SHOWN]), ensure_ascii=False) + more
 
 
 def _alike(one: object, other: object) -> bool:
