@@ -90,6 +90,41 @@ int main(int, char **argv) {
 }
 """
 
+IN_JAVA = """
+package edgekd;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Paths;
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.List;
+
+public final class Speed {
+    public static void main(String[] paths) throws IOException {
+        List<?> texts = (List<?>) Json.parse(Files.readAllBytes(Paths.get(paths[0])), paths[0]);
+        long start = System.nanoTime();
+        Tokenizer tokenizer = new Tokenizer(Files.readAllBytes(Paths.get(paths[1])));
+        double load = (System.nanoTime() - start) / 1e6;
+        List<Double> rates = new ArrayList<>();
+        List<String> ids = new ArrayList<>();
+        int[][] found = new int[texts.size()][];
+        for (int pass = 0; pass <= Integer.parseInt(paths[3]); pass++) {
+            start = System.nanoTime();
+            for (int i = 0; i < found.length; i++) {
+                found[i] = tokenizer.encode((String) texts.get(i), 1000000).ids;
+            }
+            rates.add(found.length * 1e9 / (System.nanoTime() - start));
+        }
+        for (int[] one : found) {
+            ids.add(Arrays.toString(one));
+        }
+        String speed = "{\\"load_ms\\": " + load + ", \\"rates\\": " + rates.subList(1, rates.size());
+        Files.write(Paths.get(paths[2]), (speed + ", \\"ids\\": " + ids + "}").getBytes());
+    }
+}
+"""
+
 Encode = Callable[[str], Sequence[int]]
 
 
@@ -166,6 +201,10 @@ def commands(folder: Path, npm: Path) -> dict[str, Callable[[Path, Path, Path, i
     source.write_text(IN_CPP)
     flags = ["-std=c++17", "-O2", "-pthread", f"-I{ROOT / 'export' / 'apps' / 'cpp'}"]
     subprocess.run(["g++", *flags, str(source), "-o", str(folder / "speed")], check=True)
+    (folder / "Speed.java").write_text(IN_JAVA)
+    java = sorted((ROOT / "export" / "apps" / "android" / "java" / "edgekd").glob("*.java"))
+    compiled = ["javac", "--release", "17", "-d", str(folder / "classes"), str(folder / "Speed.java"), *map(str, java)]
+    subprocess.run(compiled, check=True)
     (folder / "node_modules").symlink_to(npm.resolve() / "node_modules")
     (folder / "student").symlink_to(ROOT / "export" / "apps" / "javascript")
 
@@ -193,6 +232,10 @@ def commands(folder: Path, npm: Path) -> dict[str, Callable[[Path, Path, Path, i
             *(str(folder / "speed"), str(texts), str(tokenizer), str(out), str(passes))
         ],
         "edgekd's tokenizer.js (Node)": node(OURS),
+        "edgekd's Tokenizer.java (JDK)": lambda texts, tokenizer, out, passes: [
+            *("java", "-XX:ActiveProcessorCount=1", "-cp", str(folder / "classes"), "edgekd.Speed"),
+            *(str(texts), str(tokenizer), str(out), str(passes)),
+        ],
         "@huggingface/tokenizers (Node)": node(THEIRS),
         "onnxruntime-extensions, from Python": python("extensions"),
         "transformers' slow BertTokenizer (Python)": python("transformers_slow"),
@@ -242,12 +285,14 @@ def main() -> None:
     packages = {name: version(name) for name in ("tokenizers", "transformers", "onnxruntime-extensions", "onnxruntime")}
     described = json.loads((chosen.npm / "node_modules" / "@huggingface" / "tokenizers" / "package.json").read_text())
     packages["@huggingface/tokenizers"] = described["version"]
-    packages["node"] = subprocess.run(["node", "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    for name, word in (("node", 0), ("java", 1)):
+        told = subprocess.run([name, "--version"], capture_output=True, text=True, check=True).stdout
+        packages[name] = told.split()[word]
     cpu = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
     known = json.loads(chosen.out.read_text())["rows"] if chosen.out.exists() else {}
     both = {case: {**known.get(case, {}), **row} for case, row in rows.items()}
-    told = {"cpu": cpu.split(": ")[1], "packages": packages, "passes": PASSES, "rows": both}
-    chosen.out.write_text(json.dumps(told, indent=1) + "\n")
+    measured = {"cpu": cpu.split(": ")[1], "packages": packages, "passes": PASSES, "rows": both}
+    chosen.out.write_text(json.dumps(measured, indent=1) + "\n")
 
 
 if __name__ == "__main__":

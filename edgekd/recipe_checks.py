@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 TRAINED = ("int8_qat", "int4_qat")  # edgekd.graph.quantization.TRAINED, which reading a recipe must not import
-WEIGHTS = (".safetensors", ".pt", ".pth")
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
 # Steps that leave the meaning of the outputs: the losses work on logits, and on targets without their units.
 POST_STEPS_OF = {
     "classification": ("softmax", "top_k"),

@@ -16,18 +16,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import ok_json
+from commands import ok, ok_json
 from cpp_builds import tool
 from damaged_bundles import edited, linked, tampered
 from odd_images import STEP_LISTS, images, picture
 from other_tasks import OTHER_TASKS, with_task
 from PIL import Image, ImageOps
 from test_embed import make_bundle
+from text_bundle import TEXTS, make_text_bundle
+from tokenizer_files import character_tokenizer, hostile_texts
 
 import edgekd
 from edgekd.device.bundle import Bundle
 from edgekd.device.images import decode_image
 from edgekd.device.preprocess import preprocess
+from edgekd.files import sha256_bytes
 from edgekd.spec import Decode, parse_steps
 
 STUBS = Path(__file__).parent / "java_stubs"
@@ -217,6 +220,84 @@ def test_fixed_batches_and_bytes(bundle, classes, tmp_path):
     assert int(done.stdout.split("\t")[1]) == int(logits[0].argmax()), done.stderr
 
 
+@pytest.fixture(scope="module")
+def for_texts(tmp_path_factory) -> Path:
+    """The embedded app of a student of texts: its assets."""
+    made = make_text_bundle(tmp_path_factory.mktemp("android_texts"))
+    ok("embed", made, "--app", "android", "--out", made.parent / "app")
+    return made.parent / "app" / "assets"
+
+
+def test_texts_are_answered_as_edgekd_answers_them(for_texts, classes, tmp_path):
+    place = for_texts / "student.edgekd"
+    for variant in ("float32", "int8_dynamic"):
+        done = drive(classes, "self-test", place, variant)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    texts = [*TEXTS, *hostile_texts(200)]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    done = drive(classes, "texts", for_texts, "float32", tmp_path / "texts.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(place, variant="float32") as student:
+        steps = student.bundle.steps()
+        for line, text in zip(done.stdout.splitlines(), texts, strict=True):
+            truncated, ids, label, index, uncertainty, *top = line.split("\t")
+            wanted = student.predict(text, top_k=3)
+            assert [float(number) for number in json.loads(ids)] == preprocess(steps, text).tolist()
+            assert (truncated, label, int(index)) == (str(wanted.truncated).lower(), wanted.label, wanted.index)
+            assert float(uncertainty) == pytest.approx(wanted.uncertainty, abs=1e-5)
+            assert top[::2] == [name for name, _ in wanted.top]
+            assert [float(score) for score in top[1::2]] == pytest.approx([s for _, s in wanted.top], abs=1e-5)
+
+
+def test_plain_java_reads_the_tokenizer(for_texts):
+    done = subprocess.run(["make", "test"], cwd=for_texts.parent, capture_output=True, text=True)
+    assert (done.returncode, "self-test passed" in done.stdout) == (0, True), done.stderr
+
+
+BAD_TEXT_BUNDLES = {
+    "trim without tokenize": (lambda m: m["preprocess"].pop(0), "preprocess is not tokenize, then trim"),
+    "scaled ids": (lambda m: m["preprocess"].append({"op": "scale"}), "preprocess is not tokenize, then trim"),
+    "tokenize twice": (lambda m: m["preprocess"].append(m["preprocess"][0]), "preprocess is not tokenize, then trim"),
+    "no file": (lambda m: m["preprocess"][0].pop("file"), "preprocess[0].file is missing"),
+    "another file": (lambda m: m["preprocess"][0].update(file="x"), "preprocess[0].file is not a file that 'files'"),
+    "too long": (lambda m: m["preprocess"][0].update(max_length=20_000), "not a whole number from 2 to 16384"),
+    "no padding": (lambda m: m["preprocess"][1].pop("pad"), "preprocess[1].pad is missing"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TEXT_BUNDLES)
+def test_bad_bundles_for_texts_are_refused(for_texts, classes, tmp_path, name):
+    change, text = BAD_TEXT_BUNDLES[name]
+    place = shutil.copytree(for_texts / "student.edgekd", tmp_path / "b")
+    edited(change)(place)
+    done = drive(classes, "self-test", place, "float32")
+    assert (done.returncode, text in done.stderr) == (3, True), done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_bad_texts_are_refused(folder, for_texts, classes, tmp_path):
+    (tmp_path / "texts.json").write_text('["a"]')
+    done = drive(classes, "texts", folder / "assets", "float32", tmp_path / "texts.json")
+    assert (done.returncode, "found a text, but this model reads no texts" in done.stderr) == (3, True)
+    place = shutil.copytree(for_texts / "student.edgekd", tmp_path / "b")
+    for name, ids, text in (
+        ("long", np.zeros(25, np.int64), "found an array of shape (25), expected a text, or 1 to 24 ids of tokens"),
+        ("image", np.zeros((8, 8, 3), np.uint8), "expected a text, or 1 to 24 ids of tokens"),
+        ("rare", np.array([1, 99_999]), "found 99999.0 among the ids, expected whole numbers from 0 to 1"),
+    ):
+        np.save(tmp_path / f"{name}.npy", ids)
+        done = drive(classes, "predict", place, "float32", tmp_path / f"{name}.npy")
+        assert (done.returncode, text in done.stderr) == (3, True), done.stderr
+    data = (place / "tokenizer.json").read_bytes().replace(b'"WordPiece"', b'"BPE"')
+    (place / "tokenizer.json").write_bytes(data)
+    done = drive(classes, "self-test", place, "float32")
+    assert "tokenizer.json was changed after the bundle was written" in done.stderr
+    record = {"sha256": sha256_bytes(data), "size_bytes": len(data)}
+    edited(lambda manifest: manifest["files"].update({"tokenizer.json": record}))(place)
+    done = drive(classes, "self-test", place, "float32")
+    assert (done.returncode, "model.type is \"BPE\", expected 'WordPiece': distil with" in done.stderr) == (3, True)
+
+
 BAD_BUNDLES = {
     "truncated": (
         lambda place: (place / "bundle.json").write_bytes((place / "bundle.json").read_bytes()[:300]),
@@ -269,7 +350,9 @@ def test_bad_input_is_refused(bundle, classes, tmp_path):
 def test_the_readers_are_fuzzed(bundle, classes, tmp_path):
     """Every damaged input is read, or refused with a StudentException; anything else would end the program."""
     np.save(tmp_path / "seed.npy", np.asfortranarray(np.arange(12, dtype=np.float32).reshape(3, 4)))
-    done = drive(classes, "fuzz", FUZZED, bundle / "bundle.json", bundle / "golden.npz", tmp_path / "seed.npy")
+    tokenizer = character_tokenizer(tmp_path / "tokenizer.json", known=range(0x60, 0x180))
+    seeds = [bundle / "bundle.json", bundle / "golden.npz", tmp_path / "seed.npy", tokenizer]
+    done = drive(classes, "fuzz", FUZZED, *seeds)
     assert (done.returncode, done.stderr) == (0, "")
     opened, refused = map(int, re.fullmatch(rf"{FUZZED} inputs: (\d+) opened, (\d+) refused\n", done.stdout).groups())
     assert opened > 100

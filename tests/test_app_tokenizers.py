@@ -1,10 +1,11 @@
-"""The tokenizers of the apps: id for id what Hugging Face's package tokenizers gives, in JavaScript and C++."""
+"""The tokenizers of the apps: id for id what Hugging Face's package tokenizers gives, in JavaScript, C++ and Java."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import random
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -75,13 +76,37 @@ def in_cpp(tmp_path_factory) -> Encode:
         given = b"".join(b"%d %s" % (len(one), one) for one in data)
         done = subprocess.run([program, path, str(length)], input=given, capture_output=True, timeout=300)
         assert done.returncode == 0, done.stderr.decode()
-        rows = [[int(word) for word in line.split()] for line in done.stdout.splitlines()]
-        return {"ids": [row[2:] for row in rows], "truncated": [bool(row[1]) for row in rows], "pad": rows[0][0]}
+        return parsed(done.stdout)
 
     return encode
 
 
-@pytest.fixture(params=["javascript", "cpp"])
+@pytest.fixture(scope="module")
+def in_java(tmp_path_factory) -> Encode:
+    folder = tmp_path_factory.mktemp("java")
+    sources = [*(APPS / "android" / "java" / "edgekd").glob("*.java"), Path(__file__).parent / "TokenizeTexts.java"]
+    compiled = [cpp_builds.tool("javac"), "--release", "17", "-Xlint:all", "-Werror", "-d", folder, *sources]
+    done = subprocess.run(compiled, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    def encode(path: Path, texts: list[str], length: int) -> dict[str, Any]:
+        data = [text.encode("utf-16-be", "surrogatepass") for text in texts]
+        given = b"".join(struct.pack(">i", len(one) // 2) + one for one in data) + struct.pack(">i", -1)
+        command = [cpp_builds.tool("java"), "-cp", folder, "edgekd.TokenizeTexts", path, str(length)]
+        done = subprocess.run(command, input=given, capture_output=True, timeout=300)
+        assert done.returncode == 0, done.stderr.decode()
+        return parsed(done.stdout)
+
+    return encode
+
+
+def parsed(lines: bytes) -> dict[str, Any]:
+    """What the programs print of each text: the padding's id, whether it was too long, its ids."""
+    rows = [[int(word) for word in line.split()] for line in lines.splitlines()]
+    return {"ids": [row[2:] for row in rows], "truncated": [bool(row[1]) for row in rows], "pad": rows[0][0]}
+
+
+@pytest.fixture(params=["javascript", "cpp", "java"])
 def encode(request) -> Encode:
     return request.getfixturevalue(f"in_{request.param}")
 
@@ -188,13 +213,15 @@ def test_too_little_room_is_told(encode, tmp_path):
         encode(character_tokenizer(tmp_path / "tokenizer.json"), ["a"], 2)
 
 
-def test_lone_surrogates_are_replaced_as_in_utf8(in_javascript, tmp_path):
+@pytest.mark.parametrize("language", ["javascript", "java"])
+def test_lone_surrogates_are_replaced_as_in_utf8(request, tmp_path, language):
+    encode = request.getfixturevalue(f"in_{language}")
     path = character_tokenizer(tmp_path / "tokenizer.json", clean_text=False)
     source = random.Random(4)
     pieces = ("\ud800", "\udfff", "\ud83d", "\ude00", "a", " ", "\u0301", "😀")
     texts = ["".join(source.choice(pieces) for _ in range(source.randint(1, 8))) for _ in range(500)]
     sound = [text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace") for text in texts]
-    assert in_javascript(path, texts, 64)["ids"] == ids_of(path, sound, 64)
+    assert encode(path, texts, 64)["ids"] == ids_of(path, sound, 64)
 
 
 @pytest.mark.parametrize(

@@ -142,6 +142,17 @@ def test_latencies_are_those_of_texts_of_all_lengths(run: Path, tmp_path: Path) 
     assert {row["candidate"] for row in results["rows"]}
 
 
+def test_no_graph_is_proven_on_longer_texts_than_the_recipes(run: Path) -> None:
+    exported = run / "export" / "student.onnx"
+    told = [ok_json("verify", exported, run / "variants" / "int8_dynamic.onnx")["axes"]]
+    parity = json.loads((run / "stages" / "verify.json").read_text())["result"]["parity"]
+    told += [parity[name]["axes"] for name in ("float32", "int8_dynamic")]
+    for axes in told:
+        assert {1, 2, 24} <= set(axes["L"])
+        assert len(axes["L"]) >= 5
+        assert max(axes["L"]) == 24
+
+
 def test_the_bundle_opens_elsewhere_and_as_a_zip_with_samples(run: Path, tmp_path: Path) -> None:
     ok("bundle", run, tmp_path / "again.zip", "--zip", "--samples", "5", cwd=tmp_path)
     opened = Bundle.open(tmp_path / "again.zip")

@@ -27,6 +27,7 @@ from edgekd.errors import AnswerIsNo, MissingExtra, ModelError, UsageError
 from edgekd.files import sha256_bytes
 from edgekd.graph.axes import PROOF
 from edgekd.graph.clean import MAX_IR, clean, least_ir_version, save_model
+from edgekd.graph.metadata import most_tokens
 from edgekd.graph.opsets import at_target, opset_of
 from edgekd.graph.targets import Target
 from edgekd.graph.verification import BATCH_SIZES, VerifyResult, feeds_at, verify
@@ -88,7 +89,7 @@ def export(
     opset        raised where an operator of the model needs a newer one, and `ir_version` where a type does
     metadata     key-value pairs that travel inside the file
     axes         symbolic axis behind the batch -> sizes at which to prove it, at least 5; sizes around that of the
-                 samples where it is not named
+                 samples where it is not named, no longer than the texts that `metadata` speaks of
     graph        what another exporter made of the module, to be cleaned and proven; None: torch's exporter makes it
     target       its limits lower `opset` and `ir_version`; a graph that cannot be written so is refused
 
@@ -114,7 +115,7 @@ def export(
         reference = _reference(network, inputs, outputs)
         try:
             result = verify(reference, data, samples, batch_sizes=batch_sizes, axes=axes)
-            problems = [*result.problems, *_unproven_axes(result)]
+            problems = [*result.problems, *_unproven_axes(result, most_tokens(metadata or {}))]
         except ModelError as error:  # the checker or onnxruntime refuses the graph
             problems = [str(error)]
     rejected = path.with_suffix(".rejected.onnx")
@@ -279,13 +280,14 @@ def _reference(
     return run
 
 
-def _unproven_axes(result: VerifyResult) -> list[str]:
-    """A sentence for every symbolic axis that the module itself took at too few sizes."""
+def _unproven_axes(result: VerifyResult, most: int | None) -> list[str]:
+    """A sentence for every symbolic axis that the module itself took at too few sizes, of the `most` that there are."""
+    least = PROOF if most is None else min(PROOF, most)
     return [
         f"axis '{name}' was seen at the sizes {', '.join(map(str, sizes))} only: the model refuses the others that "
         f"were tried; name {PROOF} sizes that it takes with --axes {name}=..., or make the axis a number"
         for name, sizes in result.axes.items()
-        if len(sizes) < PROOF
+        if len(sizes) < least
     ]
 
 

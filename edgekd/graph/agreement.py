@@ -163,8 +163,9 @@ class Comparison:
         samples: Mapping[str, Array],
         wanted: Mapping[str, Sequence[int]],
         rows: Sequence[int],
+        most: int | None = None,
     ) -> None:
-        """Compare at several sizes of each symbolic axis, and with all of them changed at once."""
+        """Compare at several sizes of each symbolic axis, none of them above `most`, and with all changed at once."""
         own = sizes_of(specs, samples)
         names = inner_axes(specs)
         for name in wanted:
@@ -173,7 +174,7 @@ class Comparison:
                     f"axes: the inputs have no symbolic axis '{name}' behind the batch. {nearest(name, names)}"
                 )
         for name in names:
-            sizes = tuple(dict.fromkeys(wanted.get(name, candidates(own[name]))))
+            sizes = tuple(dict.fromkeys(wanted.get(name, candidates(own[name], most))))
             for index, size in enumerate(sizes):
                 ran = self._axes.setdefault(name, () if name in wanted else (own[name],))
                 if name not in wanted and len(ran) > PROOF:

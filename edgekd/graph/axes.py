@@ -34,12 +34,17 @@ def sizes_of(specs: Sequence[TensorSpec], samples: Mapping[str, Array]) -> dict[
     return found
 
 
-def candidates(size: int) -> tuple[int, ...]:
+def candidates(size: int, most: int | None = None) -> tuple[int, ...]:
     """Sizes to try beside `size`, the telling ones first: odd and even neighbours, larger ones (not all models take
-    smaller ones), then multiples, for models whose axis must be divisible."""
+    smaller ones), then multiples, for models whose axis must be divisible.
+
+    most  of an axis that is never longer, as the tokens of a text: nothing beyond it, and both ends come first
+    """
     steps = (size + 1, size - 1, size + 3, size // 2, 2 * size, 2 * size + 1, 3 * size // 2, size // 2 + 1, 1, 2)
     multiples = tuple(size + sign * step for step in (8, 16, 32, 64, 96, 128) for sign in (1, -1))
     tried = (*steps, *multiples, 3 * size, 4 * size, size // 4, 3 * size // 4)
+    if most is not None:
+        tried = tuple(item for item in (most, 1, 2, most // 2, *tried) if item <= most)
     return tuple(dict.fromkeys(item for item in tried if 0 < item != size))
 
 

@@ -7,9 +7,10 @@ expects them: Python literals in text.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from edgekd.spec import Step, steps_to_json
+from edgekd.errors import RecipeError
+from edgekd.spec import Step, Tokenize, parse_steps, steps_to_json
 from edgekd.version import __version__
 
 _TASKS = {"classification": "classify"}
@@ -46,3 +47,16 @@ def metadata(
 def meaning(labels: Sequence[str], steps: Sequence[Step]) -> dict[str, str]:
     """The pairs that say what goes in and what comes out: of a graph, and of weights alone."""
     return {"names": str(dict(enumerate(labels))), "preprocess": json.dumps(steps_to_json(tuple(steps)))}
+
+
+def steps_in(pairs: Mapping[str, str]) -> tuple[Step, ...] | None:
+    """What turns raw samples into the input, by the file's own word; None where it says nothing that edgekd knows."""
+    try:
+        return parse_steps(json.loads(pairs["preprocess"]))
+    except (KeyError, ValueError, TypeError, AttributeError, RecipeError):
+        return None
+
+
+def most_tokens(pairs: Mapping[str, str]) -> int | None:
+    """How many tokens the longest text has that a file says it reads; None where it says nothing of texts."""
+    return next((step.max_length for step in steps_in(pairs) or () if isinstance(step, Tokenize)), None)

@@ -60,6 +60,11 @@ class GraphSession:
     outputs: tuple[TensorSpec, ...]
     native: Any
 
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The key-value pairs in the file."""
+        return dict(self.native.get_modelmeta().custom_metadata_map)
+
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """All outputs. Raises one of `RUNTIME_ERRORS` when the model cannot take these shapes."""
         names = [spec.name for spec in self.outputs]

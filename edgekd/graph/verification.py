@@ -17,6 +17,7 @@ from edgekd.graph.agreement import Tolerance as Tolerance
 from edgekd.graph.agreement import VerifyResult as VerifyResult
 from edgekd.graph.agreement import tolerance_for as tolerance_for
 from edgekd.graph.axes import resized
+from edgekd.graph.metadata import most_tokens
 from edgekd.graph.sessions import GraphSession, open_graph
 from edgekd.spec import Array, TensorSpec
 
@@ -45,6 +46,8 @@ def verify(
     axes         symbolic axis behind the batch -> sizes at which to compare. Of an axis that is not named, sizes around
                  that of the samples are tried until the reference has taken `edgekd.graph.axes.PROOF` of them: a graph
                  may keep an axis and be wrong at every size but one. Rows of samples are left out or repeated for it.
+                 A file that says of itself how long a text it reads (`edgekd.graph.metadata`) is asked for none longer:
+                 beyond that no position was ever trained, and no range calibrated.
 
     A difference is an answer (`ok` False and a sentence in `problems`), not an error. Raises `ModelError` when a
     model cannot be loaded and `UsageError` when the samples do not fit the inputs.
@@ -55,11 +58,12 @@ def verify(
     num_samples = session.check_samples(samples)
     fixed = None
     run_reference: Reference
-    specs = session.inputs
+    specs, texts = session.inputs, [most_tokens(session.metadata)]
     if isinstance(reference, (str, bytes, os.PathLike)):
         original = open_graph(reference, name="the reference" if isinstance(reference, bytes) else "")
         original.check_samples(samples)
         run_reference, fixed, specs = original.run, _fixed_batch(original), original.inputs
+        texts.append(most_tokens(original.metadata))
     else:
         run_reference = reference
     sizes = tuple(batch_sizes) if fixed is None else (fixed,)
@@ -77,7 +81,7 @@ def verify(
     if ran and not problems:
         only = frozen or fixed
         rows = (2, 1, 3) if only is None else (only,)
-        comparison.compare_axes(specs, samples, axes or {}, rows)
+        comparison.compare_axes(specs, samples, axes or {}, rows, min(filter(None, texts), default=None))
     if ran:
         # Where some sizes fail, the rest of the samples can only be compared at one that runs.
         step = max(ran) if len(ran) < len(sizes) or frozen or fixed else max(ROWS_PER_PASS, *ran)

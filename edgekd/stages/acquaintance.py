@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.errors import ModelError, RecipeError
-from edgekd.spec import Array, Step, parse_steps, steps_to_json
+from edgekd.errors import ModelError
+from edgekd.graph.metadata import steps_in
+from edgekd.spec import Array, Step, steps_to_json
 
 # Another order of the classes is believed when it makes the teacher right at least this often, and this many times as
 # often as the data's own.
 _LEAST_ACCURACY = 0.5
 _LEAST_GAIN = 2.0
 _LEAST_SAMPLES = 20
-_NAMED = 5
+_NAMED, _SHOWN = 5, 20
 # How far means and deviations may be apart that were measured on two splits of one data set.
 _NEAR, _NEAR_ZERO = 0.05, 0.01
 
@@ -50,7 +51,7 @@ def check_stated(said: Mapping[str, str], labels: Sequence[str], steps: Sequence
     names = _names(said.get("names", ""))
     if sorted(names) == sorted(labels) and list(names) != list(labels):
         raise ModelError(_other_order(where, "its file names", list(names), list(labels), range(len(labels))))
-    theirs = _steps(said.get("preprocess", ""))
+    theirs = steps_in(said)
     if theirs is None or theirs == tuple(steps):
         return
     found, expected = (steps_to_json(given) for given in (theirs, steps))
@@ -62,6 +63,25 @@ def check_stated(said: Mapping[str, str], labels: Sequence[str], steps: Sequence
                 f"{place + 1}, the recipe {_shown(other)}. Give the recipe the teacher's: preprocess.steps = "
                 f"{json.dumps(found)}"
             )
+
+
+def places_of(classes: Sequence[str], labels: Sequence[str], *, where: str) -> list[int] | None:
+    """Which of a finished classifier's outputs is each of the data's labels, by name, large or small letters alike.
+
+    None where nothing is to be moved: they come in the data's order, or nobody named the `classes`. Raises `ModelError`
+    where the names are others.
+    """
+    theirs, ours = [name.casefold() for name in classes], [name.casefold() for name in labels]
+    if not classes or theirs == ours or tuple(classes) == tuple(labels):
+        return None
+    if sorted(theirs) != sorted(ours) or len(set(ours)) < len(ours):
+        raise ModelError(
+            f"{where} answers with the classes {_listed(classes)}, but the data has the labels {_listed(labels)}: a "
+            "finished teacher is taken by these names. Where both mean the same, say so with teacher.args.id2label = "
+            '{0 = "...", 1 = "..."}, the data\'s labels in the order of its outputs; where they do not, remove '
+            "teacher.weights, and it learns the data's"
+        )
+    return [theirs.index(name) for name in ours]
 
 
 def check_order(answers_NC: Array, y_N: NDArray[np.int64], labels: Sequence[str], *, where: str) -> None:
@@ -98,6 +118,11 @@ def _other_order(where: str, by: str, found: list[str], expected: list[str], kno
     )
 
 
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return json.dumps(list(names[:_SHOWN]), ensure_ascii=False) + more
+
+
 def _alike(one: object, other: object) -> bool:
     """Equal, but for numbers that were measured on other samples of the same data."""
     if isinstance(one, dict) and isinstance(other, dict):
@@ -122,10 +147,3 @@ def _names(text: str) -> tuple[str, ...]:
     if isinstance(value, dict):
         value = [value.get(index) for index in range(len(value))]
     return tuple(value) if isinstance(value, list) and all(isinstance(name, str) for name in value) else ()
-
-
-def _steps(text: str) -> tuple[Step, ...] | None:
-    try:
-        return parse_steps(json.loads(text)) if text else None
-    except (ValueError, TypeError, AttributeError, RecipeError):
-        return None

@@ -91,7 +91,6 @@ APPS: dict[str, App] = {
         ("java",),
         "make test",
         bundle=f"assets/{STUDENT}",
-        texts=False,
     ),
 }
 

@@ -302,6 +302,7 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
                 "max_abs_diff": result.max_abs_diff,
                 "label_agreement": result.label_agreement,
                 "batch_sizes": list(result.batch_sizes),
+                "axes": {axis: list(sizes) for axis, sizes in result.axes.items()},
                 "problems": list(result.problems),
                 "tolerance": result.tolerance.to_json(),
             }

@@ -16,6 +16,7 @@ from edgekd.files import sha256_file
 from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
+from edgekd.references import locate
 from edgekd.spec import Array, Step
 from edgekd.stages import acquaintance, aware, caching, diet, lesson, masks, together
 from edgekd.stages.workspace import Workspace
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # The stages whose student is smaller where the recipe cuts it.
 CUT = ("student", "student_alone")
+# The tasks whose outputs have names.
+LABELLED = ("classification", "multilabel")
 # The loss that a model without a teacher learns from, by task.
 ALONE = {
     "classification": "cross_entropy",
@@ -299,15 +302,21 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
         return _take_answers(space)
     if section.weights is not None:
         from edgekd.distill.models import load_weights, save_weights
+        from edgekd.distill.models.finished import reorder
+        from edgekd.distill.models.hub import HuggingFace
 
         module = build(space, section, seed=space.recipe.seed)
+        places = _places(space, section, Path(section.weights))
         load_weights(module, Path(section.weights))
         _check_stated(space, Path(section.weights), space.prepared.arithmetic)
+        if places is not None and isinstance(module, HuggingFace):
+            reorder(module, places)
         metadata = meaning(space.prepared.dataset.labels, space.prepared.arithmetic)
         save_weights(module, folder / "weights.safetensors", metadata=metadata)
         _save_model_json(space, name, section)
         scored = _scored(space, name)
-        return {"trained": False, "source": "weights", **scored}, f"loaded, validation {scored['best']:.4f}"
+        moved = "" if places is None else ", its classes brought into the order of the data"
+        return {"trained": False, "source": "weights", **scored}, f"loaded{moved}, validation {scored['best']:.4f}"
     if space.recipe.task == "embedding":
         return _take_encoder(space, section)
     trained = train(space, name)
@@ -334,6 +343,21 @@ def _take_encoder(space: Workspace, section: TeacherSection) -> tuple[dict[str, 
         "source": section.model,
         **scored,
     }, f"as it was pretrained, {scored['parameters']:,} parameters"
+
+
+def _places(space: Workspace, section: TeacherSection, weights: Path) -> list[int] | None:
+    """Where a classifier that transformers saved has the labels of the data, where that is another order.
+
+    Weights that edgekd wrote say themselves what they mean.
+    """
+    from edgekd.distill.models.finished import classes_of
+
+    family, _, name = (section.model or "").partition(":")
+    if family != "hf" or space.recipe.task not in LABELLED or "names" in acquaintance.stated(weights):
+        return None
+    reference = str(locate(name, space.search_path) or name)
+    labels = space.prepared.dataset.labels
+    return acquaintance.places_of(classes_of(reference, section.args), labels, where=f"the teacher {section.model}")
 
 
 def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:

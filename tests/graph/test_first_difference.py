@@ -10,9 +10,10 @@ from onnx import ModelProto, helper, numpy_helper
 from edgekd.errors import UsageError
 from edgekd.graph.axes import candidates, resized
 from edgekd.graph.first_difference import compare_graphs
+from edgekd.graph.metadata import metadata, most_tokens
 from edgekd.graph.quantization import VARIANTS, quantize
 from edgekd.graph.verification import verify
-from edgekd.spec import TensorSpec
+from edgekd.spec import TensorSpec, Tokenize, Trim
 
 
 def changed(model: ModelProto, weight: str, *, rename: bool = False) -> bytes:
@@ -67,7 +68,7 @@ def test_a_quantized_graph_keeps_the_names(tmp_path) -> None:
 
 
 def encoder(frozen: str = "") -> ModelProto:
-    """x (N, L, 32) -> logits: over the mean of L; `frozen` plants a fault at every other L than 6."""
+    """x (N, L, 32) -> logits: over the mean of L; `frozen` plants a fault at other L than 6."""
     model = transformer_block()
     if frozen == "divides":  # a trace that wrote the length down: right at L = 6 only
         node = next(node for node in model.graph.node if node.op_type == "ReduceMean")
@@ -75,6 +76,21 @@ def encoder(frozen: str = "") -> ModelProto:
         place = list(model.graph.node).index(node)
         model.graph.node.insert(place + 1, helper.make_node("Div", ["sum", "length"], ["mean"], name="/pool/Div"))
         model.graph.initializer.append(numpy_helper.from_array(np.array(6, np.float32), "length"))
+    if frozen == "longer than 24":  # positions that nobody trained
+        weights = {
+            "positions": np.r_[np.zeros(24, np.float32), np.ones(1000, np.float32)][:, None],
+            "zero": np.array([0], np.int64),
+        }
+        model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in weights.items())
+        first = [
+            helper.make_node("Shape", ["x"], ["length"], start=1, end=2),
+            helper.make_node("Slice", ["positions", "zero", "length"], ["added"]),
+            helper.make_node("Add", ["x", "added"], ["x0"]),
+        ]
+        for node in model.graph.node:
+            node.input[:] = ["x0" if name == "x" else name for name in node.input]
+        for node in reversed(first):
+            model.graph.node.insert(0, node)
     if frozen == "reshapes":
         model.graph.initializer.append(numpy_helper.from_array(np.array([-1, 6, 32], np.int64), "shape"))
         model.graph.node.insert(0, helper.make_node("Reshape", ["x", "shape"], ["x0"]))
@@ -139,6 +155,47 @@ def test_resized_samples_keep_their_values_and_every_input_that_has_the_axis() -
         assert len(set(tried)) == len(tried) >= 8
         assert min(tried) >= 1
         assert size not in tried
+
+
+@pytest.mark.parametrize("most", [2, 3, 5, 24, 64, 512])
+def test_sizes_of_an_axis_that_ends_lie_within_it_and_at_both_ends(most: int) -> None:
+    for size in range(1, most + 1):
+        tried = candidates(size, most)
+        assert set(tried) <= set(range(1, most + 1)) - {size}
+        assert {1, 2, most, most // 2} <= {size, *tried}
+        assert len(set(tried)) == len(tried)
+        assert len({size, *tried}) >= min(5, most)
+
+
+def reads_texts(model: ModelProto, max_length: int) -> bytes:
+    """The model, which says of itself that it reads texts of so many tokens."""
+    steps = (Tokenize("tokenizer.json", max_length), Trim(0))
+    for key, value in metadata(name="texts", task="classification", steps=steps).items():
+        model.metadata_props.add(key=key, value=value)
+    return model.SerializeToString()
+
+
+def test_no_text_is_longer_than_the_graph_says() -> None:
+    """Wrong beyond its longest text alone: nobody will ever ask for it."""
+    good, wrong = (encoder(fault).SerializeToString() for fault in ("", "longer than 24"))
+    feeds = samples(encoder(), 9)
+    assert not verify(good, wrong, feeds, axes={"L": [24, 25]}).ok
+    for first, second in (
+        (reads_texts(encoder(), 24), wrong),
+        (good, reads_texts(encoder("longer than 24"), 24)),
+        (reads_texts(encoder(), 25), reads_texts(encoder("longer than 24"), 24)),
+    ):
+        result = verify(first, second, feeds)
+        assert result.ok, result.problems
+        assert {1, 2, 12, 24} <= set(result.axes["L"])
+        assert max(result.axes["L"]) == 24
+        assert len(result.axes["L"]) >= 5
+    assert not verify(good, reads_texts(encoder("longer than 24"), 25), feeds).ok
+
+
+@pytest.mark.parametrize("said", ["", "[", "3", '{"op": "tokenize"}', '[{"op": "tokenise"}]', '["tokenize"]', "null"])
+def test_what_a_file_says_of_itself_is_not_believed_blindly(said: str) -> None:
+    assert most_tokens({"preprocess": said}) is None
 
 
 def test_a_model_whose_reference_takes_few_sizes_is_compared_at_those() -> None:

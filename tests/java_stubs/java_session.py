@@ -45,7 +45,7 @@ say()
 while True:
     told.flush()
     name = text()
-    dtype = np.uint8 if given.read(1)[0] else np.float32
+    dtype = np.dtype(text())
     shape = [number() for _ in range(number())]
     x = np.frombuffer(given.read(number()), dtype).reshape(shape)
     names = [text() for _ in range(number())]

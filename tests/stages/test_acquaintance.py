@@ -17,7 +17,7 @@ from commands import ok, refused
 from edgekd.errors import ModelError
 from edgekd.graph.metadata import meaning
 from edgekd.spec import Normalize, Scale
-from edgekd.stages.acquaintance import check_order, check_stated, stated
+from edgekd.stages.acquaintance import check_order, check_stated, places_of, stated
 
 LABELS = ("cat", "dog", "emu")
 STEPS = (Scale(), Normalize(mean=(0.2860,), std=(0.3530,)))
@@ -66,6 +66,45 @@ def test_another_order_of_the_names_is_refused_with_the_line_that_mends_it(names
 def test_other_preprocessing_is_refused(steps: tuple[Scale | Normalize, ...], told: str) -> None:
     with pytest.raises(ModelError, match=told):
         check_stated(meaning(LABELS, steps), LABELS, STEPS, where="teacher.onnx")
+
+
+@pytest.mark.parametrize(
+    ("classes", "places"),
+    [
+        ((), None),
+        (("cat", "dog", "emu"), None),
+        (("CAT", "Dog", "emu"), None),
+        (("emu", "cat", "dog"), [1, 2, 0]),
+        (("DOG", "EMU", "CAT"), [2, 0, 1]),
+    ],
+)
+def test_a_finished_classifiers_outputs_are_found_by_name(classes: tuple[str, ...], places: list[int] | None) -> None:
+    assert places_of(classes, LABELS, where="the teacher hf:a") == places
+    if places is not None:
+        assert [classes[place].lower() for place in places] == list(LABELS)
+
+
+@pytest.mark.parametrize(
+    "classes", [("cat", "dog"), ("cat", "dog", "emu", "fox"), ("Katze", "Hund", "Emu"), ("cat", "cat", "emu")]
+)
+def test_other_classes_are_refused_with_both_lists(classes: tuple[str, ...]) -> None:
+    with pytest.raises(ModelError) as caught:
+        places_of(classes, LABELS, where="the teacher hf:a")
+    assert str(caught.value) == (
+        f'the teacher hf:a answers with the classes {json.dumps(classes)}, but the data has the labels ["cat", "dog", '
+        '"emu"]: a finished teacher is taken by these names. Where both mean the same, say so with '
+        'teacher.args.id2label = {0 = "...", 1 = "..."}, the data\'s labels in the order of its outputs; where they do '
+        "not, remove teacher.weights, and it learns the data's"
+    )
+    many = tuple(f"class {number}" for number in range(25))
+    with pytest.raises(ModelError, match=r'"class 19"\] and 5 more, but the data'):
+        places_of(many, LABELS, where="the teacher hf:a")
+
+
+def test_names_that_differ_in_their_letters_only_are_not_moved_by_chance() -> None:
+    assert places_of(("no", "No", "yes"), ("no", "No", "yes"), where="the teacher hf:a") is None
+    with pytest.raises(ModelError, match="answers with the classes"):
+        places_of(("yes", "No", "no"), ("no", "No", "yes"), where="the teacher hf:a")
 
 
 def answers(y_N: np.ndarray, order: list[int], *, wrong: float = 0.0) -> np.ndarray:

@@ -175,20 +175,21 @@ def rows_of(reference: str, size: int, *, vocabulary: int, tokens: Sequence[str]
 
 def _own_tokens(reference: str) -> dict[str, int] | None:
     """Token to id, as the tokenizer.json (or vocab.txt) beside the model says; None where there is none."""
-    found = _file_of(reference, "tokenizer.json")
+    found = file_of(reference, "tokenizer.json")
     if found is not None:
         table = json.loads(found.read_text(encoding="utf-8"))
         vocabulary = table["model"]["vocab"]
         if not isinstance(vocabulary, dict):
             vocabulary = {name: number for number, (name, _) in enumerate(vocabulary)}
         return {**{item["content"]: item["id"] for item in table.get("added_tokens") or ()}, **vocabulary}
-    found = _file_of(reference, "vocab.txt")
+    found = file_of(reference, "vocab.txt")
     if found is None:
         return None
     return {name: number for number, name in enumerate(found.read_text(encoding="utf-8").splitlines())}
 
 
-def _file_of(reference: str, name: str) -> Path | None:
+def file_of(reference: str, name: str) -> Path | None:
+    """A file beside the model, or of that id on the hub where it was fetched; None where there is none."""
     if Path(reference).exists():
         path = Path(reference, name)
         return path if path.is_file() else None

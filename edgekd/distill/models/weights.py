@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from edgekd.distill.models.finished import as_wrapped
 from edgekd.distill.modules import evaluating
 from edgekd.errors import ModelError
 from edgekd.files import write_bytes
@@ -55,14 +56,15 @@ def metadata_of(path: Path) -> dict[str, str]:
 def load_weights(module: nn.Module, path: str | PathLike[str]) -> None:
     """Load `path` into `module`: safetensors, or a state dict saved by torch (read with `weights_only=True`).
 
-    A state dict inside {"state_dict": ...}, {"model_state_dict": ...} or {"model": ...} and the prefix "module." of
-    DataParallel are understood. Raises `ModelError` for a missing or unreadable file, for a pickle that holds more
-    than tensors, and when names or shapes differ from those of `module`, naming them.
+    A state dict inside {"state_dict": ...}, {"model_state_dict": ...} or {"model": ...}, the prefix "module." of
+    DataParallel, and the names that transformers saves (for an hf: model) are understood. Raises `ModelError` for a
+    missing or unreadable file, for a pickle that holds more than tensors, and when names or shapes differ from those
+    of `module`, naming them.
     """
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"no weights file {path}; check the path, which is relative to the recipe's folder")
-    found = _without_prefix(_read(path), "module.")
+    found = as_wrapped(module, _without_prefix(_read(path), "module."))
     expected = module.state_dict()
     problems = []
     if missing := sorted(expected.keys() - found.keys()):

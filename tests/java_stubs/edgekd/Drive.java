@@ -12,6 +12,7 @@ import java.util.Arrays;
 import java.util.List;
 import java.util.Random;
 import java.util.StringJoiner;
+import java.util.stream.Collectors;
 
 /** What the tests ask of the Android app's Java, one command per process. */
 public final class Drive {
@@ -36,6 +37,9 @@ public final class Drive {
                     break;
                 case "predict":
                     predict(rest.get(0), rest.get(1), rest.subList(2, rest.size()));
+                    break;
+                case "texts":
+                    texts(rest.get(0), rest.get(1), rest.get(2));
                     break;
                 case "pictures":
                     pictures(rest.get(0), rest.get(1), rest.subList(2, rest.size()));
@@ -98,6 +102,26 @@ public final class Drive {
         }
     }
 
+    /** The texts in a JSON file through the class for Android: of each if it is too long, its ids, then the answer. */
+    private static void texts(String assets, String variant, String file) throws IOException {
+        Context context = new Context(new AssetManager(Path.of(assets)));
+        List<?> given = (List<?>) Json.parse(Files.readAllBytes(Paths.get(file)), file);
+        List<String> texts = given.stream().map(String.class::cast).collect(Collectors.toList());
+        try (AndroidStudent opened = new AndroidStudent(context, "student.edgekd", variant, 1)) {
+            Student student = opened.student();
+            student.warmUp();
+            for (Answer together : student.predictTexts(texts, 3)) {
+                String text = texts.remove(0);
+                Answer alone = opened.predict(text, 3);
+                if (!together.topLabels.equals(alone.topLabels) || together.truncated != alone.truncated) {
+                    throw new StudentException("together " + together.topLabels + ", alone " + alone.topLabels);
+                }
+                System.out.print(alone.truncated + "\t" + Arrays.toString(student.preprocess(text).floats) + "\t");
+                print(alone);
+            }
+        }
+    }
+
     /** Encoded pictures through the class for Android. */
     private static void pictures(String assets, String variant, List<String> names) throws IOException {
         Context context = new Context(new AssetManager(Path.of(assets)));
@@ -135,9 +159,11 @@ public final class Drive {
                     data = head;
                 }
             }
-            for (int reader = 0; reader < 3; reader++) {
+            for (int reader = 0; reader < 4; reader++) {
                 try {
-                    if (reader == 0) {
+                    if (reader == 3) {
+                        new Tokenizer(data).encode("a \u00c4 [MASK] \ud83d", 8);
+                    } else if (reader == 0) {
                         Manifest manifest = Manifest.parse(data);
                         Sample sample =
                                 Preprocessing.prepare(manifest.preprocess, Sample.ofBytes(new byte[105], 5, 7, 3));

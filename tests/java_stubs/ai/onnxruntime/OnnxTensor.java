@@ -3,16 +3,17 @@ package ai.onnxruntime;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.FloatBuffer;
+import java.nio.LongBuffer;
 
 /** Stands in for onnxruntime's class of this name in the tests. */
 public class OnnxTensor implements OnnxValue {
     final long[] shape;
-    final boolean isBytes;
+    final String dtype;
     final byte[] data;
 
-    OnnxTensor(long[] shape, boolean isBytes, byte[] data) {
+    OnnxTensor(long[] shape, String dtype, byte[] data) {
         this.shape = shape.clone();
-        this.isBytes = isBytes;
+        this.dtype = dtype;
         this.data = data;
     }
 
@@ -20,14 +21,21 @@ public class OnnxTensor implements OnnxValue {
             throws OrtException {
         ByteBuffer bytes = ByteBuffer.allocate(4 * numbers.remaining()).order(ByteOrder.LITTLE_ENDIAN);
         bytes.asFloatBuffer().put(numbers.duplicate());
-        return new OnnxTensor(shape, false, bytes.array());
+        return new OnnxTensor(shape, "float32", bytes.array());
+    }
+
+    public static OnnxTensor createTensor(OrtEnvironment environment, LongBuffer numbers, long[] shape)
+            throws OrtException {
+        ByteBuffer bytes = ByteBuffer.allocate(8 * numbers.remaining()).order(ByteOrder.LITTLE_ENDIAN);
+        bytes.asLongBuffer().put(numbers.duplicate());
+        return new OnnxTensor(shape, "int64", bytes.array());
     }
 
     public static OnnxTensor createTensor(
             OrtEnvironment environment, ByteBuffer numbers, long[] shape, OnnxJavaType type) throws OrtException {
         byte[] bytes = new byte[numbers.remaining()];
         numbers.duplicate().get(bytes);
-        return new OnnxTensor(shape, true, bytes);
+        return new OnnxTensor(shape, "uint8", bytes);
     }
 
     public FloatBuffer getFloatBuffer() {

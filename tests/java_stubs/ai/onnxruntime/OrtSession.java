@@ -71,7 +71,7 @@ public class OrtSession implements AutoCloseable {
         try {
             Map.Entry<String, OnnxTensor> input = inputs.entrySet().iterator().next();
             to.writeUTF(input.getKey());
-            to.writeBoolean(input.getValue().isBytes);
+            to.writeUTF(input.getValue().dtype);
             to.writeInt(input.getValue().shape.length);
             for (long side : input.getValue().shape) {
                 to.writeInt((int) side);
@@ -89,7 +89,7 @@ public class OrtSession implements AutoCloseable {
                 for (int axis = 0; axis < shape.length; axis++) {
                     shape[axis] = from.readInt();
                 }
-                values.put(name, new OnnxTensor(shape, false, from.readNBytes(from.readInt())));
+                values.put(name, new OnnxTensor(shape, "float32", from.readNBytes(from.readInt())));
             }
             return new Result(values);
         } catch (IOException error) {

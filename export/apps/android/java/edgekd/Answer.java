@@ -18,9 +18,11 @@ public final class Answer {
     public final float[] outputs;
     /** Everything; in a batch, the share of the whole. */
     public final double latencyMs;
+    /** Whether the text was longer than the model reads: its end was not looked at. */
+    public final boolean truncated;
 
     Answer(String label, int index, float score, List<String> topLabels, float[] topScores, double uncertainty,
-            float[] outputs, double latencyMs) {
+            float[] outputs, double latencyMs, boolean truncated) {
         this.label = label;
         this.index = index;
         this.score = score;
@@ -29,5 +31,6 @@ public final class Answer {
         this.uncertainty = uncertainty;
         this.outputs = outputs;
         this.latencyMs = latencyMs;
+        this.truncated = truncated;
     }
 }

@@ -30,6 +30,12 @@ final class Bundle {
         return data;
     }
 
+    /** What makes ids of texts; null where the model reads something else. */
+    Tokenizer tokenizer() {
+        Step first = manifest.preprocess.isEmpty() ? null : manifest.preprocess.get(0);
+        return first == null || !first.isTokenize() ? null : new Tokenizer(read(first.file));
+    }
+
     Map<String, Sample> golden() {
         return Npz.read(read(manifest.golden), manifest.golden);
     }

@@ -15,21 +15,24 @@ import java.util.Map;
 final class Json {
     private static final int MAX_DEPTH = 64;
     private final String text;
+    private final String name;
     private int at;
 
-    private Json(String text) {
+    private Json(String text, String name) {
         this.text = text;
+        this.name = name;
     }
 
-    /** The value that the bytes are. Throws StudentException. */
-    static Object parse(byte[] data) {
+    /** The value that the bytes of the file `name` are. Throws StudentException. */
+    static Object parse(byte[] data, String name) {
         final String text;
         try {
             text = StandardCharsets.UTF_8.newDecoder().decode(ByteBuffer.wrap(data)).toString();
         } catch (CharacterCodingException error) {
-            throw new StudentException("bundle.json is not UTF-8" + StudentException.FRESH, error);
+            throw new StudentException(
+                    name + " is not readable as JSON (it is not UTF-8)" + StudentException.FRESH, error);
         }
-        Json reader = new Json(text);
+        Json reader = new Json(text, name);
         Object value = reader.value(0);
         reader.skip();
         if (reader.at != text.length()) {
@@ -40,7 +43,7 @@ final class Json {
 
     private StudentException fail(String why) {
         return new StudentException(
-                "bundle.json is not readable as JSON (" + why + " at character " + at + ")" + StudentException.FRESH);
+                name + " is not readable as JSON (" + why + " at character " + at + ")" + StudentException.FRESH);
     }
 
     private char peek() {

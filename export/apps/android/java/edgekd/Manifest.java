@@ -50,7 +50,7 @@ final class Manifest {
 
     /** The checked manifest. Throws StudentException that names the field. */
     static Manifest parse(byte[] data) {
-        Map<String, Object> json = table(Json.parse(data), "the manifest");
+        Map<String, Object> json = table(Json.parse(data, "bundle.json"), "the manifest");
         Object version = get(json, "version", "");
         if (version instanceof Long && (Long) version > 1) {
             throw new StudentException("the bundle has version " + version + ", this reader knows 1; update the app");
@@ -67,11 +67,13 @@ final class Manifest {
         }
         List<String> known = new ArrayList<>(Step.SPATIAL);
         known.addAll(Step.ARITHMETIC);
+        known.addAll(Step.FOR_TEXTS);
         made.preprocess = steps(json, "preprocess", known);
         made.postprocess = steps(json, "postprocess", Step.POST);
         made.inputs = tensors(json, "inputs");
         made.outputs = tensors(json, "outputs");
         made.readFiles(json);
+        made.preprocess.stream().filter(Step::isTokenize).forEach(step -> made.listed(step.file, "preprocess[0].file"));
         made.readVariants(json);
         return made;
     }
@@ -149,6 +151,12 @@ final class Manifest {
                 throw wrong(side, "in order: decode, then steps on one sample, then scale, normalize and layout");
             }
         }
+        for (int i = 0; i < steps.size(); i++) {
+            boolean forTexts = Step.FOR_TEXTS.contains(steps.get(i).op);
+            if (forTexts != steps.get(0).isTokenize() || (i > 0 && steps.get(i).isTokenize())) {
+                throw wrong(side, "tokenize, then trim, where texts are read, and neither where they are not");
+            }
+        }
         return steps;
     }
 
@@ -170,6 +178,14 @@ final class Manifest {
             for (int i = 0; i < step.size.length; i++) {
                 step.size[i] = (int) whole(sides.get(i), where + ".size", 1, MAX_SIDE);
             }
+        }
+        if (step.isTokenize()) {
+            step.file = text(get(table, "file", where), where + ".file");
+            step.maxLength = (int) whole(
+                    table.getOrDefault("max_length", (long) step.maxLength), where + ".max_length", 2, MAX_SIDE);
+        }
+        if (step.op.equals("trim")) {
+            step.pad = (int) whole(get(table, "pad", where), where + ".pad", 0, Integer.MAX_VALUE);
         }
         step.white = one(table, "alpha", "black", where, "black", "white").equals("white");
         step.filter = one(table, "filter", step.filter, where, "nearest", "bilinear", "bicubic");

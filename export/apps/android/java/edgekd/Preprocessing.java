@@ -1,5 +1,6 @@
 package edgekd;
 
+import java.util.Arrays;
 import java.util.List;
 
 /** From a sample to what the model reads: what training did, number for number. */
@@ -229,7 +230,7 @@ final class Preprocessing {
         return x < 2.0 ? (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5 : 0.0;
     }
 
-    /** A batch (N, ...) through scale, normalize and layout. */
+    /** A batch (N, ...) through scale, normalize and layout, or of ids (N, T) through trim. */
     static Sample arithmetic(List<Step> steps, Sample batch) {
         boolean channels = steps.stream().anyMatch(step -> step.op.equals("layout") && !step.to.equals("flat"));
         int[] shape = batch.shape;
@@ -245,6 +246,9 @@ final class Preprocessing {
                 }
             } else if (step.op.equals("normalize")) {
                 normalize(step, values, shape[shape.length - 1]);
+            } else if (step.op.equals("trim")) {
+                values = trimmed(step, values, shape);
+                shape = new int[] {shape[0], shape[0] == 0 ? 0 : values.length / shape[0]};
             } else if (step.op.equals("layout") && step.to.equals("flat")) {
                 shape = new int[] {shape[0], shape[0] == 0 ? 0 : values.length / shape[0]};
             } else if (step.op.equals("layout")) {
@@ -271,6 +275,40 @@ final class Preprocessing {
             values[i] = (values[i] - (float) step.mean[means == 1 ? 0 : i % last])
                     / (float) step.std[stds == 1 ? 0 : i % last];
         }
+    }
+
+    /** Without the columns at the end that are padding in every row; one stays. */
+    private static float[] trimmed(Step step, float[] ids, int[] shape) {
+        if (shape.length != 2 || shape[1] == 0) {
+            throw new StudentException("trim: found a batch of shape " + Sample.text(shape) + ", expected ids (N, T)");
+        }
+        int kept = 1;
+        for (int i = 0; i < ids.length; i++) {
+            kept = ids[i] == step.pad ? kept : Math.max(kept, i % shape[1] + 1);
+        }
+        float[] result = new float[shape[0] * kept];
+        for (int row = 0; row < shape[0]; row++) {
+            System.arraycopy(ids, row * shape[1], result, row * kept, kept);
+        }
+        return result;
+    }
+
+    /** The ids of a text's tokens (T) at the length that training saw. */
+    static Sample padded(Step step, Tokenizer tokenizer, Sample ids) {
+        boolean fits = ids.shape.length == 1 && !ids.isBytes() && ids.shape[0] > 0 && ids.shape[0] <= step.maxLength;
+        if (!fits) {
+            throw new StudentException("found an array of shape " + Sample.text(ids.shape)
+                    + ", expected a text, or 1 to " + step.maxLength + " ids of tokens");
+        }
+        float[] row = Arrays.copyOf(ids.floats, step.maxLength);
+        Arrays.fill(row, ids.floats.length, row.length, tokenizer.pad);
+        for (float id : row) {
+            if (!(id >= 0 && id < tokenizer.size && id == Math.rint(id))) {
+                throw new StudentException(
+                        "found " + id + " among the ids, expected whole numbers from 0 to " + (tokenizer.size - 1));
+            }
+        }
+        return Sample.ofFloats(row, step.maxLength);
     }
 
     private static float[] channelsFirst(float[] values, int[] shape) {

@@ -25,6 +25,7 @@ public final class SelfTest {
         try {
             Bundle bundle = new Bundle(Files.open(Paths.get(arguments[0])));
             bundle.manifest.files.keySet().forEach(bundle::read);
+            bundle.tokenizer();
             List<String> problems = new ArrayList<>();
             Student.checkPreprocessing(bundle.manifest, bundle.golden(), problems);
             problems.forEach(problem -> System.err.println("self-test FAILED: " + problem));

@@ -8,6 +8,7 @@ import java.util.Collections;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.function.IntPredicate;
 import java.util.stream.Collectors;
 import java.util.stream.IntStream;
 
@@ -18,6 +19,7 @@ public final class Student implements AutoCloseable {
     private final String variant;
     private final List<String> names = new ArrayList<>();
     private final Backend backend;
+    private final Tokenizer tokenizer; // null where samples are no texts
 
     /**
      * Checks the bundle and loads a variant (null: the bundle's choice for this CPU).
@@ -39,13 +41,14 @@ public final class Student implements AutoCloseable {
                     + String.join(", ", manifest.variants.keySet()));
         }
         Manifest.Tensor input = manifest.inputs.get(0), output = manifest.outputs.get(0);
-        boolean known = input.dtype.equals("float32") || input.dtype.equals("uint8");
+        boolean known = Arrays.asList("float32", "uint8", "int64").contains(input.dtype);
         if (manifest.inputs.size() != 1 || !known || !output.dtype.equals("float32")) {
             throw new StudentException("the model reads " + manifest.inputs.size() + " inputs, the first " + input.dtype
-                    + "; expected one of float32 or uint8 and a float32 output: use another runtime for it");
+                    + "; expected one of float32, uint8 or int64 and a float32 output: use another runtime for it");
         }
         names.add(output.name);
         chosen.golden.stream().filter(name -> !names.contains(name)).forEach(names::add);
+        this.tokenizer = bundle.tokenizer();
         this.backend = factory.open(bundle.read(chosen.graph), threads);
     }
 
@@ -67,9 +70,30 @@ public final class Student implements AutoCloseable {
         return predictBatch(Collections.singletonList(sample), topK).get(0);
     }
 
+    /** The answer for a text. */
+    public Answer predict(String text, int topK) {
+        return predictTexts(Collections.singletonList(text), topK).get(0);
+    }
+
+    /** Whether samples are texts. */
+    public boolean readsTexts() {
+        return tokenizer != null;
+    }
+
+    /** The answers for several texts, in their order; run together. */
+    public List<Answer> predictTexts(List<String> texts, int topK) {
+        long started = System.nanoTime();
+        List<Tokenizer.Tokens> all = texts.stream().map(this::tokens).collect(Collectors.toList());
+        return answers(all.stream().map(Student::ids).collect(Collectors.toList()), row -> all.get(row).truncated, topK,
+                started);
+    }
+
     /** The answers for several samples that preprocessing brings to one shape, in their order; run together. */
     public List<Answer> predictBatch(List<Sample> samples, int topK) {
-        long started = System.nanoTime();
+        return answers(samples, row -> false, topK, System.nanoTime());
+    }
+
+    private List<Answer> answers(List<Sample> samples, IntPredicate truncated, int topK, long started) {
         if (topK < 1) {
             throw new StudentException("topK is " + topK + ", expected a whole number from 1");
         }
@@ -93,7 +117,8 @@ public final class Student implements AutoCloseable {
         return IntStream.range(0, samples.size())
                 .mapToObj(row
                         -> answer(Arrays.copyOfRange(scores, row * width, (row + 1) * width),
-                                Arrays.copyOfRange(outputs.floats, row * width, (row + 1) * width), topK, latencyMs))
+                                Arrays.copyOfRange(outputs.floats, row * width, (row + 1) * width), topK, latencyMs,
+                                truncated.test(row)))
                 .collect(Collectors.toList());
     }
 
@@ -106,6 +131,11 @@ public final class Student implements AutoCloseable {
     /** What the model reads of a sample, after preprocessing: (1, ...). */
     public Sample preprocess(Sample sample) {
         return Preprocessing.arithmetic(manifest.preprocess, stack(Collections.singletonList(sample)));
+    }
+
+    /** What the model reads of a text: the ids of its tokens (1, T). */
+    public Sample preprocess(String text) {
+        return preprocess(ids(tokens(text)));
     }
 
     /** What differs from the bundle's golden vectors: nothing, where all is well. */
@@ -188,9 +218,29 @@ public final class Student implements AutoCloseable {
         return best;
     }
 
+    private Tokenizer.Tokens tokens(String text) {
+        if (tokenizer == null) {
+            throw new StudentException("found a text, but this model reads no texts; give an array");
+        }
+        return tokenizer.encode(text, manifest.preprocess.get(0).maxLength);
+    }
+
+    private static Sample ids(Tokenizer.Tokens tokens) {
+        float[] ids = new float[tokens.ids.length];
+        for (int i = 0; i < ids.length; i++) {
+            ids[i] = tokens.ids[i];
+        }
+        return Sample.ofFloats(ids, ids.length);
+    }
+
+    private Sample prepared(Sample sample) {
+        return tokenizer == null ? Preprocessing.prepare(manifest.preprocess, sample)
+                                 : Preprocessing.padded(manifest.preprocess.get(0), tokenizer, sample);
+    }
+
     private Sample stack(List<Sample> samples) {
         List<Sample> prepared = samples.stream()
-                                        .map(sample -> Preprocessing.prepare(manifest.preprocess, sample))
+                                        .map(this::prepared)
                                         .collect(Collectors.toList());
         int[] sides = prepared.get(0).shape;
         boolean bytes = prepared.stream().allMatch(Sample::isBytes);
@@ -223,7 +273,7 @@ public final class Student implements AutoCloseable {
         }
         int total = batch.shape[0], size = input.shape[0] == 0 ? total : input.shape[0];
         if (size == total) {
-            return checked(backend.run(input.name, typed(batch, input.dtype), names), size);
+            return checked(backend.run(input.name, input.dtype, typed(batch, input.dtype), names), size);
         }
         int each = Sample.count(Arrays.copyOfRange(batch.shape, 1, batch.shape.length));
         float[] all = batch.asFloats();
@@ -238,7 +288,7 @@ public final class Student implements AutoCloseable {
             }
             int here = Math.min(size, total - at);
             Sample ready = typed(Sample.ofFloats(piece, shape), input.dtype);
-            checked(backend.run(input.name, ready, names), size).forEach((name, sample) -> {
+            checked(backend.run(input.name, input.dtype, ready, names), size).forEach((name, sample) -> {
                 float[] before = joined.getOrDefault(name, new float[0]);
                 int count = sample.floats.length / size * here;
                 float[] after = Arrays.copyOf(before, before.length + count);
@@ -255,7 +305,7 @@ public final class Student implements AutoCloseable {
     }
 
     private static Sample typed(Sample batch, String dtype) {
-        if (dtype.equals("float32")) {
+        if (!dtype.equals("uint8")) {
             return batch.isBytes() ? Sample.ofFloats(batch.asFloats(), batch.shape) : batch;
         }
         if (batch.isBytes()) {
@@ -282,7 +332,7 @@ public final class Student implements AutoCloseable {
         return outputs;
     }
 
-    private Answer answer(float[] scores, float[] outputs, int topK, double latencyMs) {
+    private Answer answer(float[] scores, float[] outputs, int topK, double latencyMs, boolean truncated) {
         List<Integer> order = IntStream.range(0, scores.length).boxed().collect(Collectors.toList());
         double uncertainty = Double.NaN;
         if (!manifest.task.equals("regression") && !manifest.task.equals("embedding")) {
@@ -310,7 +360,7 @@ public final class Student implements AutoCloseable {
         }
         boolean none = order.isEmpty();
         return new Answer(none ? null : labels.get(0), none ? -1 : order.get(0), none ? largest : top[0], labels, top,
-                uncertainty, outputs, latencyMs);
+                uncertainty, outputs, latencyMs, truncated);
     }
 
     /** The entropy of probabilities as a share of the largest possible; NaN where they are none. */

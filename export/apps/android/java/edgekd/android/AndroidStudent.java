@@ -14,7 +14,8 @@ import java.io.ByteArrayInputStream;
 import java.io.IOException;
 
 /**
- * The student in an Android app: the bundle lies in its assets, pictures are Bitmaps. The one file that knows Android.
+ * The student in an Android app: the bundle lies in its assets, pictures are Bitmaps, texts are Strings. The one file
+ * that knows Android.
  */
 public final class AndroidStudent implements AutoCloseable {
     private final Student student;
@@ -32,6 +33,11 @@ public final class AndroidStudent implements AutoCloseable {
     /** The student itself, for arrays, batches and the self-test. */
     public Student student() {
         return student;
+    }
+
+    /** The answer for a text, where the student reads texts. */
+    public Answer predict(String text, int topK) {
+        return student.predict(text, topK);
     }
 
     public Answer predict(Bitmap picture, int topK) {

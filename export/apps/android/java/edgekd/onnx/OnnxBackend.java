@@ -10,6 +10,7 @@ import edgekd.Sample;
 import edgekd.StudentException;
 import java.nio.ByteBuffer;
 import java.nio.FloatBuffer;
+import java.nio.LongBuffer;
 import java.util.Arrays;
 import java.util.Collections;
 import java.util.LinkedHashMap;
@@ -35,12 +36,8 @@ public final class OnnxBackend implements Backend {
     }
 
     @Override
-    public Map<String, Sample> run(String input, Sample batch, List<String> outputs) {
-        long[] shape = Arrays.stream(batch.shape()).asLongStream().toArray();
-        try (OnnxTensor tensor = batch.isBytes()
-                        ? OnnxTensor.createTensor(
-                                environment, ByteBuffer.wrap(batch.asBytes()), shape, OnnxJavaType.UINT8)
-                        : OnnxTensor.createTensor(environment, FloatBuffer.wrap(batch.asFloats()), shape);
+    public Map<String, Sample> run(String input, String dtype, Sample batch, List<String> outputs) {
+        try (OnnxTensor tensor = tensor(dtype, batch);
                 OrtSession.Result result =
                         session.run(Collections.singletonMap(input, tensor), new LinkedHashSet<>(outputs))) {
             Map<String, Sample> found = new LinkedHashMap<>();
@@ -57,6 +54,22 @@ public final class OnnxBackend implements Backend {
         } catch (OrtException error) {
             throw new StudentException("onnxruntime refuses the input: " + error.getMessage(), error);
         }
+    }
+
+    private OnnxTensor tensor(String dtype, Sample batch) throws OrtException {
+        long[] shape = Arrays.stream(batch.shape()).asLongStream().toArray();
+        if (dtype.equals("uint8")) {
+            return OnnxTensor.createTensor(environment, ByteBuffer.wrap(batch.asBytes()), shape, OnnxJavaType.UINT8);
+        }
+        float[] values = batch.asFloats();
+        if (dtype.equals("float32")) {
+            return OnnxTensor.createTensor(environment, FloatBuffer.wrap(values), shape);
+        }
+        long[] whole = new long[values.length];
+        for (int i = 0; i < whole.length; i++) {
+            whole[i] = (long) values[i];
+        }
+        return OnnxTensor.createTensor(environment, LongBuffer.wrap(whole), shape);
     }
 
     @Override

@@ -1,0 +1,152 @@
+"""A classifier that transformers saved, as the teacher: through the command line, without training it again."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import edgekd, ok, refused
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parent / "distill"))
+from tiny_encoders import WORDS, encoder
+
+tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'text'")
+
+# In the order of its outputs, which is not that of the data: negative, neutral, positive.
+CLASSES = ("POSITIVE", "NEGATIVE", "NEUTRAL")
+MEANS = {"good": 0, "bad": 1, "film": 2}
+RECIPE = """
+version = 1
+name = "reviews"
+[data]
+kind = "text"
+root = "reviews.csv"
+[preprocess]
+steps = [{op = "tokenize", file = "classifier", max_length = 12}, {op = "trim"}]
+[teacher]
+model = "hf:classifier"
+weights = "classifier/model.safetensors"
+licence = "MIT"
+[student]
+model = "bow_s"
+[distill]
+epochs = 1
+baseline = false
+[quantize]
+variants = ["int8_dynamic"]
+"""
+
+
+def texts(count: int) -> list[tuple[str, int]]:
+    """Sentences of small words with one that decides."""
+    source = random.Random(0)
+    found = []
+    for _ in range(count):
+        word = source.choice([*MEANS])
+        words = [source.choice(["a", "the", "is", "of", "very"]) for _ in range(source.randint(1, 6))]
+        words.insert(source.randint(0, len(words)), word)
+        found.append((" ".join(words), MEANS[word]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small BERT that knows its classes, its tokenizer beside it, and a table of texts."""
+    place = tmp_path_factory.mktemp("finished")
+    ids = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    model = encoder(id2label=dict(enumerate(CLASSES)))
+    rows = texts(300)
+    tokenizer.enable_padding()
+    x_NL = torch.tensor([one.ids for one in tokenizer.encode_batch([text for text, _ in rows])])
+    y_N = torch.tensor([number for _, number in rows])
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = model(x_NL, attention_mask=(x_NL != 0).long(), labels=y_N).loss
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1
+    model.save_pretrained(place / "classifier")
+    tokenizer.no_padding()
+    tokenizer.save(str(place / "classifier" / "tokenizer.json"))
+    with (place / "reviews.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *((text, CLASSES[number].lower()) for text, number in rows)])
+    (place / "recipe.toml").write_text(RECIPE)
+    return place
+
+
+def teacher_of(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "stages" / "teacher.json").read_text())["result"])
+
+
+def test_it_teaches_as_it_is_in_the_order_of_the_data(folder: Path) -> None:
+    run = folder / "run"
+    done = edgekd("distill-and-export", folder / "recipe.toml", "--out", run, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "its classes brought into the order of the data" in done.stderr
+    told = teacher_of(run)
+    assert (told["trained"], told["source"], told["epochs"]) == (False, "weights", 0)
+    assert told["best"] > 0.95
+    original, taken = (
+        load_file(run.parent / "classifier" / "model.safetensors"),
+        load_file(run / "teacher" / "weights.safetensors"),
+    )
+    names = {f"model.{name}" for name in original}
+    assert names <= set(taken)
+    for name, value in original.items():
+        wanted = value[[1, 2, 0]] if name.startswith("classifier.") else value
+        assert torch.equal(taken[f"model.{name}"], wanted), name
+    manifest = json.loads((run / "student.edgekd" / "bundle.json").read_text())
+    assert manifest["labels"] == ["negative", "neutral", "positive"]
+    assert "Traceback" not in done.stderr
+
+
+def test_what_edgekd_wrote_of_it_is_taken_again(folder: Path) -> None:
+    """Its weights lie in the data's order there, though config.json still names the other one."""
+    ok("distill", folder / "recipe.toml", "--out", folder / "first", cwd=folder)
+    again = f"teacher.weights={folder / 'first' / 'teacher' / 'weights.safetensors'}"
+    ok("distill", folder / "recipe.toml", "--out", folder / "again", "--set", again, cwd=folder)
+    assert teacher_of(folder / "again")["best"] == teacher_of(folder / "first")["best"]
+
+
+def test_other_classes_are_refused_and_the_line_that_mends_it_does(folder: Path) -> None:
+    table = (folder / "reviews.csv").read_text()
+    for name, letter in (("positive", "p"), ("negative", "n"), ("neutral", "o")):
+        table = table.replace(f",{name}", f",{letter}")
+    (folder / "letters.csv").write_text(table)
+    command = ("distill", folder / "recipe.toml", "--out", folder / "letters", "--set", "data.root=letters.csv")
+    told = refused(3, *command, cwd=folder)
+    assert (
+        'the teacher hf:classifier answers with the classes ["POSITIVE", "NEGATIVE", "NEUTRAL"], but the data has the '
+        'labels ["n", "o", "p"]'
+    ) in told
+    ok(*command, "--set", 'teacher.args.id2label={0="p", 1="n", 2="o"}', cwd=folder)
+    assert teacher_of(folder / "letters")["best"] > 0.95
+
+
+def test_fewer_classes_are_refused_by_name(folder: Path) -> None:
+    rows = [line for line in (folder / "reviews.csv").read_text().splitlines() if not line.endswith("neutral")]
+    (folder / "two.csv").write_text("\n".join(rows) + "\n")
+    command = ("distill", folder / "recipe.toml", "--out", folder / "two", "--set", "data.root=two.csv")
+    assert 'the data has the labels ["negative", "positive"]' in refused(3, *command, cwd=folder)
+
+
+def test_another_tokenizer_is_refused(folder: Path) -> None:
+    table = json.loads((folder / "classifier" / "tokenizer.json").read_text())
+    table["model"]["vocab"] = {word: number for number, word in enumerate((*WORDS[:4], *reversed(WORDS[4:])))}
+    (folder / "other.json").write_text(json.dumps(table))
+    steps = "preprocess.steps=[{op='tokenize', file='other.json', max_length=12}, {op='trim'}]"
+    told = refused(3, "distill", folder / "recipe.toml", "--out", folder / "other", "--set", steps, cwd=folder)
+    assert "classifier numbers its tokens in another order: the texts were tokenized with another" in told
