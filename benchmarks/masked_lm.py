@@ -7,8 +7,8 @@ A teacher is trained once, on raw text. Each arm is the same student on the same
 judged by its pseudo-perplexity on a held-out book: exp of minus the mean log-likelihood of each token, when it alone
 is hidden (Salazar et al., "Masked Language Model Scoring", 2020, arXiv:1910.14659), over the first paragraphs.
 Then teacher and student are fine-tuned on SST-2, over several seeds: the student on the labels, or taught by the
-fine-tuned teacher, by soft labels alone or by both. `--budget small` is at most an hour on two cores. A killed run goes
-on where it stopped.
+fine-tuned teacher, by soft labels alone or by both. `--budget small` (20,000 paragraphs) is at most an hour on two
+cores. A killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "random beginning": ('student.init.of="pretrained"',),  # of a fresh model
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
-    "small": (),
+    "full": (),
+    "small": ("data.limit=20000",),
     "smoke": ("data.limit=300", "teacher.train.epochs=2", "distill.epochs=1"),
 }
 PARAGRAPHS = 200
@@ -89,7 +90,7 @@ def pseudo_perplexity(space: Workspace, name: str, paragraphs: int) -> float:
 def pretrain(work: Path, budget: tuple[str, ...], threads: int | None) -> dict[str, Any]:
     """Pseudo-perplexity and the validation's log-likelihood of the teacher and of every arm."""
     found: dict[str, Any] = {}
-    paragraphs = PARAGRAPHS if not budget else 10
+    paragraphs = PARAGRAPHS if budget != BUDGETS["smoke"] else 10
     first = work / "arms" / "0"
     for number, (arm, overrides) in enumerate(ARMS.items()):
         out = work / "arms" / str(number)
@@ -125,7 +126,7 @@ def fine_tune(work: Path, budget: tuple[str, ...], seeds: int, threads: int | No
     whole = (work / "arms" / "0").absolute()
     tokenizer = whole / "student" / "model" / "tokenizer.json"
     steps = f'preprocess.steps=[{{op = "tokenize", file = "{tokenizer}", max_length = 64}}, {{op = "trim"}}]'
-    limit = ["data.limit=100"] if budget else []
+    limit = ["data.limit=100"] if budget == BUDGETS["smoke"] else []
     rows = []
     for seed in range(seeds):
         row: dict[str, Any] = {"seed": seed}
