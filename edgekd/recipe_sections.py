@@ -120,7 +120,7 @@ class RequestSection(Section):
 
 
 class TeacherSection(Section):
-    """`[teacher]`: a model by reference (with `weights`, as transformers saves them too, else trained here) or a black box.
+    """`[teacher]`: a model by reference (with `weights`, also of transformers, else trained here), or a black box.
 
     Black boxes: an `onnx` file, answers in a file (`logits`), an HTTP endpoint (`url`). Beside further `[[teachers]]`
     each counts by its `weight`, and only for samples of its own `labels`, where it names some.
