@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -21,7 +20,7 @@ from typing import Any
 
 from edgekd.device import verdict
 from edgekd.device.candidates import Candidate, Samples, check_request
-from edgekd.device.isolation import Crew
+from edgekd.device.isolation import Crew, working_folder
 from edgekd.device.loadgen import LoadGen, why_missing
 from edgekd.device.machine import describe, versions
 from edgekd.device.rows import describe_candidate, judged, make_row, raw_samples, series
@@ -78,7 +77,7 @@ def benchmark(
         raise MissingHere(missing)
     effort = suite if isinstance(suite, Suite) else load_suite(suite)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with tempfile.TemporaryDirectory(prefix="edgekd-benchmark-") as name, Crew(Path(name)) as crew:
+    with working_folder() as folder, Crew(folder) as crew:
         run = Run(crew, effort, candidates, seed=seed, progress=progress, keep_partial=keep_partial)
         run.lay_out(samples, golden)
         run.prepare()
