@@ -282,7 +282,7 @@ def loadgen(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
         state.call,
         command["scenario"],
         batch=command["batch"],
-        expected_ns=float(np.median(state.latency_ns)),
+        expected_ns=command["expected_ns"],
         seconds=command["seconds"],
         folder=Path(command["folder"]),
         qps=command["qps"],
