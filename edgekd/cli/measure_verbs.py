@@ -44,7 +44,7 @@ def benchmark(
         typer.Option(
             "--runtime",
             metavar="a,b",
-            help="Runtimes: onnxruntime, onnxruntime-mobile, openvino, litert, ncnn, mnn, torch, torch-compiled, ... "
+            help="Runtimes: onnxruntime, onnxruntime-mobile, openvino, litert, ncnn, mnn, torch, torch-cuda, ... "
             "(default: the suite's, or the usual one of each file).",
         ),
     ] = None,
@@ -156,6 +156,7 @@ def benchmark(
         use_cpus(cpus)
     axes, left_out = choose_axes(
         effort,
+        names,
         runtime=runtime,
         threads=threads,
         batch=batch,

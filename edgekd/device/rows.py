@@ -45,6 +45,7 @@ class Measured:
     golden: str | None = None
     golden_problem: str | None = None
     memory_mb: dict[str, float] | None = None
+    device_memory_mb: float | None = None
     cold: list[tuple[float, float]] = field(default_factory=list)
     outputs: Array | None = None
     profile: dict[str, Any] | None = None
@@ -101,6 +102,8 @@ def make_row(
     }
     if measured.memory_mb is not None:
         row["memory_mb"] = measured.memory_mb
+    if measured.device_memory_mb is not None:
+        row["device_memory_mb"] = measured.device_memory_mb
     if measured.profile is not None:
         row["profile"] = measured.profile
     if measured.loadgen:

@@ -246,7 +246,9 @@ class Run:
 
     def _measure_memory(self, index: int) -> None:
         with self._guard(index), self._crew.start() as child:
-            self._measured[index].memory_mb = self._ask(child, self._load_command(index, memory=True))["memory_mb"]
+            answer = self._ask(child, self._load_command(index, memory=True))
+            self._measured[index].memory_mb = answer["memory_mb"]
+            self._measured[index].device_memory_mb = answer["device_memory_mb"]
 
     def _launch(self) -> None:
         """A fresh process of every candidate; one at a time where the suite asks for cold starts, which these are."""
