@@ -1,4 +1,4 @@
-"""A headless Chromium, driven over a pipe (Chrome DevTools Protocol), and a server of files that can be stopped."""
+"""A page at phone width in a headless Chromium, and a server of files that can be stopped."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import functools
 import http.server
 import json
 import os
-import select
-import shutil
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -19,18 +16,16 @@ from typing import Any
 
 import pytest
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run", "--hide-scrollbars", "--remote-debugging-pipe"),
-    *("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"),
-)
+from edgekd.device.runtimes.chromium import Browser as Chromium
+from edgekd.device.runtimes.chromium import find
+
+FLAGS = ("--hide-scrollbars", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
 TIMEOUT_S = 120
 
 
 def chromium() -> str:
     """The browser of this machine. Where CI is set, a missing one is a failure."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    found = next((path for name in names if (path := shutil.which(name))), None)
+    found = find()
     if found is None:
         assert os.environ.get("CI") != "true", "no Chromium here; install it with: apt-get install chromium"
         pytest.skip("no Chromium here: install the Debian package chromium to look at pages in a browser")
@@ -40,50 +35,20 @@ def chromium() -> str:
 class Browser:
     """One page at phone width. `requests` are the addresses that it asked for, `console` what it wrote or threw."""
 
-    def __init__(self, program: str, profile: Path) -> None:
-        # Chromium reads commands from file 3 and writes answers to file 4, each ended by a zero byte.
-        theirs_in, self._to = os.pipe()
-        self._from, theirs_out = os.pipe()
-        script = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
-        self._process = subprocess.Popen(
-            ["bash", "-c", script, program, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
-            pass_fds=(theirs_in, theirs_out),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        os.close(theirs_in)
-        os.close(theirs_out)
-        self._count, self._session, self._buffer = 0, "", b""
+    def __init__(self, profile: Path) -> None:
         self.requests: list[str] = []
         self.console: list[str] = []
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Network", "Log"):
+        self._chromium = Chromium(profile, flags=FLAGS, heard=self._note)
+        self.send = self._chromium.send
+        self.close = self._chromium.close
+        for domain in ("Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")
         self.send("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
         self.send("Emulation.setTouchEmulationEnabled", enabled=True)
 
-    def send(self, method: str, **params: Any) -> Any:
-        """The result of a command. Raises `AssertionError` with the browser's words."""
-        self._count += 1
-        message = {"id": self._count, "method": method, "params": params}
-        if self._session:
-            message["sessionId"] = self._session
-        os.write(self._to, json.dumps(message).encode() + b"\0")
-        while True:
-            answer = self._next()
-            if answer.get("id") == self._count:
-                assert "error" not in answer, f"{method}: {answer['error']}"
-                return answer["result"]
-            self._note(answer)
-
     def run(self, code: str) -> Any:
         """The value of an asynchronous function's body in the page."""
-        found = self.send(
-            "Runtime.evaluate", expression=f"(async () => {{ {code} }})()", awaitPromise=True, returnByValue=True
-        )
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        return self._chromium.evaluate(f"(async () => {{ {code} }})()")
 
     def open(self, address: str, ready: str = "document.body.dataset.ready") -> None:
         """Go there and wait until the expression `ready` has a value."""
@@ -95,10 +60,11 @@ class Browser:
         end = time.monotonic() + TIMEOUT_S
         found: Any = None
         while time.monotonic() < end:
+            # Not `run`: while the page changes there is no document, and the expression throws.
             found = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
             if found["result"].get("value"):
                 return
-            select.select([self._from], [], [], 0.05)
+            time.sleep(0.05)
         raise AssertionError(f"{expression} did not come true: {found}; {self.console}")
 
     def screenshot(self, path: Path) -> None:
@@ -117,25 +83,6 @@ class Browser:
             self.send("Input.dispatchTouchEvent", type="touchMove", touchPoints=[place])
         self.send("Input.dispatchTouchEvent", type="touchEnd", touchPoints=[])
 
-    def close(self) -> None:
-        """End the browser."""
-        os.close(self._to)  # Chromium ends with its pipe
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        os.close(self._from)
-
-    def _next(self) -> Any:
-        while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._from], [], [], TIMEOUT_S)
-            data = os.read(self._from, 1 << 20) if ready else b""
-            assert data, f"Chromium has nothing to say (exit code {self._process.poll()})"
-            self._buffer += data
-        message, self._buffer = self._buffer.split(b"\0", 1)
-        return json.loads(message)
-
     def _note(self, event: Any) -> None:
         params = event.get("params", {})
         if event.get("method") == "Network.requestWillBeSent":
@@ -151,7 +98,8 @@ class Browser:
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
     """A browser with a fresh profile in `folder`."""
-    opened = Browser(chromium(), folder / "profile")
+    chromium()
+    opened = Browser(folder / "profile")
     try:
         yield opened
     finally:

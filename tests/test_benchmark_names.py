@@ -86,24 +86,29 @@ SUITE = Suite(
 
 def test_a_suite_names_the_axes_and_what_is_missing_is_left_out_and_told() -> None:
     options = {"runtime": None, "threads": None, "batch": None}
-    axes, left_out = choose_axes(SUITE, **options, cores=2, missing={"openvino": "openvino is not installed"}.get)
+    axes, left_out = choose_axes(
+        SUITE, ["a.onnx", "b.param"], **options, cores=2, missing={"openvino": "openvino is not installed"}.get
+    )
     assert axes == Axes(("onnxruntime", "ncnn"), (1, 2), (1, 8))
     assert left_out == ["openvino: openvino is not installed", "4 threads: this process may use 2 cores"]
+    axes, left_out = choose_axes(SUITE, ["student.edgekd:int8"], **options, cores=4, missing={}.get)
+    assert axes.runtimes == ("onnxruntime", "openvino")
+    assert left_out == ["ncnn: none of the candidates is a file that it opens"]
 
 
 def test_what_is_typed_stands_before_the_suite_and_is_never_left_out() -> None:
     axes, left_out = choose_axes(
-        SUITE, runtime="openvino, litert", threads="4", batch="1,1,2", cores=1, missing=lambda name: "gone"
+        SUITE, ["a.onnx"], runtime="openvino, litert", threads="4", batch="1,1,2", cores=1, missing=lambda name: "gone"
     )
     assert axes == Axes(("openvino", "litert"), (4,), (1, 2))
     assert left_out == []
     plain = Suite("s", 64, 1.0, 5, 0, False)
-    assert choose_axes(plain, runtime=None, threads=None, batch=None, cores=1, missing=str)[0] == Axes()
+    assert choose_axes(plain, ["a.onnx"], runtime=None, threads=None, batch=None, cores=1, missing=str)[0] == Axes()
 
 
 def test_axes_that_are_none_are_refused() -> None:
     with pytest.raises(UsageError, match=r"--runtime openvin: there is no such runtime. Did you mean 'openvino'\?"):
-        choose_axes(SUITE, runtime="openvin", threads=None, batch=None, cores=1, missing=str)
+        choose_axes(SUITE, ["a.onnx"], runtime="openvin", threads=None, batch=None, cores=1, missing=str)
     with pytest.raises(UsageError, match="--batch: found '0', expected whole numbers from 1 with commas between"):
         whole_numbers("1,0", option="--batch")
 

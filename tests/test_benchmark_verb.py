@@ -21,7 +21,7 @@ from device_models import linear_model, weights, write_bundle
 from make_models import FOLDER, litert_model
 
 SUITE = (
-    "min_calls = 64\nmin_blocks = 4\nlaunches = 2\nmax_seconds = 2.0\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
+    "min_calls = 64\nmin_blocks = 4\nlaunches = 2\nmax_seconds = 20.0\nblock_ms = 1\ncold_starts = 0\nmemory = false\n"
 )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ from edgekd.errors import AnswerIsNo, InputRefused, MissingHere, UsageError, exp
 
 if TYPE_CHECKING:
     from edgekd.device.loadgen import LoadGen
+    from edgekd.device.parts import Journal
     from edgekd.device.plans import Request
     from edgekd.device.remote import Device
 
@@ -42,7 +44,7 @@ def benchmark(
         typer.Option(
             "--runtime",
             metavar="a,b",
-            help="Runtimes: onnxruntime, onnxruntime-mobile, openvino, litert, ncnn, mnn, torch, torch-compiled, ... "
+            help="Runtimes: onnxruntime, onnxruntime-mobile, openvino, litert, ncnn, mnn, torch, torch-cuda, ... "
             "(default: the suite's, or the usual one of each file).",
         ),
     ] = None,
@@ -108,10 +110,14 @@ def benchmark(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="FILE.json", help="Keep the result with all raw samples.")
     ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Measure all of it, also what an interrupted command with this --out did.")
+    ] = False,
 ) -> None:
     """Latency, memory, size and accuracy of bundles and models on this machine, interleaved.
 
-    Candidates times runtimes times threads times batch sizes. Ctrl-C ends it early and keeps what was measured.
+    Candidates times runtimes times threads times batch sizes. Ctrl-C ends it early and keeps what was measured; with
+    --out the same command then goes on, also after a crash.
 
     Examples:
 
@@ -137,6 +143,10 @@ def benchmark(
             raise UsageError("--loadgen drives models on this machine, --on measures on another one; leave one out")
         if cpus is not None:
             raise UsageError("--cpus chooses cores of this machine, --on another one; leave --cpus out")
+        if fresh:
+            raise UsageError(
+                "--fresh measures again what this machine has measured, --on another one; leave --fresh out"
+            )
         asked = [
             json.dumps(asdict(effort)),
             *map(str, (runtime, threads, batch, against, same_as, common.seed, profile)),
@@ -146,6 +156,7 @@ def benchmark(
         use_cpus(cpus)
     axes, left_out = choose_axes(
         effort,
+        names,
         runtime=runtime,
         threads=threads,
         batch=batch,
@@ -163,17 +174,24 @@ def benchmark(
         common.seed or 0,
         profile,
     )
-    results = measure_here(common, request, driver) if device is None else measure_there(common, device, request)
-    results["command"] = shlex.join(["edgekd", *sys.argv[1:]])
-    if out is not None:
-        out = write_results(out, results)
+    with keeping(common, out if device is None else None, request, driver, fresh=fresh) as journal:
+        results = (
+            measure_there(common, device, request)
+            if device is not None
+            else measure_here(common, request, driver, journal)
+        )
+        results["command"] = shlex.join(["edgekd", *sys.argv[1:]])
+        if out is not None:
+            out = write_results(out, results)
+        if journal is not None and not results["interrupted"]:
+            journal.remove()
     if common.as_json:
         common.print_json(results)
     else:
         tables.print_results_table(common, results)
         if profile:
-            print_profiles(common, results)
-        print_loadgen(common, results)
+            tables.print_profiles(common, results)
+        tables.print_loadgen(common, results)
         tables.print_next(
             common,
             tables.command("benchmark", *candidates, "--out", "here.json")
@@ -185,7 +203,34 @@ def benchmark(
     end(results, out, strict=strict)
 
 
-def measure_here(common: Common, request: Request, loadgen: LoadGen | None = None) -> dict[str, Any]:
+@contextmanager
+def keeping(
+    common: Common, out: Path | None, request: Request, loadgen: LoadGen | None, *, fresh: bool
+) -> Iterator[Journal | None]:
+    """The journal beside the result, after saying what of it counts; none without a result file."""
+    from edgekd.device.parts import key_of, opened
+
+    if out is None:
+        yield None
+        return
+    with opened(out, key_of(request, loadgen)) as journal:
+        if fresh:
+            journal.remove()
+        elif journal.discarded:
+            common.warn(
+                "what an interrupted command measured is discarded: its models, options, suite, machine or versions "
+                "are not these, or its files are damaged"
+            )
+        if (earlier := journal.earlier) is not None:
+            starts = request.suite.cold_starts
+            cold = f" and {earlier.num_cold_starts} of {starts} cold starts" if starts else ""
+            dates = ", ".join(part.started for part in earlier.parts)
+            launches = f"{len(earlier.spans)} of {request.suite.launches} launches"
+            common.err.print(f"resuming: {launches}{cold} were measured earlier ({dates})", soft_wrap=True)
+        yield journal
+
+
+def measure_here(common: Common, request: Request, loadgen: LoadGen | None, journal: Journal | None) -> dict[str, Any]:
     """The result of a request on this machine."""
     from edgekd.device.benchmark import benchmark as run_benchmark
 
@@ -200,6 +245,7 @@ def measure_here(common: Common, request: Request, loadgen: LoadGen | None = Non
             keep_partial=True,
             profile=request.profile,
             loadgen=loadgen,
+            journal=journal,
         )
 
 
@@ -246,47 +292,15 @@ def measure_there(common: Common, device: Device, request: Request) -> dict[str,
 def end(results: Mapping[str, Any], out: Path | None, *, strict: bool) -> None:
     """The exit code: 130 interrupted, 1 when a candidate failed, is WRONG, or (strict) the whole is INVALID."""
     if results["interrupted"]:
-        where = f"in {out}" if out is not None else "above"
-        complain(f"interrupted; what was measured is {where}, and reads INVALID", 130)
+        where = "above" if out is None else f"in {out}"
+        more = "" if out is None or "on" in results else "; run the same command again to go on"
+        complain(f"interrupted; what was measured is {where}, and reads INVALID{more}", 130)
     failed = [item for item in results["candidates"] if item.get("error") or item["golden"] == "WRONG"]
     if failed:
         raise AnswerIsNo("; ".join(f"{item['id']}: {item.get('error') or wrong(item)}" for item in failed))
     verdict = results["verdict"]
     if strict and verdict["value"] != "VALID":
         raise AnswerIsNo(f"the benchmark is INVALID: {'; '.join(verdict['reasons'])}. {' '.join(verdict['advice'])}")
-
-
-def print_profiles(common: Common, results: Mapping[str, Any]) -> None:
-    """The costliest operators of each candidate."""
-    for row in results["rows"]:
-        found = row.get("profile")
-        if found is None:
-            common.say(f"{row['candidate']}: no profile" + ("" if "error" in row else "; its runtime cannot tell"))
-            continue
-        common.say(f"{row['candidate']}: {found['total_ms']:.4g} ms in operators, median of {found['calls']} calls")
-        cells = [
-            (item["kind"], item["name"], f"{item['ms']:.4g}", f"{item['share']:.1%}") for item in found["operators"]
-        ]
-        common.out.print(tables.plain_table(("operator", "node", "ms", "share"), cells, left=2))
-
-
-def print_loadgen(common: Common, results: Mapping[str, Any]) -> None:
-    """What MLPerf LoadGen says, and what we say of the same latencies."""
-    from edgekd.device.loadgen import JUDGED_BY
-
-    for row in results["rows"]:
-        for found in row.get("loadgen", ()):
-            name, verdict = found["scenario"], "VALID" if found["valid"] else "INVALID"
-            if name == "offline":
-                said = f"{found['samples_per_s']:,.0f} samples/s"
-            else:
-                percent = f"{100 * JUDGED_BY[name]:g}"
-                ours = found["edgekd"]["percentiles_ns"][percent]
-                said = f"p{percent} {found['percentiles_ns'][percent] / 1e6:.4g} ms (by edgekd {ours / 1e6:.4g})"
-            early = found["early_stopping_ns"]
-            proven = "" if early is None else f", proven within {early / 1e6:.4g} ms"
-            reasons = "".join(f"; {text.strip()}" for text in found["reasons"] if text.strip())
-            common.say(f"{row['candidate']}: LoadGen {name} {verdict}, {said}{proven}{reasons}")
 
 
 def wrong(candidate: Mapping[str, Any]) -> str:

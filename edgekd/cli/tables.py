@@ -51,12 +51,48 @@ def print_results_table(common: Common, results: Mapping[str, Any]) -> None:
     if rows:
         columns = list(rows[0])
         common.out.print(plain_table(columns, [[str(row[column]) for column in columns] for row in rows]))
+    if len(parts := results.get("parts", ())) > 1:
+        told = ", ".join(f"{part['launches']} launches from {part['started']}" for part in parts)
+        common.say(f"measured in {len(parts)} parts: {told}")
     verdict = results["verdict"]
     colour = COLOURS[verdict["value"]]
     common.out.print(f"benchmark [{colour}]{verdict['value']}[/{colour}]", end="")
     common.out.print(
         escape("".join(f"\n  {text}" for text in (*verdict["reasons"], *verdict["advice"]))), soft_wrap=True
     )
+
+
+def print_profiles(common: Common, results: Mapping[str, Any]) -> None:
+    """The costliest operators of each candidate."""
+    for row in results["rows"]:
+        found = row.get("profile")
+        if found is None:
+            common.say(f"{row['candidate']}: no profile" + ("" if "error" in row else "; its runtime cannot tell"))
+            continue
+        common.say(f"{row['candidate']}: {found['total_ms']:.4g} ms in operators, median of {found['calls']} calls")
+        cells = [
+            (item["kind"], item["name"], f"{item['ms']:.4g}", f"{item['share']:.1%}") for item in found["operators"]
+        ]
+        common.out.print(plain_table(("operator", "node", "ms", "share"), cells, left=2))
+
+
+def print_loadgen(common: Common, results: Mapping[str, Any]) -> None:
+    """What MLPerf LoadGen says, and what we say of the same latencies."""
+    from edgekd.device.loadgen import JUDGED_BY
+
+    for row in results["rows"]:
+        for found in row.get("loadgen", ()):
+            name, verdict = found["scenario"], "VALID" if found["valid"] else "INVALID"
+            if name == "offline":
+                said = f"{found['samples_per_s']:,.0f} samples/s"
+            else:
+                percent = f"{100 * JUDGED_BY[name]:g}"
+                ours = found["edgekd"]["percentiles_ns"][percent]
+                said = f"p{percent} {found['percentiles_ns'][percent] / 1e6:.4g} ms (by edgekd {ours / 1e6:.4g})"
+            early = found["early_stopping_ns"]
+            proven = "" if early is None else f", proven within {early / 1e6:.4g} ms"
+            reasons = "".join(f"; {text.strip()}" for text in found["reasons"] if text.strip())
+            common.say(f"{row['candidate']}: LoadGen {name} {verdict}, {said}{proven}{reasons}")
 
 
 def print_run(common: Common, run: RunResult) -> None:

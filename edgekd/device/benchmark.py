@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -21,9 +20,10 @@ from typing import Any
 
 from edgekd.device import verdict
 from edgekd.device.candidates import Candidate, Samples, check_request
-from edgekd.device.isolation import Crew
+from edgekd.device.isolation import Crew, working_folder
 from edgekd.device.loadgen import LoadGen, why_missing
 from edgekd.device.machine import describe, versions
+from edgekd.device.parts import Journal, Part, State, nothing_measured
 from edgekd.device.rows import describe_candidate, judged, make_row, raw_samples, series
 from edgekd.device.running import Progress, Run
 from edgekd.device.runtimes import PRESETS
@@ -49,6 +49,7 @@ def benchmark(
     keep_partial: bool = False,
     profile: bool = False,
     loadgen: LoadGen | None = None,
+    journal: Journal | None = None,
 ) -> dict[str, Any]:
     """Measure the candidates beside each other; the result has the shape of results.json.
 
@@ -60,6 +61,7 @@ def benchmark(
     keep_partial  Ctrl-C, once timing has begun, ends the measurement and gives what there is, with "interrupted": true
     profile  also what each operator takes, where the runtime can tell
     loadgen  also MLPerf LoadGen's scenarios, for those that timing did not put out
+    journal  what is measured goes there step by step, and what it holds is not measured again
     A candidate that fails or hangs is a row with `error`, one that does not give its golden outputs reads WRONG and is
     not timed; the others go on. Raises `UsageError` for a request that cannot
     be measured: no candidate, equal ids, an unknown reference, more threads than cores.
@@ -77,9 +79,20 @@ def benchmark(
     if loadgen is not None and (missing := why_missing()) is not None:
         raise MissingHere(missing)
     effort = suite if isinstance(suite, Suite) else load_suite(suite)
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    with tempfile.TemporaryDirectory(prefix="edgekd-benchmark-") as name, Crew(Path(name)) as crew:
-        run = Run(crew, effort, candidates, seed=seed, progress=progress, keep_partial=keep_partial)
+    state = (journal.earlier if journal is not None else None) or nothing_measured(len(candidates))
+    state.parts.append(Part(datetime.now(timezone.utc).isoformat(timespec="seconds")))
+    keep = journal.keep if journal is not None else _forget
+    with working_folder() as folder, Crew(folder) as crew:
+        run = Run(
+            crew,
+            effort,
+            candidates,
+            state=state,
+            keep=keep,
+            seed=seed,
+            progress=progress,
+            keep_partial=keep_partial,
+        )
         run.lay_out(samples, golden)
         run.prepare()
         conditions = run.time()
@@ -95,7 +108,8 @@ def benchmark(
     return {
         "schema": SCHEMA,
         "command": shlex.join(sys.argv),
-        "started": started,
+        "started": state.parts[0].started,
+        "parts": [asdict(part) for part in state.parts],
         "versions": versions(),
         "machine": describe(),
         "suite": asdict(effort),
@@ -111,5 +125,9 @@ def benchmark(
         "data": None if samples is None else samples.describe(),
         "conditions": asdict(conditions),
         "interrupted": run.interrupted,
-        "verdict": verdict.judge(conditions, told, interrupted=run.interrupted),
+        "verdict": verdict.judge(conditions, told, interrupted=run.interrupted, resumptions=state.resumptions),
     }
+
+
+def _forget(state: State) -> None:
+    """Keep nothing."""

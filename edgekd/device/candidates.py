@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ import numpy as np
 from edgekd.device.archive import arrays_to_bytes
 from edgekd.device.bundle import Bundle, looks_like_bundle
 from edgekd.device.machine import resolve_threads
+from edgekd.device.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from edgekd.device.postprocess import PostStep, parse_post_steps
 from edgekd.device.preprocess import split_steps
 from edgekd.errors import EdgekdError, ModelError, UsageError, nearest
+from edgekd.files import sha256_file
 from edgekd.rows import Rows, pieces
 from edgekd.spec import Array, Step, Task, parse_steps, steps_to_json
 
@@ -126,7 +129,7 @@ def make_plan(candidate: Candidate, folder: Path) -> Plan:
         if looks_like_bundle(path):
             _look_into_bundle(plan, Bundle.open(path), folder)
         else:
-            plan.size_bytes = _file_size(path)
+            plan.size_bytes = sum(file.stat().st_size for file in _files(path))
             if candidate.same_as is not None:
                 origin = Bundle.open(candidate.same_as[0])
                 _take_steps(plan, origin)
@@ -160,17 +163,28 @@ def _lay_golden(plan: Plan, bundle: Bundle, variant: str, folder: Path) -> None:
     plan.golden.write_bytes(arrays_to_bytes(bundle.golden()))
 
 
-def _file_size(path: Path) -> int:
-    """Bytes of a model file; a description in JSON counts together with the weights that it names."""
-    size = path.stat().st_size
-    if path.suffix in (".param", ".xml"):  # ncnn's and OpenVINO's texts; the weights lie beside them
+def content_of(model: str) -> str:
+    """sha256 of a bundle's manifest, which holds those of its files, or of all files of a plain model."""
+    path, whole = Path(model), hashlib.sha256()
+    if looks_like_bundle(path):
+        whole.update(Bundle.open(path).reader.read(MANIFEST, limit=MAX_MANIFEST_BYTES))
+    else:
+        # The weights of a large .onnx, as torch writes them beside it.
+        for file in [*_files(path), *path.parent.glob(f"{glob.escape(path.name)}.data")]:
+            whole.update(bytes.fromhex(sha256_file(file)))
+    return whole.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    """The files of a plain model: itself and the weights that lie beside it."""
+    if path.suffix in (".param", ".xml"):  # ncnn's and OpenVINO's texts
         beside = path.with_suffix(".bin")
-        return size + beside.stat().st_size if beside.is_file() else size
-    if path.suffix != ".json":
-        return size
-    try:
-        weights = json.loads(path.read_text(encoding="utf-8")).get("weights")
-    except (ValueError, AttributeError) as error:
-        raise ModelError(f"{path} is no description of a model: {error}; expected a JSON object") from error
-    named = path.parent / weights if isinstance(weights, str) else None
-    return size + named.stat().st_size if named is not None and named.is_file() else size
+    elif path.suffix == ".json":
+        try:
+            weights = json.loads(path.read_text(encoding="utf-8")).get("weights")
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{path} is no description of a model: {error}; expected a JSON object") from error
+        beside = path.parent / weights if isinstance(weights, str) else path
+    else:
+        beside = path
+    return [path, *([beside] if beside != path and beside.is_file() else [])]

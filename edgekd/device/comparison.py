@@ -13,7 +13,7 @@ from edgekd.errors import InputRefused, UsageError, nearest
 
 SCHEMA = "edgekd.comparison/1"
 # What must be equal for two machines to count as the same one.
-MACHINE = ("cpu", "cores", "cores_allowed", "quota", "governor", "container")
+MACHINE = ("cpu", "cores", "cores_allowed", "quota", "governor", "container", "gpu")
 SETTINGS = ("runtime", "threads", "batch", "options")
 
 

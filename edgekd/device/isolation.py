@@ -5,7 +5,9 @@
               {"ok": {...}}         <---   one line of JSON each; arrays go through files
 
 The parent blocks on the pipe (one that polled turned a p50 of 2.69 ms into 6.79 ms). A child ends when its pipe
-closes, even in the middle of a call: Ctrl-C or a killed parent leaves no orphans.
+closes, even in the middle of a call: Ctrl-C or a killed parent leaves no orphans. What it starts (a browser) belongs to
+its process group and is ended with it, and what it writes beside the model (the browser's profile) goes into the
+benchmark's folder, which the parent removes: however a child ends, nothing of it is left.
 """
 
 from __future__ import annotations
@@ -14,19 +16,25 @@ import json
 import os
 import queue
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from edgekd.errors import EdgekdError, StageFailed
 
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
-# A child that has been told to end gets this long before it is killed.
+# A child whose pipe broke gets this long to say why.
 _GRACE_SECONDS = 5.0
+# What was killed may still end a write for a moment, and its folder is not empty again.
+_REMOVALS, _BETWEEN_REMOVALS_S = 50, 0.1
 
 
 class ChildFailed(StageFailed):
@@ -37,7 +45,10 @@ class Child:
     """A child process that answers one command at a time. Close it, or use it in a `with`."""
 
     def __init__(self, *, stderr: Path) -> None:
-        """Start the process; its standard error (and whatever a runtime prints) goes to the file `stderr`."""
+        """Start the process; its standard error (and whatever a runtime prints) goes to the file `stderr`.
+
+        The folder of that file is also where it and its runtime put temporary files.
+        """
         self._stderr = stderr
         with stderr.open("wb") as log:
             self._process = subprocess.Popen(
@@ -45,7 +56,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_child_environment(os.environ),
+                env=_child_environment(os.environ, stderr.parent),
             )
         self._owes_answer = False
 
@@ -89,23 +100,24 @@ class Child:
         return line
 
     def close(self) -> None:
-        """End the process by closing its pipe; one that does not end within seconds is killed."""
-        try:
-            if self._process.stdin is not None:
-                self._process.stdin.close()
-        except OSError:
-            pass  # it died before us with something unsent
-        try:
-            self._process.wait(timeout=_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        """End the process and all that it started."""
+        self.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):  # something unsent, which nobody will read
+                if pipe is not None:
+                    pipe.close()
 
     def kill(self) -> None:
-        """End the process at once; a thread that waits for its answer gets `ChildFailed`."""
-        self._process.kill()
+        """End the process and all that it started at once; a thread that waits for its answer gets `ChildFailed`."""
+        if self._process.returncode is None:  # else its number may be another's by now
+            self._kill_group()
+            self._process.kill()
+
+    def _kill_group(self) -> None:
+        if os.name == "posix":
+            with suppress(OSError):  # it has no group of its own yet, so it has started nothing; or nothing is left
+                os.killpg(self._process.pid, signal.SIGKILL)
 
     def __enter__(self) -> Child:
         return self
@@ -118,6 +130,7 @@ class Child:
             code = str(self._process.wait(timeout=_GRACE_SECONDS))
         except subprocess.TimeoutExpired:
             code = "unknown"
+        self._kill_group()
         lines = [line for line in self._stderr.read_text(errors="replace").splitlines() if line.strip()]
         said = lines[-1].strip() if lines else "it said nothing"
         return f"the process of this candidate ended with exit code {code}: {said}"
@@ -158,13 +171,27 @@ class Crew:
             child.close()
 
 
-def _child_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """A copy of the environment in which the child finds this very edgekd.
+@contextmanager
+def working_folder() -> Iterator[Path]:
+    """A temporary folder for a crew, removed whole however the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix="edgekd-benchmark-"))
+    try:
+        yield folder
+    finally:
+        for _ in range(_REMOVALS):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not folder.exists():
+                break
+            time.sleep(_BETWEEN_REMOVALS_S)
+
+
+def _child_environment(environ: Mapping[str, str], temporary: Path) -> dict[str, str]:
+    """A copy of the environment with the folder for temporary files, in which the child finds this very edgekd.
 
     From a checkout that is not installed only the parent's path leads to it. Appended, not put in front: a
     package folder before the standard library could shadow it.
     """
-    child = dict(environ)
+    child = {**environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary.resolve()))}
     if not _PACKAGE_PARENT.is_relative_to(Path(sys.prefix)):
         before = [child["PYTHONPATH"]] if child.get("PYTHONPATH") else []
         child["PYTHONPATH"] = os.pathsep.join([*before, str(_PACKAGE_PARENT)])
@@ -173,7 +200,9 @@ def _child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def main() -> None:
     """The child: answer commands from standard input until it closes."""
-    # Ctrl-C reaches the whole group; the parent decides, the closing pipe ends us.
+    # A group of our own, which the parent ends as a whole. Ctrl-C does not reach it on POSIX: the parent decides.
+    if os.name == "posix":
+        os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # A runtime that prints must not speak between our lines.

@@ -19,7 +19,7 @@ ROOT = Path("/")
 # The packages whose version can change a number or a result; asked by name, never imported.
 PACKAGES = (
     *("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision", "onnx", "onnxscript", "pillow"),
-    "tokenizers",
+    *("tokenizers", "openvino", "ai-edge-litert", "ncnn", "MNN", "executorch"),
 )
 
 
@@ -137,7 +137,7 @@ def cgroup_folders(controller: str, *, root: Path = ROOT) -> list[Path]:
 
 
 def describe(*, root: Path = ROOT) -> dict[str, Any]:
-    """The `machine` part of a result: CPU, flags, cores, quota, governor, memory, system, container limits.
+    """The `machine` part of a result: CPU, flags, cores, quota, governor, memory, system, container limits, GPU.
 
     A value that the system does not tell is None.
     """
@@ -155,7 +155,22 @@ def describe(*, root: Path = ROOT) -> dict[str, Any]:
         "memory_limit_mb": _memory_limit_mb(root),
         "os": platform.platform(),
         "container": _container(root),
+        "gpu": ", ".join(_gpus(root)) or None,
+        "gpu_driver": _gpu_driver(root),
     }
+
+
+def _gpus(root: Path) -> list[str]:
+    """NVIDIA's cards, as their driver calls them."""
+    texts = [_read(path) or "" for path in sorted(root.glob("proc/driver/nvidia/gpus/*/information"))]
+    lines = [line.partition(":") for text in texts for line in text.splitlines()]
+    return [value.strip() for key, _, value in lines if key.strip() == "Model"]
+
+
+def _gpu_driver(root: Path) -> str | None:
+    """The version of NVIDIA's driver: "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue ..."."""
+    words = (_read(root / "proc/driver/nvidia/version") or "").partition("\n")[0].split()
+    return next((word for word in words if word[0].isdecimal()), None)
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from edgekd.errors import InputRefused, UsageError, nearest
 from edgekd.spec import Step, Task, parse_steps
 
 BUNDLE_GRAPH = ".onnx"
+_MODELS = {suffix for suffixes in READS.values() for suffix in suffixes}
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Axes:
 
 def choose_axes(
     suite: Suite,
+    names: Sequence[str],
     *,
     runtime: str | None,
     threads: str | None,
@@ -38,14 +40,18 @@ def choose_axes(
 ) -> tuple[Axes, list[str]]:
     """The axes of the options, else of the suite; and what was left out of the suite's, with the reason.
 
-    What was typed must be there; of what a suite names, runtimes that are `missing` here and threads beyond the cores
-    are left out. Raises `UsageError` for options that are none.
+    What was typed must be there; of what a suite names, runtimes that are `missing` here or open none of the candidates
+    `names`, and threads beyond the cores, are left out. Raises `UsageError` for options that are none.
     """
     left_out: list[str] = []
     if runtime is not None:
         runtimes = tuple(check_runtime(item.strip()) for item in runtime.split(","))
     else:
-        reasons = {name: missing(check_runtime(name)) for name in suite.runtimes}
+        able = {runtime for name in names for runtime in _readers(split_name(name)[0])}
+        reasons = {
+            name: missing(check_runtime(name)) if name in able else "none of the candidates is a file that it opens"
+            for name in suite.runtimes
+        }
         left_out += [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
         runtimes = tuple(name for name, reason in reasons.items() if reason is None)
     if threads is not None:
@@ -70,7 +76,6 @@ def expand(
     BUNDLE:VARIANT) must give its golden outputs, unless it is the reference `against`. Each file is measured with those
     of the runtimes that open it, and with the usual one of its kind where none of them does.
     """
-    known = {suffix for suffixes in READS.values() for suffix in suffixes}
     origin = None if same_as is None else find_origin(same_as)
     found: list[tuple[Candidate, tuple[str, ...]]] = []
     shared: tuple[Step, ...] = ()
@@ -81,11 +86,11 @@ def expand(
         title = path.name if len(alike) == 1 else str(path)
         if not path.exists():
             raise InputRefused(
-                f"{path} is not there; expected a bundle (folder or zip) or a model ({', '.join(sorted(known))})"
+                f"{path} is not there; expected a bundle (folder or zip) or a model ({', '.join(sorted(_MODELS))})"
             )
-        if path.suffix in known and not looks_like_bundle(path):
+        if _is_model(path):
             own = None if name == against else origin
-            found.append((Candidate(title, str(path), same_as=own), readers(path.suffix)))
+            found.append((Candidate(title, str(path), same_as=own), _readers(path)))
             continue
         bundle = Bundle.open(path)
         steps = split_steps(parse_steps(bundle.manifest["preprocess"]))[1]
@@ -93,7 +98,7 @@ def expand(
         for item in [variant] if variant else bundle.variants:
             check_variant(bundle, item)
             candidate = Candidate(f"{title}:{item}", str(path), variant=item, preprocess=steps)
-            found.append((candidate, readers(BUNDLE_GRAPH)))
+            found.append((candidate, _readers(path)))
     for runtime in axes.runtimes:
         if not any(runtime in able for _, able in found):
             raise UsageError(
@@ -114,6 +119,15 @@ def expand(
         for threads in axes.threads
         for batch in axes.batches
     ]
+
+
+def _is_model(path: Path) -> bool:
+    return path.suffix in _MODELS and not looks_like_bundle(path)
+
+
+def _readers(path: Path) -> tuple[str, ...]:
+    """The runtimes that open a plain model, or a bundle's graphs."""
+    return readers(path.suffix if _is_model(path) else BUNDLE_GRAPH)
 
 
 def labels(axes: Axes, runtime: str, threads: int, batch: int) -> list[str]:

@@ -45,10 +45,32 @@ class Measured:
     golden: str | None = None
     golden_problem: str | None = None
     memory_mb: dict[str, float] | None = None
+    device_memory_mb: float | None = None
     cold: list[tuple[float, float]] = field(default_factory=list)
     outputs: Array | None = None
     profile: dict[str, Any] | None = None
     loadgen: list[dict[str, Any]] = field(default_factory=list)
+
+    def add_block(self, answer: Mapping[str, Any], *, place: int) -> None:
+        """What a block took, by the process that ran it; its calls come with the others of its launch."""
+        self.order.append(place)
+        self.calls += answer["n"]
+        self.seconds += answer["seconds"]
+        self.cpu_s = _added(self.cpu_s, answer["cpu_s"])
+        self.waited_s = _added(self.waited_s, answer["waited_s"])
+        self.energy_mj = _added(self.energy_mj, answer["energy_mj"])
+        self.interrupted = _added(self.interrupted, answer["interrupted"])
+
+    def add_calls(self, latency_ns: NDArray[np.int64], block: NDArray[np.int64], *, launch: int) -> None:
+        """Every timed call of a launch."""
+        self.latency_ns = np.concatenate([self.latency_ns, latency_ns])
+        self.block = np.concatenate([self.block, block])
+        self.launch = np.concatenate([self.launch, np.full(len(block), launch)])
+
+
+def _added(sum_so_far: float | None, more: float | None) -> float | None:
+    """The sum, or None once something is not known."""
+    return None if sum_so_far is None or more is None else sum_so_far + more
 
 
 def make_row(
@@ -80,6 +102,8 @@ def make_row(
     }
     if measured.memory_mb is not None:
         row["memory_mb"] = measured.memory_mb
+    if measured.device_memory_mb is not None:
+        row["device_memory_mb"] = measured.device_memory_mb
     if measured.profile is not None:
         row["profile"] = measured.profile
     if measured.loadgen:

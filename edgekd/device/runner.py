@@ -115,8 +115,11 @@ def _request(arguments: argparse.Namespace) -> Request:
     if not arguments.candidates:
         raise UsageError("found no candidate; expected a bundle or a model: python bench.pyz student.edgekd")
     suite = find_suite(arguments.suite)
+    against: str | None = arguments.against
+    more = [against] if against is not None and against not in arguments.candidates else []
     axes, left_out = choose_axes(
         suite,
+        [*arguments.candidates, *more],
         runtime=arguments.runtime,
         threads=arguments.threads,
         batch=arguments.batch,
@@ -125,8 +128,6 @@ def _request(arguments: argparse.Namespace) -> Request:
     )
     for item in left_out:
         sys.stderr.write(f"left out of the suite {suite.name}: {item}\n")
-    against: str | None = arguments.against
-    more = [against] if against is not None and against not in arguments.candidates else []
     chosen = expand([*arguments.candidates, *more], axes, same_as=arguments.same_as, against=against)
     return Request(
         tuple(chosen),

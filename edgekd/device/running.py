@@ -19,6 +19,8 @@ from edgekd.device.candidates import Candidate, Plan, Samples, make_plan
 from edgekd.device.isolation import Child, ChildFailed, Crew
 from edgekd.device.loadgen import LoadGen
 from edgekd.device.machine import allowed_cores, available_cores
+from edgekd.device.parts import Part, State
+from edgekd.device.readings import read
 from edgekd.device.rows import Measured
 from edgekd.device.suites import Suite
 from edgekd.rows import save_rows
@@ -40,20 +42,22 @@ class Run:
         suite: Suite,
         candidates: Sequence[Candidate],
         *,
+        state: State,
+        keep: Callable[[State], object],
         seed: int,
         progress: Progress | None,
         keep_partial: bool,
     ) -> None:
+        """`state` is where it goes on; whenever a step is done, `keep` is told what is measured by then."""
         self._crew = crew
         self._suite = suite
         self._seed = seed
         self._progress = progress or (lambda text, done, total: None)
         self._candidates = candidates
         self._plans: list[Plan] = []
-        self._measured: list[Measured] = [Measured() for _ in candidates]
+        self._state, self._keep = state, keep
+        self._measured, self._spans = state.measured, state.spans
         self._children: dict[int, Child] = {}
-        self._spans: list[tuple[verdict.Readings, verdict.Readings]] = []
-        self._passes = self._ran = 0
         self._keep_partial = keep_partial
         self.interrupted = False
         self._samples: Path | None = None
@@ -79,30 +83,39 @@ class Run:
         for index, candidate in enumerate(self._candidates):
             own = folder / str(index)
             own.mkdir()
-            self._plans.append(make_plan(candidate, own))
+            plan = make_plan(candidate, own)
+            plan.error = plan.error or self._state.errors[index]
+            self._plans.append(plan)
 
     def prepare(self) -> None:
         """Start, load, check and evaluate, as many at a time as there are cores: nothing here is on the clock."""
-        steps = [self._load, *([self._measure_memory] if self._suite.memory else [])]
+        steps: list[Callable[[int], object]] = [self._load, *([self._measure_memory] if self._suite.memory else [])]
+        if self._state.checked:
+            steps = [self._start_anew]
         self._side_by_side([partial(step, index) for index in self._alive() for step in steps], "loading and checking")
+        self._state.checked = True
+        self._done()
 
     def time(self) -> verdict.Conditions:
         """Interleaved blocks in launch after launch, until there is enough or the time of the suite is over."""
-        launching_s = 0.0
+        fresh = True
         with self._may_end_early():
             while self._alive() and self._suite.wants_launch(
                 len(self._spans),
                 timed_s=sum(after.clock_s - before.clock_s for before, after in self._spans),
-                launching_s=launching_s,
+                launching_s=self._state.launching_s,
             ):
                 # Told here and nowhere in the timed part, where this process only sends the next command.
                 self._progress("timing", len(self._spans), self._suite.launches)
                 begin = time.monotonic()
-                if self._spans:
+                if not fresh:
                     self._launch()
+                fresh = False
                 self._warm_up()
-                launching_s += time.monotonic() - begin
+                self._state.launching_s += time.monotonic() - begin
                 self._time_launch(len(self._spans))
+                self._part.launches += 1
+                self._done()
         return verdict.between(
             self._spans,
             threads=max((plan.candidate.threads for plan, _ in self.timed()), default=1),
@@ -111,23 +124,31 @@ class Run:
 
     def drive(self, loadgen: LoadGen) -> None:
         """MLPerf LoadGen's scenarios, one candidate after the other, in the processes that were timed."""
-        alive = [] if self.interrupted else self._alive()
+        if self.interrupted:
+            return
         with self._may_end_early():
-            for place, index in enumerate(alive):
-                candidate = self._plans[index].candidate
+            if not self._part.launches:  # all timing was done in an earlier part
+                self._warm_up()
+            for place, index in enumerate(alive := self._alive()):
+                candidate, measured = self._plans[index].candidate, self._measured[index]
+                asked = {found["scenario"] for found in measured.loadgen}
                 for scenario in loadgen.scenarios(candidate.batch):
+                    if scenario in asked:
+                        continue
                     self._progress(f"LoadGen, {scenario}", place, len(alive))
                     command = {
                         "do": "loadgen",
                         "scenario": scenario,
                         "batch": candidate.batch,
+                        "expected_ns": float(np.median(measured.latency_ns)),
                         "seconds": loadgen.seconds,
                         "folder": str(loadgen.folder.resolve() / folder_name(candidate.id) / scenario),
                         "qps": loadgen.qps,
                         "bound_ms": loadgen.bound_ms,
                     }
                     with self._guard(index):
-                        self._measured[index].loadgen.append(self._ask(self._children[index], command))
+                        measured.loadgen.append(self._ask(self._children[index], command))
+                    self._done()
 
     def dismiss(self) -> None:
         """End the processes that were timed."""
@@ -139,9 +160,10 @@ class Run:
         if self.interrupted:
             return
         with self._may_end_early():
-            for start in range(max(0, len(self._spans) - 1), self._suite.cold_starts):
+            for start in range(self._state.num_cold_starts, self._suite.cold_starts):
                 self._progress("cold start", start, self._suite.cold_starts)
                 self._launch()
+                self._done()
             self.dismiss()
 
     def profile(self) -> None:
@@ -149,11 +171,22 @@ class Run:
         alive = [] if self.interrupted else self._alive()
         with self._may_end_early():
             for place, index in enumerate(alive):
+                if self._measured[index].profile is not None:
+                    continue
                 self._progress("profiling", place, len(alive))
                 folder = str(self._crew.folder / str(index))
                 command = {**self._load_command(index, memory=False), "do": "profile", "folder": folder}
                 with self._guard(index), self._crew.start() as child:
                     self._measured[index].profile = self._ask(child, command)["profile"]
+                self._done()
+
+    @property
+    def _part(self) -> Part:
+        return self._state.parts[-1]
+
+    def _done(self) -> None:
+        self._state.errors = [plan.error for plan in self._plans]
+        self._keep(self._state)
 
     def _alive(self) -> list[int]:
         both = enumerate(zip(self._plans, self._measured))
@@ -213,7 +246,9 @@ class Run:
 
     def _measure_memory(self, index: int) -> None:
         with self._guard(index), self._crew.start() as child:
-            self._measured[index].memory_mb = self._ask(child, self._load_command(index, memory=True))["memory_mb"]
+            answer = self._ask(child, self._load_command(index, memory=True))
+            self._measured[index].memory_mb = answer["memory_mb"]
+            self._measured[index].device_memory_mb = answer["device_memory_mb"]
 
     def _launch(self) -> None:
         """A fresh process of every candidate; one at a time where the suite asks for cold starts, which these are."""
@@ -223,6 +258,7 @@ class Run:
                 answer = self._start_anew(index)
                 if answer is not None:
                     self._measured[index].cold.append((answer["load_ms"], answer["first_ms"]))
+            self._part.cold_starts += 1
         else:
             self._side_by_side([partial(self._start_anew, index) for index in self._alive()])
 
@@ -257,8 +293,8 @@ class Run:
 
     def _time_launch(self, launch: int) -> None:
         """Blocks of every candidate in turns, in the processes that are there."""
-        before, passes = verdict.read(), 0
-        first, ran = self._passes, {index: self._measured[index].calls for index in self._alive()}
+        before, passes = read(), 0
+        first, ran = self._state.passes, {index: self._measured[index].calls for index in self._alive()}
         try:
             while self._suite.wants_block(
                 passes,
@@ -273,36 +309,22 @@ class Run:
                 if not self._alive():
                     break
         finally:  # Ctrl-C too: what was timed is kept
-            self._passes += passes
-            self._spans.append((before, verdict.read(ends=True)))
+            self._state.passes += passes
+            self._spans.append((before, read(ends=True)))
             for index in self._alive():
                 with self._guard(index):
                     self._collect(index, launch)
 
     def _block(self, index: int, block: int) -> None:
         command = {"do": "block", "seconds": self._suite.block_ms / 1e3, "block": block}
-        answer, measured = self._ask(self._children[index], command), self._measured[index]
-        measured.order.append(self._ran)
-        self._ran += 1
-        measured.calls += answer["n"]
-        measured.seconds += answer["seconds"]
-        measured.cpu_s = _added(measured.cpu_s, answer["cpu_s"])
-        measured.waited_s = _added(measured.waited_s, answer["waited_s"])
-        measured.energy_mj = _added(measured.energy_mj, answer["energy_mj"])
-        measured.interrupted = _added(measured.interrupted, answer["interrupted"])
+        self._measured[index].add_block(self._ask(self._children[index], command), place=self._state.ran)
+        self._state.ran += 1
 
     def _collect(self, index: int, launch: int) -> None:
         out, measured = self._crew.folder / str(index) / "latency.npy", self._measured[index]
         measured.empty_ns = self._ask(self._children[index], {"do": "samples", "out": str(out)})["empty_ns"]
         latency, block = np.load(out)
-        measured.latency_ns = np.concatenate([measured.latency_ns, latency])
-        measured.block = np.concatenate([measured.block, block])
-        measured.launch = np.concatenate([measured.launch, np.full(len(block), launch)])
-
-
-def _added(sum_so_far: float | None, more: float | None) -> float | None:
-    """The sum, or None once something is not known."""
-    return None if sum_so_far is None or more is None else sum_so_far + more
+        measured.add_calls(latency, block, launch=launch)
 
 
 def folder_name(candidate: str) -> str:

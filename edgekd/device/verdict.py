@@ -1,4 +1,4 @@
-"""Whether a measurement may be believed: readings of the machine before and after, and what they forbid.
+"""Whether a measurement may be believed: what the machine did meanwhile, and what that forbids.
 
 A number that cannot be trusted is worse than none, so every result is VALID, or INVALID with reasons and advice.
 What a system does not tell is None and is not judged.
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgekd.device.machine import ROOT, cgroup_folders
+from edgekd.device.readings import Readings
 from edgekd.device.statistics import early_stopping_minimum, independent_calls
 
 STEAL = 0.02  # of the time of all cores
@@ -30,21 +28,6 @@ CLOCK = 0.15  # fall of the clock frequency
 DRIFT = 0.10  # between the first and the last third of the blocks
 DRIFT_SIGMAS = 4.0
 CLOSE = "close other programs, or measure when the machine is idle"
-
-
-@dataclass(frozen=True)
-class Readings:
-    """Counters of the system at one time; None where it has none."""
-
-    clock_s: float
-    parent_cpu_s: float
-    steal_ticks: int | None
-    busy_ticks: int | None
-    total_ticks: int | None
-    pressure_us: int | None
-    throttled_periods: int | None
-    thermal_events: int | None
-    frequency_mhz: float | None
 
 
 @dataclass(frozen=True)
@@ -80,25 +63,6 @@ class Series:
     interrupted_share: float | None = None
 
 
-def read(*, ends: bool = False, root: Path = ROOT) -> Readings:
-    """The counters now; `ends` says that a timed part ends here, so that reading them is not counted into it."""
-    clocks = (time.monotonic(), time.process_time()) if ends else None
-    ticks = _cpu_ticks(root)
-    counted = Readings(
-        clock_s=0.0,
-        parent_cpu_s=0.0,
-        steal_ticks=None if ticks is None else ticks[7],
-        busy_ticks=None if ticks is None else ticks[0] + ticks[1] + ticks[2] + ticks[5] + ticks[6],
-        total_ticks=None if ticks is None else sum(ticks[:8]),
-        pressure_us=_pressure_us(root),
-        throttled_periods=_throttled_periods(root),
-        thermal_events=_sum_of(root, "thermal_throttle/core_throttle_count"),
-        frequency_mhz=_mean_frequency_mhz(root),
-    )
-    clock_s, parent_cpu_s = clocks or (time.monotonic(), time.process_time())
-    return replace(counted, clock_s=clock_s, parent_cpu_s=parent_cpu_s)
-
-
 def between(
     spans: Sequence[tuple[Readings, Readings]],
     *,
@@ -132,11 +96,20 @@ def between(
     )
 
 
-def judge(conditions: Conditions, series: Mapping[str, Series], *, interrupted: bool = False) -> dict[str, Any]:
-    """`{"value": "VALID" or "INVALID", "reasons": [...], "advice": [...]}`; advice once per kind of reason."""
+def judge(
+    conditions: Conditions,
+    series: Mapping[str, Series],
+    *,
+    interrupted: bool = False,
+    resumptions: Sequence[int] = (),
+) -> dict[str, Any]:
+    """`{"value": "VALID" or "INVALID", "reasons": [...], "advice": [...]}`; advice once per kind of reason.
+
+    `resumptions` are the launches with which a measurement went on that had been ended before.
+    """
     # Without a timed call the time between the readings is next to nothing, and no share of it says anything.
     tells = all(item.waited_share is not None for item in series.values())
-    found = [*(_about_machine(conditions, waits_known=tells) if series else []), *_about_series(series)]
+    found = [*(_about_machine(conditions, waits_known=tells) if series else []), *_about_series(series, resumptions)]
     if interrupted:
         found.insert(0, ("interrupted: the measurement was ended early", "let it run to its end"))
     reasons = [reason for reason, _ in found]
@@ -145,22 +118,28 @@ def judge(conditions: Conditions, series: Mapping[str, Series], *, interrupted: 
 
 
 def drift(latency_ns: NDArray[np.int64], block: NDArray[np.int64]) -> float:
-    """By what share the last third of the blocks is slower (or, negative, faster) than the first; 0 if within noise.
+    """By what share the last third of the blocks is slower (or, negative, faster) than the first; 0 if within noise."""
+    medians = _block_medians(latency_ns, block)
+    third = len(medians) // 3
+    return _shift(medians[:third], medians[len(medians) - third :])
 
-    Compares medians of blocks; a difference counts when it exceeds 4 standard errors of these medians.
-    """
-    numbers = np.unique(block)
-    third = len(numbers) // 3
-    if third < 3:
-        return 0.0
+
+def _block_medians(latency_ns: NDArray[np.int64], block: NDArray[np.int64]) -> NDArray[np.float64]:
     ends = np.flatnonzero(np.diff(block)) + 1
-    medians = np.array([np.median(part) for part in np.split(latency_ns, ends)])
-    first, last = medians[:third], medians[-third:]
+    return np.array([np.median(part) for part in np.split(latency_ns, ends)])
+
+
+def _shift(first: NDArray[np.float64], last: NDArray[np.float64]) -> float:
+    """By what share the medians of blocks `last` lie above `first`; a difference counts from 4 standard errors on."""
+    if min(len(first), len(last)) < 3:
+        return 0.0
     shift = float(np.median(last) / np.median(first) - 1)
     # 1.4826 * MAD estimates sigma, 1.2533 * sigma / sqrt(n) is the standard error of a median.
-    errors = [1.4826 * float(np.median(np.abs(part - np.median(part)))) for part in (first, last)]
-    noise = 1.2533 * math.hypot(*errors) / math.sqrt(third) / float(np.median(first))
-    return shift if abs(shift) > DRIFT_SIGMAS * noise else 0.0
+    errors = [
+        1.2533 * 1.4826 * float(np.median(np.abs(part - np.median(part)))) / math.sqrt(len(part))
+        for part in (first, last)
+    ]
+    return shift if abs(shift) > DRIFT_SIGMAS * math.hypot(*errors) / float(np.median(first)) else 0.0
 
 
 def _about_machine(c: Conditions, *, waits_known: bool) -> list[tuple[str, str]]:
@@ -219,7 +198,7 @@ def _about_machine(c: Conditions, *, waits_known: bool) -> list[tuple[str, str]]
     return found
 
 
-def _about_series(series: Mapping[str, Series]) -> list[tuple[str, str]]:
+def _about_series(series: Mapping[str, Series], resumptions: Sequence[int]) -> list[tuple[str, str]]:
     longer = "measure for longer: take the suite full, or one with more max_seconds"
     if not series:
         return [("no candidate could be measured", "see the error of each candidate")]
@@ -240,7 +219,24 @@ def _about_series(series: Mapping[str, Series]) -> list[tuple[str, str]]:
                     "let the machine settle and measure again",
                 )
             )
+        found += _about_parts(name, item, resumptions)
     return found
+
+
+def _about_parts(name: str, item: Series, resumptions: Sequence[int]) -> list[tuple[str, str]]:
+    """Whether the machine was another one, in effect, when a measurement went on: days may lie between two launches."""
+    medians = _block_medians(item.latency_ns, item.block)
+    launch = item.launch[np.unique(item.block, return_index=True)[1]]
+    shifts = [_shift(medians[launch < first], medians[launch >= first]) for first in resumptions]
+    return [
+        (
+            f"drift: {name} was {abs(shift):.0%} {'slower' if shift > 0 else 'faster'} when the measurement went on "
+            "than before",
+            "measure from the beginning, in one part (--fresh)",
+        )
+        for shift in shifts
+        if abs(shift) > DRIFT
+    ]
 
 
 def _held_up(item: Series) -> bool:
@@ -257,53 +253,3 @@ def _increase(counters: Sequence[tuple[int | None, int | None]]) -> int | None:
     """By how much a counter grew in all spans together; None where the system has none."""
     grown = [after - before for before, after in counters if before is not None and after is not None]
     return sum(grown) if counters and len(grown) == len(counters) else None
-
-
-def _cpu_ticks(root: Path) -> list[int] | None:
-    """user nice system idle iowait irq softirq steal of all cores together, from /proc/stat."""
-    try:
-        fields = (root / "proc/stat").read_text().splitlines()[0].split()
-    except (OSError, IndexError):
-        return None
-    return [int(value) for value in fields[1:9]] if fields[0] == "cpu" and len(fields) >= 9 else None
-
-
-def _pressure_us(root: Path) -> int | None:
-    """Microseconds in which some task waited for a CPU (PSI); the file exists on kernels without it, unreadable."""
-    try:
-        lines = (root / "proc/pressure/cpu").read_text().splitlines()
-    except OSError:
-        return None
-    totals = [line.rpartition("total=")[2] for line in lines if line.startswith("some")]
-    return int(totals[0]) if totals else None
-
-
-def _throttled_periods(root: Path) -> int | None:
-    counts: list[int] = []
-    for folder in cgroup_folders("cpu", root=root):
-        try:
-            lines = (folder / "cpu.stat").read_text().splitlines()
-        except OSError:
-            continue
-        counts += [int(line.split()[1]) for line in lines if line.startswith("nr_throttled ")]
-    return sum(counts) if counts else None
-
-
-def _core_values(root: Path, name: str) -> list[int]:
-    values = []
-    for path in sorted((root / "sys/devices/system/cpu").glob(f"cpu[0-9]*/{name}")):
-        try:
-            values.append(int(path.read_text()))
-        except (OSError, ValueError):
-            continue
-    return values
-
-
-def _sum_of(root: Path, name: str) -> int | None:
-    values = _core_values(root, name)
-    return sum(values) if values else None
-
-
-def _mean_frequency_mhz(root: Path) -> float | None:
-    values: Sequence[int] = _core_values(root, "cpufreq/scaling_cur_freq")
-    return sum(values) / len(values) / 1000 if values else None

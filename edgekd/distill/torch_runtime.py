@@ -1,4 +1,7 @@
-"""PyTorch as an inference runtime, eager or compiled, so that the benchmark can time a teacher as its owner runs it.
+"""PyTorch as an inference runtime, eager, compiled or as CUDA graphs: a teacher timed as its owner runs it.
+
+A call takes a numpy array and gives one, on every device: on CUDA the copies there and back are part of it, and the
+copy back waits for all that was begun.
 
 The model is a small JSON file that says how to build the module and where its weights lie:
 
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd.device.runtimes import Session, check_feeds
+from edgekd.device.runtimes import Session, check_feeds, why_no_cuda
 from edgekd.distill.models import build_model, load_weights, logits_of
-from edgekd.errors import ModelError, UsageError
+from edgekd.errors import MissingHere, ModelError, UsageError
 from edgekd.files import write_json
 from edgekd.spec import Array, TensorSpec
 
@@ -31,6 +35,9 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "weights": (str, type(None)),
     "search_path": (str, type(None)),
 }
+OPTIONS = ("compile", "device", "graphs")
+DEVICES = ("cpu", "cuda")
+CALLS_BEFORE_RECORDING = 3
 # Of models that read the ids of tokens.
 _TEXT_KEYS = ("vocabulary", "pad")
 
@@ -71,36 +78,109 @@ def load_model_json(path: str | os.PathLike[str]) -> nn.Module:
 
 
 def open_model(model: Path | bytes, *, threads: int, options: Mapping[str, object]) -> Session:
-    """Open a model.json for inference in PyTorch, in float32 on the CPU; {"compile": True} takes `torch.compile`.
+    """Open a model.json for inference in PyTorch, in float32, on the CPU unless `options` say otherwise.
 
-    Compiling happens in the first call (tens of seconds, and it needs a C++ compiler), for the shape of that call.
-    `threads` is a setting of the whole process in torch; it is put back when the session is closed. Raises
-    `UsageError` for bytes or other options, `ModelError` for a file that does not lead to a model.
+    compile  True: `torch.compile`, in the first call (tens of seconds, and it needs a C++ compiler), for its shape
+    device   "cuda": the first CUDA device. float32 is float32 there (no TF32), and cuDNN chooses by trying
+    graphs   True: as CUDA graphs, recorded in the first call of each shape
+
+    `threads` and the settings of CUDA belong to the whole process in torch; they are put back when the session is
+    closed. Raises `UsageError` for bytes or other options, `MissingHere` without CUDA, `ModelError` for a file that
+    does not lead to a model.
     """
     if isinstance(model, bytes):
         raise UsageError("runtime 'torch' opens a model.json beside its weights, found the bytes of a model")
-    if unknown := sorted(set(options) - {"compile"}):
-        raise UsageError(f"runtime 'torch' knows the option 'compile' only, found {', '.join(unknown)}")
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise UsageError(f"runtime 'torch' knows the options {', '.join(OPTIONS)}, found {', '.join(unknown)}")
+    device = options.get("device", "cpu")
+    if device not in DEVICES:
+        raise UsageError(f"runtime 'torch': found the device {device!r}, expected {' or '.join(DEVICES)}")
+    if device == "cuda" and (missing := why_no_cuda()) is not None:
+        raise MissingHere(f"{missing}; leave the runtimes torch-cuda out")
+    if options.get("graphs") and device != "cuda":
+        raise UsageError("runtime 'torch': graphs are CUDA's; expected the device 'cuda' with them")
     module, described = _load(Path(model))
-    call = torch.compile(module) if options.get("compile") else module
+    module.to(device)
+    compiled = torch.compile(module) if options.get("compile") else module
+
+    def forward(x: Tensor) -> Tensor:
+        return logits_of(compiled(x))
+
+    call = Recorded(forward, device) if options.get("graphs") else lambda x: forward(x.to(device)).cpu()
     if "vocabulary" in described:
         spec = TensorSpec("input_ids", "int64", ("N", "L"))
     else:
         spec = TensorSpec("input", "float32", ("N", *described["input_shape"]))
-    return _TorchSession(call, spec, described["num_outputs"], threads)
+    return _TorchSession(call, spec, described["num_outputs"], threads, on_cuda=device == "cuda")
+
+
+def record(forward: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], Tensor]:
+    """Record what `forward` does with the tensor `x` as a CUDA graph; gives the call that does it again.
+
+    Its output is overwritten by the next call. Recording must not meet what a library does only once, such as choosing
+    its kernels; so a few calls come before, on the same stream.
+    """
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(CALLS_BEFORE_RECORDING):
+            forward(x)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        y = forward(x)
+
+    def replay() -> Tensor:
+        graph.replay()
+        return y
+
+    return replay
+
+
+class Recorded:
+    """`forward` as CUDA graphs, one for each shape: from then on a call starts all of its kernels at once.
+
+    Takes and gives tensors on the CPU.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        device: str,
+        record: Callable[[Callable[[Tensor], Tensor], Tensor], Callable[[], Tensor]] = record,
+    ) -> None:
+        self._forward, self._device, self._record = forward, device, record
+        self._recorded: dict[torch.Size, tuple[Tensor, Callable[[], Tensor]]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        with self._lock:  # the input and the output of a graph are one buffer for all calls
+            if x.shape not in self._recorded:
+                buffer = x.to(self._device, copy=True)
+                self._recorded[x.shape] = buffer, self._record(self._forward, buffer)
+            buffer, replay = self._recorded[x.shape]
+            buffer.copy_(x)
+            return replay().to("cpu", copy=True)
 
 
 class _TorchSession:
-    def __init__(self, module: Callable[[Tensor], object], spec: TensorSpec, num_outputs: int, threads: int) -> None:
+    def __init__(
+        self, call: Callable[[Tensor], Tensor], spec: TensorSpec, num_outputs: int, threads: int, *, on_cuda: bool
+    ) -> None:
         self.inputs = (spec,)
         self.outputs = (TensorSpec("logits", "float32", ("N", num_outputs)),)
-        self._module: Callable[[Tensor], object] | None = module
+        self._call: Callable[[Tensor], Tensor] | None = call
         self._threads_before = torch.get_num_threads()
         torch.set_num_threads(threads)
+        self._on_cuda = on_cuda
+        self._restore = _exact_cuda() if on_cuda else lambda: None
+
+    def device_memory_mb(self) -> float | None:
+        """The most that PyTorch's tensors took on the device since the process began, in MB (1e6 bytes)."""
+        return torch.cuda.max_memory_allocated() / 1e6 if self._on_cuda else None
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        module = self._module
-        if module is None:
+        call = self._call
+        if call is None:
             raise UsageError("this session is closed; open another one")
         check_feeds(self.inputs, feeds)
         array = feeds[self.inputs[0].name]
@@ -108,15 +188,28 @@ class _TorchSession:
         x = torch.from_numpy(array if array.flags.writeable else array.copy())
         try:
             with torch.inference_mode():
-                logits = logits_of(module(x))
+                logits = call(x)
         except RuntimeError as error:  # torch.compile's errors are among them, a missing compiler too
             raise ModelError(f"the model failed while running: {error}; does it fit this input?") from error
         return {"logits": logits.numpy()}
 
     def close(self) -> None:
-        if self._module is not None:
-            self._module = None
+        if self._call is not None:
+            self._call = None
             torch.set_num_threads(self._threads_before)
+            self._restore()
+
+
+def _exact_cuda() -> Callable[[], None]:
+    """float32 without TF32, and kernels of cuDNN by trying (as onnxruntime does); gives the way back."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+
+    def put(in_products: bool, in_cudnn: bool, by_trying: bool) -> None:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = in_products, in_cudnn, by_trying
+
+    put(False, False, True)
+    return lambda: put(*before)
 
 
 def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -77,7 +77,9 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
     if flags := machine.get("flags"):
         machine["flags"] = [flag for flag in flags if str(flag).startswith(FLAGS)]
     suite = dict(mapping(results.get("suite")) or {"name": results.get("suite")})
-    measured = {"suite": suite.pop("name", None), "seed": results.get("seed"), **suite}
+    parts = results.get("parts") or []
+    in_parts = {"measured_in_parts": parts} if len(parts) > 1 else {}
+    measured = {"suite": suite.pop("name", None), "seed": results.get("seed"), **suite, **in_parts}
     budget = dict(mapping(run.get("budget")))
     seconds = {name: number_of(value) for name, value in mapping(budget.pop("seconds", None)).items()}
     spent = [

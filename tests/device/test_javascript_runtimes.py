@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -158,6 +159,6 @@ def test_the_process_is_gone_with_who_asked_even_in_the_middle_of_a_call(tmp_pat
         assert child._process.stdin is not None
         child._process.stdin.write(b'{"do": "block", "seconds": 3600, "block": 0}\n')
         child._process.stdin.flush()
-        child.kill()
+        os.kill(child.pid, signal.SIGKILL)
         assert select.select([watched], [], [], 30)[0]
     os.close(watched)

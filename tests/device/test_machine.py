@@ -98,6 +98,8 @@ def test_describe_tells_memory_limits_and_container(tmp_path: Path) -> None:
             "sys/fs/cgroup/memory.max": "max\n",
             "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor": "powersave\n",
             ".dockerenv": "",
+            "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA H200\nIRQ:   \t\t 17\n",
+            "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.54.03  Tue\nGCC:\n",
         },
     )
     told = machine.describe(root=root)
@@ -106,12 +108,14 @@ def test_describe_tells_memory_limits_and_container(tmp_path: Path) -> None:
     assert told["governor"] == "powersave"
     assert (told["memory_mb"], told["memory_limit_mb"]) == (1024, 512)
     assert told["container"] == "docker"
+    assert (told["gpu"], told["gpu_driver"]) == ("NVIDIA H200", "535.54.03")
     assert {"cpu", "flags", "cores_allowed", "quota", "governor", "memory_mb", "os", "container"} <= told.keys()
 
 
 def test_describe_of_an_empty_root_says_none(tmp_path: Path) -> None:
     told = machine.describe(root=tmp_path)
     assert told["governor"] is told["memory_mb"] is told["memory_limit_mb"] is told["container"] is None
+    assert told["gpu"] is told["gpu_driver"] is None
     assert told["flags"] == []
     assert told["cpu"]
 

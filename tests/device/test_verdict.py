@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgekd.device import verdict
-from edgekd.device.verdict import Conditions, Readings, Series, between, drift, judge
+from edgekd.device import readings
+from edgekd.device.readings import Readings
+from edgekd.device.verdict import DRIFT, Conditions, Series, between, drift, judge
 
 QUIET = Conditions(
     seconds=4.0,
@@ -155,7 +156,19 @@ def test_noise_is_no_drift() -> None:
         latency = 1e6 * random.lognormal(0, 0.15, 24)[block] * random.lognormal(0, 0.05, len(block))
         shifts.append(drift(latency.astype(np.int64), block))
     # Block levels that wander by 15 % at random: within the noise nearly always.
-    assert sum(abs(shift) > verdict.DRIFT for shift in shifts) <= 4
+    assert sum(abs(shift) > DRIFT for shift in shifts) <= 4
+
+
+@pytest.mark.parametrize(("factor", "word"), [(1.3, "slower"), (0.7, "faster")])
+def test_a_machine_that_changed_between_two_parts_is_a_drift(factor: float, word: str) -> None:
+    """Where a later part begins late, the thirds do not see it: here one launch of twelve."""
+    item = _series()
+    item = replace(item, latency_ns=np.where(item.launch < 10, item.latency_ns, item.latency_ns * factor).astype(int))
+    assert judge(QUIET, {"a": item})["reasons"] == []
+    told = judge(QUIET, {"a": item}, resumptions=[10])
+    assert told["reasons"] == [f"drift: a was 30% {word} when the measurement went on than before"]
+    assert told["advice"] == ["measure from the beginning, in one part (--fresh)"]
+    assert judge(QUIET, {"a": _series()}, resumptions=[4, 10])["reasons"] == []
 
 
 def test_fewer_than_nine_blocks_show_no_drift() -> None:
@@ -213,10 +226,10 @@ def test_conditions_are_those_of_the_timed_parts_and_not_of_what_lies_between() 
 
 def test_reading_the_counters_is_no_part_of_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(100))
-    monkeypatch.setattr(verdict, "_pressure_us", lambda root: next(seconds))
-    monkeypatch.setattr(verdict.time, "monotonic", lambda: float(next(seconds)))
-    assert verdict.read().clock_s == 1.0, "the clock after the counters"
-    assert verdict.read(ends=True).clock_s == 2.0, "the clock before them"
+    monkeypatch.setattr(readings, "_pressure_us", lambda root: next(seconds))
+    monkeypatch.setattr(readings.time, "monotonic", lambda: float(next(seconds)))
+    assert readings.read().clock_s == 1.0, "the clock after the counters"
+    assert readings.read(ends=True).clock_s == 2.0, "the clock before them"
 
 
 def _write(root: Path, files: dict[str, str]) -> Path:
@@ -241,17 +254,17 @@ def test_readings_come_from_the_system_files(tmp_path: Path) -> None:
             "sys/devices/system/cpu/cpu1/cpufreq/scaling_cur_freq": "3000000\n",
         },
     )
-    readings = verdict.read(root=root)
-    assert readings.steal_ticks == 60
-    assert readings.busy_ticks == 130
-    assert readings.total_ticks == 5220
-    assert readings.pressure_us == 7_850_194
-    assert readings.throttled_periods == 4
-    assert readings.thermal_events == 5
-    assert readings.frequency_mhz == 2500.0
+    found = readings.read(root=root)
+    assert found.steal_ticks == 60
+    assert found.busy_ticks == 130
+    assert found.total_ticks == 5220
+    assert found.pressure_us == 7_850_194
+    assert found.throttled_periods == 4
+    assert found.thermal_events == 5
+    assert found.frequency_mhz == 2500.0
 
 
 def test_missing_system_files_are_none(tmp_path: Path) -> None:
-    readings = verdict.read(root=tmp_path)
-    assert (readings.steal_ticks, readings.pressure_us, readings.throttled_periods) == (None, None, None)
-    assert (readings.thermal_events, readings.frequency_mhz) == (None, None)
+    found = readings.read(root=tmp_path)
+    assert (found.steal_ticks, found.pressure_us, found.throttled_periods) == (None, None, None)
+    assert (found.thermal_events, found.frequency_mhz) == (None, None)

@@ -39,12 +39,16 @@ RUNTIMES: dict[str, str] = {
     "executorch": "edgekd.distill.executorch_runtime:open_model",
     "torch": "edgekd.distill.torch_runtime:open_model",
     "torch-compiled": "edgekd.distill.torch_runtime:open_model",
+    "torch-cuda": "edgekd.distill.torch_runtime:open_model",
+    "torch-cuda-compiled": "edgekd.distill.torch_runtime:open_model",
+    "torch-cuda-graphs": "edgekd.distill.torch_runtime:open_model",
     "fake": "edgekd.device.runtimes.fake:open_model",
 }
 # One adapter, several settings: what a row of RUNTIMES adds to the caller's options.
 PRESETS: dict[str, Mapping[str, object]] = {
     "onnxruntime-mobile": {"mobile": True},
-    "onnxruntime-cuda": {"provider": "CUDAExecutionProvider"},
+    # float32 is float32 here, as in PyTorch: by default Ampere and later would round what they multiply to 10 bits.
+    "onnxruntime-cuda": {"provider": "CUDAExecutionProvider", "provider_options": {"use_tf32": "0"}},
     "onnxruntime-tensorrt": {"provider": "TensorrtExecutionProvider"},
     "onnxruntime-coreml": {"provider": "CoreMLExecutionProvider"},
     "onnxruntime-nnapi": {"provider": "NnapiExecutionProvider"},
@@ -54,6 +58,9 @@ PRESETS: dict[str, Mapping[str, object]] = {
     "onnxruntime-web": {"package": "onnxruntime-web"},
     "onnxruntime-web-chromium": {"package": "onnxruntime-web", "browser": True},
     "torch-compiled": {"compile": True},
+    "torch-cuda": {"device": "cuda"},
+    "torch-cuda-compiled": {"device": "cuda", "compile": True},
+    "torch-cuda-graphs": {"device": "cuda", "graphs": True},
 }
 # The files that each adapter opens; a bundle holds .onnx graphs.
 READS: dict[str, tuple[str, ...]] = {
@@ -175,10 +182,22 @@ def why_missing(runtime: str) -> str | None:
         from edgekd.device.runtimes.javascript import why_not
 
         return why_not(str(preset["package"]), browser=bool(preset.get("browser")))
+    if preset.get("device") == "cuda":
+        return why_no_cuda()
     provider = preset.get("provider")
     if provider is not None and provider not in (built_in := _providers()):
         return f"this onnxruntime has no {provider}, only {', '.join(built_in)}"
     return None
+
+
+def why_no_cuda() -> str | None:
+    """Why PyTorch, which is installed, has no CUDA here; None where it has."""
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():
+        return None
+    if torch.version.cuda is None:
+        return f"this torch {torch.__version__} was built without CUDA"
+    return f"torch {torch.__version__} sees no CUDA device; is there one, with a driver for CUDA {torch.version.cuda}?"
 
 
 def _providers() -> Sequence[str]:
