@@ -5,7 +5,8 @@
 Every case runs in fresh processes, in turns (each case once, then each once more, ...), one at a time, on one thread,
 with the same variant and the same sample. "Start" is from before the process is made to its first answer; memory is
 the process's own peak resident set (VmHWM); a call is the median of many in each process. The bare runtime is
-handed a preprocessed array; the apps also check the bundle's hashes, preprocess, postprocess and name the label. C++
+handed a preprocessed array; the apps also check the bundle's hashes, preprocess, postprocess and name the label. Of
+texts the sample is one sentence, which the apps tokenize as well; C reads none. C++
 is built with g++ -O2 on the library of onnxruntime's wheel, through the header of the tests (tests/onnxruntime_abi),
 or on a release of onnxruntime: --onnxruntime-root.
 """
@@ -24,6 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from edgekd.device.bundle import Bundle
+from edgekd.device.preprocess import apply_arithmetic, split_steps
+from edgekd.device.preprocess import prepare as prepare_sample
+from edgekd.device.tokens import tokenize_step
+from edgekd.spec import Array
 
 ROOT = Path(__file__).resolve().parent.parent
 APPS = ROOT / "benchmarks" / "apps"
@@ -44,6 +51,7 @@ for _ in range({calls}):
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM:"))
 print(first, sorted(times)[len(times) // 2], peak)
 """
+TEXT = "book a table for two at eight tonight"
 BARE = """
 import numpy, onnxruntime
 options = onnxruntime.SessionOptions()
@@ -54,38 +62,39 @@ x = {{{input!r}: numpy.load({x!r})}}
 EDGEKD = """
 import numpy, edgekd
 student = edgekd.load({bundle!r}, variant={variant!r}, threads=1)
-raw = numpy.load({raw!r})
+raw = {sample}
 """
 SINGLE = """
 sys.path.insert(0, {app!r})
 import numpy
 from student import Student
 student = Student({bundle!r}, variant={variant!r})
-raw = numpy.load({raw!r})
+raw = {sample}
 """
 
 
 def prepare(bundle: Path, variant: str, folder: Path, *, calls: int, runtime: Path | None) -> dict[str, list[str]]:
     """The command of every case."""
-    from edgekd.device.bundle import Bundle
     from edgekd.stages.embedding import embed
 
     opened = Bundle.open(bundle)
-    golden, manifest = opened.golden(), opened.manifest
+    manifest = opened.manifest
     name, output = manifest["inputs"][0]["name"], manifest["outputs"][0]["name"]
-    x, raw = golden[f"input.{name}"][:1].astype(np.float32), golden["raw"][0]
+    x, raw = sample_of(opened)
     np.save(folder / "x.npy", x)
-    (folder / "x.f32").write_bytes(x.tobytes())
-    np.save(folder / "raw.npy", raw)
-    (folder / "raw.bin").write_bytes(raw.tobytes())
+    (folder / "x.bin").write_bytes(x.tobytes())
     (folder / "model.onnx").write_bytes(opened.graph("main", variant))
     embed(opened, "python", folder / "python")
-    embed(opened, "c", folder / "c", variant=variant)
+    reads_texts = isinstance(raw, str)
+    if not reads_texts:
+        np.save(folder / "raw.npy", raw)
+        (folder / "raw.bin").write_bytes(raw.tobytes())
+        embed(opened, "c", folder / "c", variant=variant)
     words = {
         "model": str(folder / "model.onnx"),
         "input": name,
         "x": str(folder / "x.npy"),
-        "raw": str(folder / "raw.npy"),
+        "sample": repr(raw) if reads_texts else f"numpy.load({str(folder / 'raw.npy')!r})",
         "bundle": str(bundle.resolve()),
         "variant": variant,
         "app": str(folder / "python"),
@@ -95,17 +104,29 @@ def prepare(bundle: Path, variant: str, folder: Path, *, calls: int, runtime: Pa
         code = PYTHON.format(setup=setup.format(**words), call=call, calls=calls)
         return [sys.executable, "-c", code]
 
-    programs = build(folder, runtime or wheel_as_release(folder))
+    programs = build(folder, runtime or wheel_as_release(folder), in_c=not reads_texts)
     sides = " ".join(map(str, x.shape))
-    bare_cpp = [str(folder / "model.onnx"), str(folder / "x.f32"), name, output, sides, str(calls)]
-    return {
+    bare_cpp = [str(folder / "model.onnx"), str(folder / "x.bin"), name, output, sides, str(calls), x.dtype.name]
+    given = raw if reads_texts else str(folder / "raw.npy")
+    cases = {
         "Python: onnxruntime alone": python(BARE, "session.run(None, x)"),
         "Python: student.py": python(SINGLE, "student.predict(raw)"),
         "Python: edgekd.load": python(EDGEKD, "student.predict(raw)"),
         "C++: onnxruntime alone": [programs["bare"], *bare_cpp],
-        "C++: edgekd.hpp": [programs["glue"], words["bundle"], variant, words["raw"], str(calls)],
-        "C: student.c": [programs["c"], str(folder / "raw.bin"), str(calls)],
+        "C++: edgekd.hpp": [programs["glue"], words["bundle"], variant, given, str(calls), *["text"] * reads_texts],
     }
+    return cases if reads_texts else {**cases, "C: student.c": [programs["c"], str(folder / "raw.bin"), str(calls)]}
+
+
+def sample_of(bundle: Bundle) -> tuple[Array, Array | str]:
+    """The input of the graph, and what the apps are handed: the first golden sample, or a sentence."""
+    steps, name = bundle.steps(), bundle.manifest["inputs"][0]["name"]
+    if tokenize_step(steps) is None:
+        golden = bundle.golden()
+        return golden[f"input.{name}"][:1].astype(np.float32), golden["raw"][0]
+    spatial, arithmetic = split_steps(steps)
+    ids = apply_arithmetic(arithmetic, prepare_sample(spatial, TEXT)[np.newaxis])
+    return ids.astype(np.int64), TEXT
 
 
 def wheel_as_release(folder: Path) -> Path:
@@ -121,7 +142,7 @@ def wheel_as_release(folder: Path) -> Path:
     return root
 
 
-def build(folder: Path, root: Path) -> dict[str, str]:
+def build(folder: Path, root: Path, *, in_c: bool) -> dict[str, str]:
     """The programs in C++ and C, optimized and stripped."""
     flags = ["-std=c++17", "-O2", "-s", "-ffp-contract=off", f"-I{ROOT / 'export' / 'apps' / 'cpp'}"]
     runtime = [f"-I{root}/include", f"-L{root}/lib", f"-Wl,-rpath,{root}/lib", "-lonnxruntime", "-pthread"]
@@ -138,8 +159,11 @@ def build(folder: Path, root: Path) -> dict[str, str]:
             str(folder / "in_c"),
         ],
     }
-    object_file = ["gcc", "-std=c99", "-O2", "-c", str(folder / "c" / "student.c"), "-o", str(folder / "student.o")]
-    subprocess.run(object_file, check=True)
+    if in_c:
+        source, made = folder / "c" / "student.c", folder / "student.o"
+        subprocess.run(["gcc", "-std=c99", "-O2", "-c", str(source), "-o", str(made)], check=True)
+    else:
+        del commands["c"]
     for command in commands.values():
         subprocess.run(command, check=True)
     return {name: command[command.index("-o") + 1] for name, command in commands.items()}
@@ -167,8 +191,7 @@ def installed_bytes(folder: Path) -> dict[str, int]:
                 continue
             seen.add(name)
             distribution = importlib.metadata.distribution(name)
-            files = [Path(str(file.locate())) for file in distribution.files or ()]
-            total += sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".pyc")
+            total += own_bytes(name)
             needs = [need for need in distribution.requires or () if "extra ==" not in need and ";" not in need]
             wanted += [re.split(r"[^A-Za-z0-9_.-]", need)[0] for need in needs]
         return total
@@ -176,16 +199,26 @@ def installed_bytes(folder: Path) -> dict[str, int]:
     own = [*(ROOT / "edgekd").rglob("*.py"), *(ROOT / "export").rglob("*")]
     library = (folder / "onnxruntime" / "lib" / "libonnxruntime.so").resolve()
     runtime = library.stat().st_size if library.is_file() else 0
-    size = {name: (folder / name).stat().st_size for name in ("bare", "glue", "in_c")}
+    size = {name: (folder / name).stat().st_size for name in ("bare", "glue", "in_c") if (folder / name).exists()}
     bare = packages("onnxruntime", "numpy")
+    # A tokenizer's own file only: what its package asks for besides is for downloads.
+    tokens = 0 if "in_c" in size else own_bytes("tokenizers")
     return {
         "Python: onnxruntime alone": bare,
-        "Python: student.py": bare + (folder / "python" / "student.py").stat().st_size,
-        "Python: edgekd.load": packages("edgekd", "onnxruntime") + sum(p.stat().st_size for p in own if p.is_file()),
+        "Python: student.py": bare + tokens + (folder / "python" / "student.py").stat().st_size,
+        "Python: edgekd.load": packages("edgekd", "onnxruntime")
+        + tokens
+        + sum(p.stat().st_size for p in own if p.is_file()),
         "C++: onnxruntime alone": runtime + size["bare"],
         "C++: edgekd.hpp": runtime + size["glue"],
-        "C: student.c": size["in_c"],
+        "C: student.c": size.get("in_c", 0),
     }
+
+
+def own_bytes(package: str) -> int:
+    """What the files of one package take."""
+    files = [Path(str(file.locate())) for file in importlib.metadata.distribution(package).files or ()]
+    return sum(file.stat().st_size for file in files if file.is_file() and file.suffix != ".pyc")
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ fresh processes, in turns, one at a time, on one thread, float32, with the same 
 the process is made to its first answer, memory its own peak resident set. In Chromium (headless, a fresh profile, a
 server on this machine) it is from the navigation to the first answer; "installed" is the page's second visit, out of
 its service worker's cache, with the server gone. A call is the median of many. The bare runtime is handed a
-preprocessed array; the apps also check hashes, preprocess, postprocess and name the label. Browsers round their clocks
+preprocessed array; the apps also check hashes, preprocess, postprocess and name the label; of texts the sample is one
+sentence, which they tokenize as well. Browsers round their clocks
 to 0.1 ms (5 us where isolated): their calls are timed in blocks of a hundred.
 """
 
@@ -40,7 +41,7 @@ BARE_NODE = """
 import ort from "onnxruntime-node";
 import { readFileSync } from "node:fs";
 const session = await ort.InferenceSession.create("FOLDER/model.onnx", { intraOpNumThreads: 1, interOpNumThreads: 1 });
-const x = new ort.Tensor("float32", Float32Array.from(JSON.parse(readFileSync("FOLDER/x.json"))), SHAPE);
+const x = new ort.Tensor(...TYPED(JSON.parse(readFileSync("FOLDER/x.json"))), SHAPE);
 const call = () => session.run({ INPUT: x });
 await call();
 """
@@ -48,7 +49,7 @@ GLUE_NODE = """
 import { readFileSync } from "node:fs";
 import { openStudent } from "./index.js";
 const student = await openStudent(undefined, { variant: "VARIANT" });
-const raw = { shape: RAW_SHAPE, data: Uint8Array.from(JSON.parse(readFileSync("FOLDER/raw.json"))) };
+const raw = SAMPLE(JSON.parse(readFileSync("FOLDER/raw.json")));
 const call = () => student.predict(raw);
 await call();
 """
@@ -69,14 +70,14 @@ ort.env.wasm.wasmPaths = new URL("ort/", location.href).href;
 ort.env.wasm.numThreads = 1;
 const graph = new Uint8Array(await (await fetch("student.edgekd/graphs/VARIANT.onnx")).arrayBuffer());
 const session = await ort.InferenceSession.create(graph);
-const x = new ort.Tensor("float32", Float32Array.from(await (await fetch("x.json")).json()), SHAPE);
+const x = new ort.Tensor(...TYPED(await (await fetch("x.json")).json()), SHAPE);
 const call = () => session.run({ INPUT: x });
 await call();
 """
 GLUE_PAGE = """
 import { openStudent } from "./web.js";
 const student = await openStudent("student.edgekd", { variant: "VARIANT" });
-const raw = { shape: RAW_SHAPE, data: Uint8Array.from(await (await fetch("raw.json")).json()) };
+const raw = SAMPLE(await (await fetch("raw.json")).json());
 const call = () => student.predict(raw);
 await call();
 """
@@ -84,12 +85,19 @@ await call();
 
 def prepare(bundle: Path, variant: str, npm: Path, folder: Path, calls: int) -> tuple[Path, Path]:
     """The folders of the Node app and the web app, with the programs that are on the clock."""
+    from apps_cost import sample_of
+
     from edgekd.device.bundle import Bundle
     from edgekd.stages.embedding import embed
 
     opened = Bundle.open(bundle)
-    golden, name = opened.golden(), opened.manifest["inputs"][0]["name"]
-    x, raw = golden[f"input.{name}"][:1], golden["raw"][0]
+    x, raw = sample_of(opened)
+    name = opened.manifest["inputs"][0]["name"]
+    typed = '((v) => ["int64", BigInt64Array.from(v, BigInt)])'
+    sample = "((v) => v)"
+    if not isinstance(raw, str):
+        typed = '((v) => ["float32", Float32Array.from(v)])'
+        sample = f"((v) => ({{ shape: {json.dumps(list(raw.shape))}, data: Uint8Array.from(v) }}))"
     node, web = folder / "node", folder / "web"
     embed(opened, "node", node)
     embed(opened, "web", web, variant=variant, runtime=npm / "node_modules" / "onnxruntime-web")
@@ -98,10 +106,10 @@ def prepare(bundle: Path, variant: str, npm: Path, folder: Path, calls: int) -> 
     (node / "model.onnx").write_bytes(opened.graph("main", variant))
     for place in (node, web):
         (place / "x.json").write_text(json.dumps(x.ravel().tolist()))
-        (place / "raw.json").write_text(json.dumps(raw.ravel().tolist()))
+        (place / "raw.json").write_text(json.dumps(raw if isinstance(raw, str) else raw.ravel().tolist()))
 
     def filled(text: str) -> str:
-        text = text.replace("RAW_SHAPE", json.dumps(list(raw.shape)))
+        text = text.replace("TYPED", typed).replace("SAMPLE", sample)
         for word, value in words.items():
             text = text.replace(word, str(value))
         return text

@@ -1,4 +1,4 @@
-// onnxruntime alone: load a graph, run it on one input again and again. MODEL INPUT.f32 INPUT OUTPUT SIDES CALLS
+// onnxruntime alone: load a graph, run it on one input again and again. MODEL INPUT.bin INPUT OUTPUT SIDES CALLS DTYPE
 #include <onnxruntime_c_api.h>
 
 #include "cost.h"
@@ -25,9 +25,10 @@ static std::string read(const char *path) {
 }
 
 int main(int, char **argv) {
-    const std::string graph = read(argv[1]), input = read(argv[2]);
-    std::vector<float> x(input.size() / sizeof(float));
-    std::memcpy(x.data(), input.data(), input.size());
+    const std::string graph = read(argv[1]);
+    std::string x = read(argv[2]);
+    const ONNXTensorElementDataType dtype = std::string(argv[7]) == "int64" ? ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64
+                                                                            : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     std::vector<int64_t> shape;
     std::istringstream sides(argv[5]);
     for (int64_t side = 0; sides >> side;) {
@@ -47,8 +48,8 @@ int main(int, char **argv) {
     const char *const from[] = {argv[3]}, *const to[] = {argv[4]};
     measure(std::atoi(argv[6]), [&] {
         OrtValue *given = nullptr, *output = nullptr;
-        check(api->CreateTensorWithDataAsOrtValue(memory, x.data(), input.size(), shape.data(), shape.size(),
-                                                  ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, &given));
+        check(api->CreateTensorWithDataAsOrtValue(memory, &x[0], x.size(), shape.data(), shape.size(), dtype,
+                                                  &given));
         const OrtValue *const inputs[] = {given};
         check(api->Run(session, nullptr, from, inputs, 1, to, 1, &output));
         void *data = nullptr;
