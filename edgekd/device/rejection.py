@@ -53,8 +53,9 @@ def find_threshold(logits_NC: Array, y_N: Array, rejected: int, *, keep: float) 
         raise DataError("the reject option: found no sample of another class, expected some to find the threshold on")
     sorted_N = np.sort(log_confidence(logits_NC[others_N], rejected))
     lost = int(np.floor((1 - keep) * len(sorted_N) + 1e-9))
+    lower_N = sorted_N[sorted_N < sorted_N[lost]]
     # Half of the least certain one where none may be lost.
-    log_value = (sorted_N[lost - 1] + sorted_N[lost]) / 2 if lost else sorted_N[0] - np.log(2)
+    log_value = (lower_N[-1] + sorted_N[lost]) / 2 if len(lower_N) else sorted_N[0] - np.log(2)
     value = float(np.exp(np.clip(log_value, np.log(np.finfo(np.float32).tiny), np.log(HIGHEST))))
     return Threshold(value, float((sorted_N >= np.log(value)).mean()), len(sorted_N))
 

@@ -56,9 +56,15 @@ def test_the_threshold_lies_between_two_samples() -> None:
     assert found.to_json() == {"value": found.value, "kept": 0.75, "n": 4}
 
 
+def test_of_samples_that_are_alike_all_or_none_are_kept() -> None:
+    shares = np.array([[0.5, 0.5]] * 2 + [[0.7, 0.3]] * 6 + [[0.9, 0.1]] * 2)
+    found = find_threshold(np.log(shares), np.zeros(10, np.int64), 1, keep=0.5)
+    assert (found.value, found.kept) == (pytest.approx(np.sqrt(0.5 * 0.7)), 0.8)
+
+
 def test_a_model_that_is_always_certain_is_not_judged_by_rounding() -> None:
     logits = np.zeros((50, 4), np.float32)
-    logits[:, 1] = 90
+    logits[:, 1] = np.linspace(20, 25, 50)
     found = find_threshold(logits, np.ones(50, np.int64), 0, keep=0.95)
     assert (found.value, found.kept) == (pytest.approx(HIGHEST), 1.0)
     assert (reject(logits, 0, found.value).argmax(axis=1) == 1).all()
