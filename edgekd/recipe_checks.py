@@ -115,6 +115,11 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
         for name in recipe.export.formats:
             if name not in FORMATS:
                 raise RecipeError(f"export.formats: unknown format '{name}'. {nearest(name, FORMATS)}")
+        if recipe.export.reject is not None and recipe.task != "classification":
+            raise RecipeError(
+                f"export.reject gives a sample to one of several classes, but task = '{recipe.task}'; remove it, or "
+                "take task = 'classification'"
+            )
         _check_data(recipe)
         _check_transfer(recipe)
         _check_teacher(recipe)

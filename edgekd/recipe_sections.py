@@ -288,6 +288,16 @@ class DistillSection(Section):
     stages: Annotated[tuple[StageSection, ...], BeforeValidator(as_tuple)] = ()
 
 
+class RejectSection(Section):
+    """`[export] reject`: the class that is the answer where no other is likely enough (edgekd.device.rejection).
+
+    Of the validation samples of other classes the share `keep` is still answered with one of these.
+    """
+
+    label: str
+    keep: Share = 0.95
+
+
 class ExportSection(Section):
     """`[export]`: which runtimes can read the graph, and how much of the way from a sample to an answer lies in it.
 
@@ -298,6 +308,7 @@ class ExportSection(Section):
     ir_version: Annotated[int, Field(ge=8, le=13)] = 8
     preprocess_in_graph: bool = False
     postprocess_in_graph: bool = False
+    reject: RejectSection | None = None
     formats: Texts = ()
 
 

@@ -294,5 +294,6 @@ OPERATORS: dict[str, Operator] = {
     "Tanh": _same(torch.tanh),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
-    "Where": _same(torch.where),
+    # A mask that is a constant of the graph stays on the CPU.
+    "Where": lambda attributes, x: torch.where(x[0].to(x[1].device), x[1], x[2]),
 }

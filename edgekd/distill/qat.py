@@ -32,6 +32,7 @@ from edgekd.graph import quantizers
 from edgekd.graph.clean import save_model
 from edgekd.graph.qdq import QdqGraph, calibrated, written
 from edgekd.graph.quantization import Int8QAT, QuantizeResult, check_target
+from edgekd.graph.rejection import find_rule, with_source
 from edgekd.graph.targets import Target, load_target
 from edgekd.graph.verification import Tolerance, VerifyResult, verify
 from edgekd.spec import Array
@@ -59,12 +60,18 @@ class FakeQuantized(nn.Module):
                 replaced[node.output[0]] = Rounded(self._scale(point.scale), low=point.low, high=point.high)
             elif node.op_type == "DequantizeLinear":
                 replaced[node.output[0]] = self._dequantized(node.input[0])
-        self.network = OnnxModule(graph.model, replaced=replaced)
+        rule = find_rule(graph.model)
+        self._rejects = rule is not None
+        model = graph.model if rule is None else with_source(graph.model, rule)
+        self.network = OnnxModule(model, replaced=replaced)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """Model-ready inputs in the graph's order, (N, ...) each, to its first output."""
-        logits: Tensor = self.network(*inputs)
-        return logits
+        """Model-ready inputs in the graph's order, (N, ...) each, to its first output.
+
+        In training that is what a reject option at the end reads: the teacher, too, is asked without one.
+        """
+        outputs = self.network.all_outputs(*inputs)
+        return outputs[-1] if self.training and self._rejects else outputs[0]
 
     def to_onnx(self) -> ModelProto:
         """The graph with the weights and scales as they are now."""

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from edgekd.device.runtimes import Session, check_feeds, why_no_cuda
 from edgekd.distill.models import build_model, load_weights, logits_of
+from edgekd.distill.rejection import Rejecting
 from edgekd.errors import MissingHere, ModelError, UsageError
 from edgekd.files import write_json
 from edgekd.spec import Array, TensorSpec
@@ -53,10 +54,12 @@ def save_model_json(
     search_path: str | os.PathLike[str] | None = None,
     vocabulary: int | None = None,
     pad: int = 0,
+    reject: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write how to build a module again. `weights` is relative to the folder of `path`; None: random weights.
 
     vocabulary, pad  of a model of texts: how many token ids there are, and which one is padding
+    reject           {"class", "threshold"} of the reject option behind the module (edgekd.distill.rejection)
     """
     return write_json(
         path,
@@ -68,6 +71,7 @@ def save_model_json(
             "weights": weights,
             "search_path": None if search_path is None else str(Path(search_path).resolve()),
             **({} if vocabulary is None else {"vocabulary": vocabulary, "pad": pad}),
+            **({} if reject is None else {"reject": dict(reject)}),
         },
     )
 
@@ -225,6 +229,9 @@ def _load(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         )
     if described["weights"] is not None:
         load_weights(module, path.parent / described["weights"])
+    if (rule := described.get("reject")) is not None:
+        classes = described["num_outputs"]
+        module = Rejecting(module, rejected=rule["class"], num_classes=classes, threshold=rule["threshold"])
     return module.eval(), described
 
 
@@ -244,4 +251,18 @@ def _read(path: Path) -> dict[str, Any]:
     for key in _TEXT_KEYS:
         if not isinstance(described.get(key, 0), int):
             raise ModelError(f"{path}: '{key}' is {described[key]!r}, expected a whole number")
+    if not _is_rule(described.get("reject"), described["num_outputs"]):
+        raise ModelError(
+            f"{path}: 'reject' is {described['reject']!r}, expected the number of a 'class' and a 'threshold' between "
+            "0 and 1"
+        )
     return described
+
+
+def _is_rule(rule: Any, num_classes: int) -> bool:
+    if rule is None:
+        return True
+    if not isinstance(rule, dict) or not isinstance(rule.get("class"), int):
+        return False
+    threshold = rule.get("threshold")
+    return 0 <= rule["class"] < num_classes and isinstance(threshold, float) and 0 < threshold < 1

@@ -46,6 +46,7 @@ from edgekd.graph.integer_values import (
     quantized,
     scale_of,
 )
+from edgekd.graph.rejection import find_rule
 
 VIEWS = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Dropout")
 
@@ -57,6 +58,11 @@ def read_program(model: str | os.PathLike[str] | bytes | ModelProto) -> IntegerP
     sums could overflow 32 bits.
     """
     proto = model if isinstance(model, ModelProto) else load_model(model)
+    if find_rule(proto) is not None:
+        raise ModelError(
+            "the graph ends in the reject option ([export] reject), which takes exponentials, and there are integers "
+            "alone here; export without it, or take another app"
+        )
     graph = proto.graph
     constants = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     inputs = [item for item in graph.input if item.name not in constants]

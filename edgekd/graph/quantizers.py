@@ -22,6 +22,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from edgekd.errors import MissingExtra, ModelError
 from edgekd.graph.clean import clean
+from edgekd.graph.rejection import find_rule, with_rule, without_rule
 from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, session_options
 from edgekd.graph.traversal import reads
 
@@ -132,12 +133,13 @@ def static(
     keep: Collection[str] = (),
 ) -> ModelProto:
     """QuantizeLinear/DequantizeLinear around every operator that has an int8 kernel, but for the nodes named in
-    `keep`. `ready` comes from `prepare`, `ranges` from `edgekd.graph.calibration`."""
+    `keep` and a reject option at the end. `ready` comes from `prepare`, `ranges` from `edgekd.graph.calibration`."""
     from onnxruntime.quantization import CalibrationMethod, QDQQuantizer
     from onnxruntime.quantization.calibrate import TensorData, TensorsData
 
+    rule = find_rule(ready)
     graph = ModelProto()
-    graph.CopyFrom(ready)
+    graph.CopyFrom(ready if rule is None else without_rule(ready, rule))
     excluded = [*_activations_of_outputs(graph.graph), *sorted(keep)]
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
@@ -161,7 +163,7 @@ def static(
     result: ModelProto = quantizer.model.model
     _keep_outputs_float(result.graph)
     _drop_zero_points_of_biases(result.graph)
-    return result
+    return result if rule is None else with_rule(result, rule)
 
 
 def _activations_of_outputs(graph: GraphProto) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgekd.reporting.numbers import format_exact, format_seconds, mapping, number_of
 from edgekd.reporting.quality import quality_groups
+from edgekd.reporting.rejection import reject_groups
 from edgekd.reporting.table import figures_of
 
 # The flags that decide how fast a model runs; all of them are in results.json.
@@ -96,6 +97,7 @@ def fact_groups(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, s
     ]
     groups = [
         *quality_groups(results),
+        *reject_groups(results),
         *profile_groups(results),
         ("Machine", facts({"device": results["on"], **machine} if results.get("on") else machine)),
         ("Measurement", facts({key: value for key, value in measured.items() if value is not None})),

@@ -218,7 +218,7 @@ def _export_run(request: ExportRequest, out: Path) -> ExportResult:
     from edgekd.recipe import load_recipe
     from edgekd.run_folder import Silence
     from edgekd.stages.graphs import metadata as metadata_of_run
-    from edgekd.stages.training import load_trained
+    from edgekd.stages.rejecting import finished
     from edgekd.stages.workspace import Workspace
 
     run, inside = Path(request.model), request.inside
@@ -230,7 +230,7 @@ def _export_run(request: ExportRequest, out: Path) -> ExportResult:
     space = Workspace(loaded.recipe, loaded.folder, run, Silence(), "cpu", 1, "", "")
     prepared = space.prepared
     result = export(
-        load_trained(space, "student"),
+        finished(space, "student")[0],
         out,
         inputs=(prepared.input_spec,),
         outputs=(OUTPUT,),

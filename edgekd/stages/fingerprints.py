@@ -165,9 +165,11 @@ def without_cures(inputs: Inputs) -> Inputs:
 
 def export(space: Workspace) -> Inputs:
     """The graph's versions, what is written into it, and the tools that write it."""
+    reject = space.recipe.export.reject
     return {
         # What is put around the network concerns the bundle only.
         "export": space.recipe.export.model_dump(mode="json", include={"opset", "ir_version"}),
+        **({} if reject is None else {"reject": reject.model_dump(mode="json")}),
         "licence": space.recipe.student.licence,
         **_tools("edgekd", "torch", "onnx", "onnxscript", "onnxruntime"),
     }

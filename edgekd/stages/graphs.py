@@ -36,8 +36,8 @@ from edgekd.graph.quantization import (
 from edgekd.graph.targets import Target, load_target
 from edgekd.graph.verification import Precision, VerifyResult, verify
 from edgekd.spec import Array, Interval
-from edgekd.stages import aware, mixing
-from edgekd.stages.training import load_teacher, load_trained
+from edgekd.stages import aware, mixing, rejecting
+from edgekd.stages.training import load_teacher
 from edgekd.stages.workspace import OUTPUT, Workspace
 
 FLOAT = "float32"
@@ -77,12 +77,14 @@ def target(space: Workspace) -> Target:
 
 
 def check(space: Workspace) -> None:
-    """Raise `UsageError` for a variant or a target that does not exist, or a graph that the target cannot load."""
+    """Raise `UsageError` for a variant or a target that does not exist, or a graph that the target cannot load, and
+    what `rejecting.check` raises."""
     for name in variant_names(space)[1:]:
         if name not in VARIANTS and name not in TRAINED:
             known = [FLOAT, *VARIANTS, *TRAINED]
             raise UsageError(f"quantize.variants: unknown variant '{name}'. {nearest(name, known)}")
 
+    rejecting.check(space)
     wanted, limits = space.recipe.export, target(space)
     for key, found, most in (
         ("opset", wanted.opset, limits.max_opset),
@@ -129,8 +131,9 @@ def work_on_export(space: Workspace) -> tuple[dict[str, Any], str]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(space.path / "teacher" / "teacher.onnx", path)
             continue
+        module, found = rejecting.finished(space, name)
         result = export(
-            load_trained(space, name),
+            module,
             path,
             inputs=(prepared.input_spec,),
             outputs=(OUTPUT,),
@@ -145,9 +148,15 @@ def work_on_export(space: Workspace) -> tuple[dict[str, Any], str]:
             "opset": result.opset,
             "ir_version": result.ir_version,
             "max_abs_diff": result.max_abs_diff,
+            **({} if found is None else {"reject": found.to_json()}),
         }
+        if name == "teacher" and found is not None:
+            rejecting.write_teacher_json(space, found)
     worst = max(item["max_abs_diff"] for item in done.values())
-    return done, f"student {done['student']['size_bytes'] / 1000:.1f} kB, differs from PyTorch by at most {worst:.1e}"
+    said = f"student {done['student']['size_bytes'] / 1000:.1f} kB, differs from PyTorch by at most {worst:.1e}"
+    if (section := space.recipe.export.reject) is not None:
+        said += f"; below {done['student']['reject']['value']:.3g} the answer is {section.label}"
+    return done, said
 
 
 def metadata(space: Workspace) -> dict[str, str]:

@@ -22,6 +22,7 @@ from edgekd.graph.verification import Precision, tolerance_for
 from edgekd.recipe import recipe_to_toml
 from edgekd.results import read_results, write_results
 from edgekd.spec import Array, TensorSpec, steps_to_json
+from edgekd.stages import rejecting
 from edgekd.stages.choosing import equally_good_elsewhere
 from edgekd.stages.converting import convert_bundle, platform_of
 from edgekd.stages.graphs import FLOAT, answers, target, variant_path
@@ -223,7 +224,7 @@ def work_on_benchmark(space: Workspace) -> tuple[dict[str, Any], str]:
     prepared, threads = space.prepared, space.recipe.benchmark.threads
     bundle = space.path / BUNDLE
     models: dict[str, tuple[str, str | None, str]] = {
-        "teacher-pytorch": (str(space.path / "teacher" / "model.json"), None, "torch"),
+        "teacher-pytorch": (str(rejecting.teacher_json(space)), None, "torch"),
         "teacher-onnx": (str(space.path / "export" / "teacher.onnx"), None, "onnxruntime"),
         "student-alone": (str(space.path / "export" / "student_alone.onnx"), None, "onnxruntime"),
         **{name: (str(bundle), name, "onnxruntime") for name in shipped_variants(space)},
@@ -319,6 +320,7 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         "training": {name: records[name].result for name in trained},
         "validation": space.result("verify")["validation"],
         "calibration": space.result("verify").get("calibration"),
+        "reject": rejecting.describe(space),
         "refused_variants": space.result("quantize")["refused"],
         "roles": roles(space),
         "files": {

@@ -313,14 +313,14 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
             reorder(module, places)
         metadata = meaning(space.prepared.dataset.labels, space.prepared.arithmetic)
         save_weights(module, folder / "weights.safetensors", metadata=metadata)
-        _save_model_json(space, name, section)
+        save_teacher_json(space, space.path / name / "model.json", section)
         scored = _scored(space, name)
         moved = "" if places is None else ", its classes brought into the order of the data"
         return {"trained": False, "source": "weights", **scored}, f"loaded{moved}, validation {scored['best']:.4f}"
     if space.recipe.task == "embedding":
         return _take_encoder(space, section)
     trained = train(space, name)
-    _save_model_json(space, name, section)
+    save_teacher_json(space, space.path / name / "model.json", section)
     return trained, summary(space, trained)
 
 
@@ -656,18 +656,26 @@ def is_probabilities(outputs_ND: Array, task: str) -> bool:
     return within and (task != "classification" or bool((abs(outputs_ND.sum(axis=1) - 1) < 1e-3).all()))
 
 
-def _save_model_json(space: Workspace, name: str, section: Any) -> None:
+def save_teacher_json(
+    space: Workspace,
+    path: Path,
+    section: TeacherSection,
+    *,
+    weights: str = "weights.safetensors",
+    reject: Mapping[str, Any] | None = None,
+) -> None:
     """What the benchmark needs to open the teacher in PyTorch, in a process of its own."""
     from edgekd.distill.torch_runtime import save_model_json
 
     save_model_json(
-        space.path / name / "model.json",
-        reference=section.model,
+        path,
+        reference=section.model or "",
         args=section.args,
         num_outputs=space.prepared.dataset.num_outputs,
         input_shape=space.prepared.input_shape,
-        weights="weights.safetensors",
+        weights=weights,
         search_path=space.search_path,
+        reject=reject,
         **reads(space),
     )
 

@@ -103,6 +103,7 @@ TRAINED = {"teacher", "student", "student_alone"}
         ("distill.cache=true", {"bundle"}),
         ("distill={cache=true, cache_dtype='float16'}", {"cache", "student", "bundle"}),
         ("export.opset=19", {"export", "bundle"}),
+        ("export={reject={label='1'}}", {"export", "bundle"}),
         ("limits.unproven=fail", {"bundle"}),
         ("limits.size_kb=3", {"select", "bundle"}),
         ("limits.confidence=0.9", {"verify", "select", "bundle", "benchmark"}),
