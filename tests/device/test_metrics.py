@@ -21,6 +21,10 @@ def random_problem(task, n, seed):
         return rng.normal(size=(n, 4)), rng.normal(size=(n, 4)), rng.integers(0, 4, n)
     if task == "multilabel":
         return rng.normal(size=(n, 3)), rng.normal(size=(n, 3)), rng.integers(0, 2, (n, 3)).astype(np.uint8)
+    if task == "masked_lm":  # the same tokens are hidden from both
+        asked = rng.integers(1, 9, (n, 1))
+        sums = [-asked * rng.gamma(4, mean, (n, 1)) for mean in (1.0, 1.1)]
+        return np.hstack([sums[0], asked]), np.hstack([sums[1], asked]), np.zeros((n, 1))
     y = rng.normal(size=(n, 2)) * [1, 50] + [1000, 0]
     return y + rng.normal(size=(n, 2)), y + 2 * rng.normal(size=(n, 2)), y
 
@@ -28,6 +32,11 @@ def random_problem(task, n, seed):
 def rows(right):
     """Contributions of a classifier that is right where `right` is 1."""
     return np.array(right, np.float64)[:, np.newaxis]
+
+
+def test_the_likelihood_of_masked_tokens_is_a_mean_over_tokens_not_over_texts():
+    outputs = np.array([[-6.0, 3.0], [-1.0, 1.0]])
+    assert score("masked_lm", contributions("masked_lm", outputs, np.zeros((2, 1)))) == -7 / 4
 
 
 def test_accuracy_by_hand():
