@@ -20,6 +20,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ BUDGETS: dict[str, tuple[str, ...]] = {
     "smoke": ("data.limit=300", "teacher.train.epochs=2", "distill.epochs=1"),
 }
 PARAGRAPHS = 200
+Keep = Callable[[str, object], None]
 # On the task: what the student learns from.
 TASK_TERMS: dict[str, str] = {
     "soft labels": '[{loss = "kd", weight = 1.0, options = {temperature = 2.0}}]',
@@ -87,8 +89,8 @@ def pseudo_perplexity(space: Workspace, name: str, paragraphs: int) -> float:
     return math.exp(-total / count)
 
 
-def pretrain(work: Path, budget: tuple[str, ...], threads: int | None) -> dict[str, Any]:
-    """Pseudo-perplexity and the validation's log-likelihood of the teacher and of every arm."""
+def pretrain(work: Path, budget: tuple[str, ...], threads: int | None, keep: Keep) -> None:
+    """Pseudo-perplexity and the validation's log-likelihood of the teacher and of every arm; `keep` hears of each."""
     found: dict[str, Any] = {}
     paragraphs = PARAGRAPHS if budget != BUDGETS["smoke"] else 10
     first = work / "arms" / "0"
@@ -118,10 +120,10 @@ def pretrain(work: Path, budget: tuple[str, ...], threads: int | None) -> dict[s
                     "seconds": sum(item["seconds"] for item in result["history"]),
                 }
         print(f"{arm}: {json.dumps(found[arm])} ({time.monotonic() - started:.0f} s, {worked})", flush=True)
-    return found
+        keep("masked_lm", found)
 
 
-def fine_tune(work: Path, budget: tuple[str, ...], seeds: int, threads: int | None) -> list[dict[str, Any]]:
+def fine_tune(work: Path, budget: tuple[str, ...], seeds: int, threads: int | None, keep: Keep) -> None:
     """Percent right on SST-2's test split, seed by seed: the teacher, and the students by what they learn from."""
     whole = (work / "arms" / "0").absolute()
     tokenizer = whole / "student" / "model" / "tokenizer.json"
@@ -158,7 +160,7 @@ def fine_tune(work: Path, budget: tuple[str, ...], seeds: int, threads: int | No
                     row[model] = 100 * score("classification", contributions("classification", outputs, test.y))
         print(json.dumps(row), flush=True)
         rows.append(row)
-    return rows
+        keep("sst2", {"summary": summarize(rows), "rows": rows})
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
@@ -181,19 +183,22 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     budget = BUDGETS[args.budget]
-    found = pretrain(args.work, budget, args.threads)
-    rows = fine_tune(args.work, budget, args.seeds, args.threads)
-    result = {
+    result: dict[str, Any] = {
         "command": " ".join(sys.argv),
         "budget": args.budget,
         "machine": describe(),
         "versions": versions(),
-        "masked_lm": found,
-        "sst2": {"summary": summarize(rows), "rows": rows},
     }
-    if args.out is not None:
-        write_json(args.out, result)
-    print(json.dumps({"masked_lm": found, "sst2": result["sst2"]["summary"]}, indent=2))
+
+    def keep(name: str, value: object) -> None:
+        """Hours are not lost when the rest is stopped."""
+        result[name] = value
+        if args.out is not None:
+            write_json(args.out, result)
+
+    pretrain(args.work, budget, args.threads, keep)
+    fine_tune(args.work, budget, args.seeds, args.threads, keep)
+    print(json.dumps({"masked_lm": result["masked_lm"], "sst2": result["sst2"]["summary"]}, indent=2))
 
 
 if __name__ == "__main__":
