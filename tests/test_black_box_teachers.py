@@ -41,7 +41,10 @@ def digits() -> Dataset:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained teacher as somebody else's ONNX file: what answers behind the URL and wrote the file."""
     folder = tmp_path_factory.mktemp("trained")
-    ok("distill", "digits", *(f"--set={item}" for item in (*SETTINGS, "distill.epochs=1")), "--out", folder / "run")
+    said = ok(
+        "distill", "digits", *(f"--set={item}" for item in (*SETTINGS, "distill.epochs=1")), "--out", folder / "run"
+    )
+    assert f"distill-and-export {folder / 'run' / 'recipe.toml'}" in said, "the next command has all that --set said"
     weights = folder / "run" / "teacher" / "weights.safetensors"
     ok("export", "cnn_m", folder / "teacher.onnx", "--inputs", "input:N,1,8,8", "--weights", weights)
     return folder / "teacher.onnx"

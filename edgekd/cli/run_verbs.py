@@ -167,11 +167,12 @@ def distill(
     if (path / "student" / masks.FOLDER).is_dir():
         tables.print_next(common, tables.after_masked_lm(path, masks.FOLDER))
         return
+    same = path / "recipe.toml" if overrides else recipe  # as it was run, with all that --set said
     tables.print_next(
         common,
-        tables.command("distill-and-export", recipe, "--out", path),
+        tables.command("distill-and-export", same, "--out", path),
         tables.command("export", path, "student.onnx"),
-        tables.command("distill", recipe, "--out", path, "--force", "student"),
+        tables.command("distill", same, "--out", path, "--force", "student"),
     )
 
 
