@@ -127,6 +127,18 @@ def test_its_folder_is_one_of_transformers_and_says_the_same(run: Path) -> None:
     assert likelihoods(own, y, asked).shape == (2, 2)
 
 
+def test_a_finished_teacher_is_taken_as_it_is(run: Path) -> None:
+    folder = run.parent
+    sets = (f"teacher.weights={run / 'teacher' / 'model' / 'model.safetensors'}", "distill.epochs=1")
+    options = [part for one in sets for part in ("--set", one)]
+    told = ok_json("distill", folder / "recipe.toml", *options, "--student-only", "--out", folder / "finished")
+    trained = json.loads((run / "stages" / "teacher.json").read_text())["result"]
+    taken = told["stages"]["teacher"]
+    assert taken["trained"] is False
+    assert taken["best"] == pytest.approx(trained["best"], abs=1e-5), "the same masks, the same weights"
+    assert not (run / "teacher" / "model.json").exists(), "the benchmark could not open it"
+
+
 def test_the_task_begins_with_teacher_and_student(run: Path) -> None:
     folder = run.parent
     ok("distill-and-export", folder / "task.toml", "--out", folder / "task", cwd=folder)

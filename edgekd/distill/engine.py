@@ -26,7 +26,7 @@ from edgekd.distill.checkpoint import Record, RunFiles
 from edgekd.distill.checks import check_data, check_division, rehearse
 from edgekd.distill.distribution import ALONE, Division, World
 from edgekd.distill.epoch import Plan
-from edgekd.distill.evaluation import evaluate
+from edgekd.distill.evaluation import BATCH, MASKED_BATCH, evaluate
 from edgekd.distill.execution import choose_device, choose_precision, contained, placed, resume_threads
 from edgekd.distill.masking import Masking
 from edgekd.distill.mixing import Mixing
@@ -44,8 +44,6 @@ from edgekd.graph.metadata import meaning
 from edgekd.spec import Array, Dataset, Step, steps_to_json
 
 __all__ = ["Progress", "TrainResult", "distill", "evaluate"]
-
-_EVALUATION_BATCH = 512
 
 
 @dataclass(frozen=True)
@@ -266,8 +264,7 @@ def distill(
             val=Batches(
                 data.val,
                 steps,
-                # The logits of a batch are one row for each token that is asked for, and one column for each word.
-                batch_size=batch_size if masking is not None else max(batch_size, _EVALUATION_BATCH),
+                batch_size=max(batch_size, BATCH if masking is None else MASKED_BATCH),
                 task=data.task,
                 masking=masking,
             ),

@@ -18,6 +18,10 @@ from edgekd.spec import Split, Step, Task
 
 Named = Mapping[str, Tensor]
 
+BATCH = 512
+# Of masked texts there is a row of logits for each token that is asked for, with a column for each word.
+MASKED_BATCH = 64
+
 
 def evaluate(
     model: nn.Module | Teacher,
@@ -25,7 +29,7 @@ def evaluate(
     steps: tuple[Step, ...] = (),
     *,
     task: Task = "classification",
-    batch_size: int = 512,
+    batch_size: int | None = None,
     masking: Masking | None = None,
 ) -> NDArray[np.float32]:
     """Outputs (N, D) of a module or a teacher for all samples of `split`, in their order.
@@ -34,7 +38,8 @@ def evaluate(
     was. Texts with a `masking` give (N, 2): the log-likelihood of what is asked for, and how many tokens that are.
     Raises `ModelError` when the model gives no logits or fails on the shape of the samples.
     """
-    batches = Batches(split, steps, batch_size=batch_size, task=task, masking=masking).full()
+    size = batch_size or (BATCH if masking is None else MASKED_BATCH)
+    batches = Batches(split, steps, batch_size=size, task=task, masking=masking).full()
     if not isinstance(model, nn.Module):
         return _collect(model, batches)
     parameter = next(model.parameters(), None)

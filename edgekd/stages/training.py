@@ -664,8 +664,11 @@ def save_teacher_json(
     weights: str = "weights.safetensors",
     reject: Mapping[str, Any] | None = None,
 ) -> None:
-    """What the benchmark needs to open the teacher in PyTorch, in a process of its own."""
+    """What the benchmark needs to open the teacher in PyTorch, in a process of its own; nobody times masked words."""
     from edgekd.distill.torch_runtime import save_model_json
+
+    if space.masking is not None:
+        return
 
     save_model_json(
         path,

@@ -17,14 +17,18 @@ from edgekd.errors import ModelError
 def as_wrapped(module: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict that transformers saved, by the names of edgekd's module around such a model; others as they are.
 
-    Constants that older versions of transformers saved (position_ids) are left out.
+    Constants that older versions of transformers saved (position_ids) are left out. Of parameters that are one and the
+    same (the words' table and the head that guesses them) it saves only the first name.
     """
     own = module.state_dict()
     if not isinstance(module, HuggingFace) or not any(f"model.{name}" in own for name in state):
         return state
     constants = {name for name, _ in module.model.named_buffers()} - module.model.state_dict().keys()
     further = {name: value for name, value in own.items() if not name.startswith("model.")}
-    return further | {f"model.{name}": value for name, value in state.items() if name not in constants}
+    found = {f"model.{name}": value for name, value in state.items() if name not in constants}
+    saved = {_place(own[name]): value for name, value in found.items() if name in own}
+    tied = {name: saved[_place(value)] for name, value in own.items() if _place(value) in saved}
+    return further | tied | found
 
 
 def classes_of(reference: str, args: Mapping[str, Any]) -> tuple[str, ...]:
@@ -63,3 +67,8 @@ def reorder(module: HuggingFace, places: Sequence[int]) -> None:
         f"the outputs of {type(module.model).__name__} cannot be brought into the order of the data: they do not come "
         "from one linear layer. Save it with the classes (id2label) in the order of the data"
     )
+
+
+def _place(tensor: Tensor) -> tuple[int, torch.Size]:
+    """Where its numbers lie: equal for two names of one parameter."""
+    return tensor.data_ptr(), tensor.shape

@@ -121,14 +121,23 @@ def text_classifier(
     model = load(
         reference, head="SequenceClassification", num_outputs=num_outputs, args=args, vocabulary=vocabulary, pad=pad
     )
+    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init)
+    return HuggingFace(model, (TensorSpec("input_ids", "int64", ("N", "L")),), vocabulary, pad=pad, rows=rows)
+
+
+def fitted(
+    model: Any, reference: str, *, vocabulary: int, pad: int, tokens: Sequence[str], init: Mapping[str, Any] | None
+) -> tuple[Any, torch.Tensor | None]:
+    """A model of texts for these ids: made smaller as `init` says, or with the map to its own ids where it needs one.
+
+    The arguments and errors are those of `text_classifier`.
+    """
     if str(model.main_input_name) != "input_ids":
         raise ModelError(
             f"hf:{reference} reads '{model.main_input_name}', but the samples are texts; take a text model"
         )
     rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary, tokens=tokens)
-    if init is not None:
-        model, rows = student_from(model, parse_init(init), rows=rows, pad=pad), None
-    return HuggingFace(model, (TensorSpec("input_ids", "int64", ("N", "L")),), vocabulary, pad=pad, rows=rows)
+    return (model, rows) if init is None else (student_from(model, parse_init(init), rows=rows, pad=pad), None)
 
 
 def sentence_encoder(

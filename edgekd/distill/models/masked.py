@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.distill.models.from_teacher import parse_init, student_from
-from edgekd.distill.models.hub import HuggingFace, load, quiet, rows_of
+from edgekd.distill.models.hub import HuggingFace, fitted, load, quiet
 from edgekd.errors import ModelError
 from edgekd.spec import TensorSpec
 
@@ -49,13 +49,7 @@ def masked_language_model(
     Raises `ModelError` for a kind without such a head.
     """
     model = load(reference, head="MaskedLM", num_outputs=None, args=args, vocabulary=vocabulary, pad=pad)
-    if str(model.main_input_name) != "input_ids":
-        raise ModelError(
-            f"hf:{reference} reads '{model.main_input_name}', but the samples are texts; take a text model"
-        )
-    rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary, tokens=tokens)
-    if init is not None:
-        model, rows = student_from(model, parse_init(init), rows=rows, pad=pad), None
+    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init)
     inputs = (TensorSpec("input_ids", "int64", ("N", 2, "L")),)
     return MaskedLanguageModel(model, inputs, vocabulary, pad=pad, rows=rows)
 
