@@ -1,7 +1,8 @@
 """The recipe: one TOML file that says a whole run, validated whole before any work starts.
 
 Precedence: `--set` > `EDGEKD_DATA`, `EDGEKD_SEED`, `EDGEKD_THREADS` > the recipe > defaults. Relative paths in a
-recipe start at the recipe's folder; in `--set`, and in the recipes that edgekd ships, at the current folder.
+recipe start at the recipe's folder; in `--set`, and in the recipes that edgekd ships, at the current folder. Data that
+are not there are looked for in the folder EDGEKD_DATA.
 """
 
 from __future__ import annotations
@@ -127,11 +128,11 @@ def load_recipe(
     except toml.TOMLDecodeError as error:
         raise RecipeError(f"{source}: not valid TOML: {error}") from error
     origins: dict[str, str] = {}
-    resolve_paths(tables, folder)
+    resolve_paths(tables, folder, environ)
     for override in overrides:
         key = set_value(tables, override)
         origins[key] = f"--set {override}"
-        resolve_paths(tables, Path.cwd(), only=key)
+        resolve_paths(tables, Path.cwd(), environ, only=key)
     apply_environment(tables, environ, origins)
     tables.setdefault("name", re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "recipe")
     unknown = find_unknown_key(Recipe, tables, source=source, origins=origins)
@@ -163,14 +164,13 @@ def _resolved(recipe: Recipe) -> Recipe:
 
 def _find(name: str) -> tuple[Path, Path]:
     """The file, and the folder that its references and relative paths start from."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path, known = Path(name).expanduser(), assets.names("export", "recipes")
+    if path.is_dir() and name not in known:  # beside a folder mnist/ the recipe of that name is still meant
         raise RecipeError(f"{name} is a folder, expected a recipe (a .toml file); try {path / 'recipe.toml'}")
     if path.suffix == ".toml" or path.is_file() or len(path.parts) > 1:
         if not path.is_file():
             raise RecipeError(f"no recipe file {name}; `edgekd recipes` lists those that edgekd brings along")
         return path, path.resolve().parent
-    known = assets.names("export", "recipes")
     if name not in known:
         raise RecipeError(f"no recipe is called '{name}'. {nearest(name, known)}; a file ends in .toml")
     return assets.find("export", "recipes", name), Path.cwd()

@@ -79,12 +79,6 @@ def apply_environment(tables: dict[str, Any], environ: Mapping[str, str], origin
     if root and isinstance(data, dict) and data.get("kind") in KINDS_IN_EDGEKD_DATA and not is_set:
         data["root"] = str(Path(root).expanduser().absolute())
         origins["data.root"] = f"EDGEKD_DATA={root}"
-    named = data.get("root") if isinstance(data, dict) and data.get("kind") == "text" and not is_set else None
-    if root and isinstance(data, dict) and isinstance(named, str) and not Path(named).exists():
-        known = Path(root).expanduser().absolute() / Path(named).name
-        if known.exists():
-            data["root"] = str(known)
-            origins["data.root"] = f"EDGEKD_DATA={root}"
     for key, variable in (("seed", "EDGEKD_SEED"), ("threads", "EDGEKD_THREADS")):
         value = environ.get(variable)
         if value and key not in origins:
@@ -92,8 +86,11 @@ def apply_environment(tables: dict[str, Any], environ: Mapping[str, str], origin
             origins[key] = f"{variable}={value}"
 
 
-def resolve_paths(tables: dict[str, Any], folder: Path, *, only: str | None = None) -> None:
-    """Make the paths in `tables` absolute, from `folder`; `only` the one with that dotted key."""
+def resolve_paths(tables: dict[str, Any], folder: Path, environ: Mapping[str, str], *, only: str | None = None) -> None:
+    """Make the paths in `tables` absolute, from `folder`; `only` the one with that dotted key.
+
+    Data that are not there, and lie under EDGEKD_DATA by that name, are meant there.
+    """
     for section, key in (*PATHS, *NAMES_OR_PATHS):
         table = tables.get(section)
         if only not in (None, section, f"{section}.{key}") or not isinstance(table, dict):
@@ -102,7 +99,12 @@ def resolve_paths(tables: dict[str, Any], folder: Path, *, only: str | None = No
         if (section, key) == ("data", "root") and table.get("kind") == "huggingface":
             continue  # a name on the hub; a folder is given from here
         if isinstance(value, str) and ((section, key) in PATHS or value.endswith(".toml")):
-            table[key] = str(folder / Path(value).expanduser())
+            path = folder / Path(value).expanduser()
+            shared = environ.get("EDGEKD_DATA")
+            if key == "root" and shared and not path.exists():
+                there = Path(shared).expanduser().absolute() / value
+                path = there if there.exists() else path
+            table[key] = str(path)
     preprocess = tables.get("preprocess")
     steps = preprocess.get("steps") if isinstance(preprocess, dict) else None
     for step in steps if isinstance(steps, list) and only in (None, "preprocess", "preprocess.steps") else ():

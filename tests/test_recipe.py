@@ -353,6 +353,22 @@ def test_the_data_variable_is_for_public_sets_only(write) -> None:
     assert load(write(text), EDGEKD_DATA="/somewhere").data.root == "/mine"
 
 
+def test_data_that_are_not_here_are_looked_for_under_the_data_variable(write, tmp_path: Path, monkeypatch) -> None:
+    shared = tmp_path / "shared"
+    (shared / "texts").mkdir(parents=True)
+    (shared / "texts" / "more.jsonl").write_text('{"text": "a", "label": "b"}\n')
+    path = write(MINIMAL.replace('"digits"', '"text"\nroot = "texts"'))
+    assert load(path, EDGEKD_DATA=str(shared)).data.root == str(shared / "texts")
+    told = load(path, 'transfer={kind="text", root="texts/more.jsonl"}', EDGEKD_DATA=str(shared)).transfer
+    assert told is not None
+    assert told.root == str(shared / "texts" / "more.jsonl")
+    (path.parent / "texts").mkdir()
+    assert load(path, EDGEKD_DATA=str(shared)).data.root == str(path.parent / "texts"), "one's own comes first"
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_recipe("digits", environ={}).recipe.name == "digits", "a folder of that name is no recipe"
+
+
 def test_files_that_are_no_recipes_are_refused(write, tmp_path: Path) -> None:
     assert "fashion.toml: not valid TOML: " in refusal(write("[data\n"))
     binary = tmp_path / "binary.toml"
