@@ -40,7 +40,7 @@ demo: $(VENV)/demo.done
 	$(BIN)/edgekd distill-and-export digits --out $(OUT)
 
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-all: test lint
 
