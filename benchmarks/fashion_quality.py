@@ -4,12 +4,14 @@
     python benchmarks/fashion_quality.py --work full --budget full --methods kd dist ...      # the best of them
     python benchmarks/fashion_quality.py --work wrong --labels wrong --methods alone kd soft  # robustness
 
-Teacher, student alone and every method have the same images, epochs, batch size, schedule and no augmentation, so the
-teacher's answers are computed once and remembered. Each method, the student alone too, tries the same learning rates
-with seed 0 and is judged on 2,000 validation images; the best one is trained with the other seeds. Told are errors of
-the last epoch on the 10,000 test images. Seeds change the student's weights and the order of the images; the images
-and the teacher stay the same, so the spread is that of the student's training. A killed run goes on where it stopped.
+Teacher, student alone and every method have the same images, epochs, batch size and schedule, and no augmentation or,
+with `--augment`, the same one; the teacher's answers are computed once for each view, and remembered. Each method, the
+student alone too, tries the same learning rates with seed 0 and is judged on 2,000 validation images; the best one is
+trained with the other seeds. Told are errors of the last epoch on the 10,000 test images. Seeds change the student's
+weights and the order of the images; the images and the teacher stay the same, so the spread is that of the student's
+training. A killed run goes on where it stopped.
 
+augment  everybody cycles through four views of each image, mirrored or not and moved by up to a pixel
 labels   true; wrong: 20 % of the training labels are another class; few: a tenth of the images is labelled: teacher and
          student alone see no others, taught students see all images and no label; none: students see no label
 """
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -32,6 +35,7 @@ from torch import Tensor
 
 from edgekd.data.registry import load_dataset
 from edgekd.device.machine import describe, versions
+from edgekd.distill.augmentation import Augment
 from edgekd.distill.batches import Batches
 from edgekd.distill.engine import distill, evaluate
 from edgekd.distill.objective import Objective, Term
@@ -48,6 +52,7 @@ IMAGES = {"small": 15_000, "full": 58_000}
 EPOCHS = 20
 RATES = (5e-3, 1e-2)
 WRONG, FEW = 0.2, 0.1
+AUGMENT, VIEWS = {"flip": True, "shift": 1}, 4
 # Tensors of the teacher beside its logits: maps of 14x14 and 7x7, and the last hidden layer.
 EARLY, LATE, HIDDEN = "6", "14", "19"
 
@@ -88,22 +93,24 @@ STAGES = {"fitnets": (Stage("hints", 4, ("hint",)), Stage("soft labels", EPOCHS 
 
 
 class Remembered:
-    """What the teacher gave, by sample id."""
+    """What the teacher gave, by view and sample id."""
 
-    def __init__(self, module: torch.nn.Module, split: Split, taps: list[str]) -> None:
-        teacher, batches = ModuleTeacher(module), Batches(split, STEPS, batch_size=512)
+    def __init__(
+        self, module: torch.nn.Module, split: Split, taps: list[str], seed: int, augment: Augment
+    ) -> None:
+        teacher = ModuleTeacher(module)
+        batches = Batches(split, STEPS, batch_size=512, seed=seed, augment=augment, views=VIEWS)
         parts: dict[str, list[Tensor]] = {}
         rows = [np.arange(start, min(start + 512, len(split))) for start in range(0, len(split), 512)]
         with tapped(teacher, taps, batches.at(rows[0][:2], view=0)):
-            for positions in rows:
-                for name, value in teacher(batches.at(positions, view=0)).items():
+            for view, positions in itertools.product(range(batches.views or 1), rows):
+                for name, value in teacher(batches.at(positions, view=view)).items():
                     parts.setdefault(name, []).append(value if name == "logits" else value.half())
         self._values = {name: torch.cat(found) for name, found in parts.items()}
-        self._place = torch.zeros(int(split.ids.max()) + 1, dtype=torch.int64)
-        self._place[torch.from_numpy(split.ids)] = torch.arange(len(split))
+        self._size = len(split)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        place = self._place[batch["id"]]
+        place = batch["view"] * self._size + batch["index"]
         return {name: value[place].float() for name, value in self._values.items()}
 
 
@@ -138,9 +145,12 @@ def network(name: str, seed: int) -> torch.nn.Module:
     return found
 
 
-def settings(epochs: int, folder: Path, seed: int, lr: float, threads: int = 1) -> dict[str, Any]:
+def settings(
+    args: argparse.Namespace, epochs: int, folder: Path, seed: int, lr: float, threads: int = 1
+) -> dict[str, Any]:
     """What all trainings share."""
     common = {"batch_size": 128, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine", "threads": threads}
+    common |= {"augment": AUGMENT, "views": VIEWS} if args.augment else {}
     return {"steps": STEPS, "epochs": epochs, "run_dir": folder, "seed": seed, "lr": lr, "keep": "last", **common}
 
 
@@ -156,7 +166,7 @@ def teach(args: argparse.Namespace) -> torch.nn.Module:
     # As many steps as with all labels.
     epochs = EPOCHS * (round(1 / FEW) if args.labels == "few" else 1)
     hard = Objective(METHODS["alone"])
-    distill(teacher, (), data, hard, **settings(epochs, args.work / "teacher", 0, 2e-3, args.workers))
+    distill(teacher, (), data, hard, **settings(args, epochs, args.work / "teacher", 0, 2e-3, args.workers))
     return teacher
 
 
@@ -175,12 +185,12 @@ def train(job: tuple[str, int, float, argparse.Namespace]) -> dict[str, Any]:
         objective = Objective([term for term in terms if term.loss != "cross_entropy"])
     if objective.teacher_terms:
         taps = [tap for tap in objective.teacher_taps if tap != "logits"]
-        teachers = (Remembered(teach(args), data.train, taps),)
+        teachers = (Remembered(teach(args), data.train, taps, seed, AUGMENT if args.augment else {}),)
     elif args.labels == "few":
         data, epochs = labelled(data, args.labels), EPOCHS * round(1 / FEW)
     student = network("fashion_student", seed)
     stages = STAGES.get(name, ())
-    result = distill(student, teachers, data, objective, stages=stages, **settings(epochs, folder, seed, lr))
+    result = distill(student, teachers, data, objective, stages=stages, **settings(args, epochs, folder, seed, lr))
     found = {"method": name, "lr": lr, "seed": seed, "val": 100 * (result.last or 0.0)}
     found |= {"test": accuracy(student, data.test), "seconds": result.seconds}
     write_json(done, found)
@@ -210,6 +220,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--budget", choices=sorted(IMAGES), default="small")
     parser.add_argument("--labels", choices=("true", "wrong", "few", "none"), default="true")
+    parser.add_argument("--augment", action="store_true")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
@@ -234,7 +245,13 @@ def main() -> None:
         spread = "" if found["spread"] is None else f"{found['spread']:.2f}"
         shares = f"{found['gain_points']:+.2f} | {100 * found['gap_recovered']:.0f} %" if alone else "|"
         print(f"| {name} | {found['lr']:g} | {found['test']:.2f} | {spread} | {shares} |")
-    facts = {"budget": args.budget, "labels": args.labels, "images": len(data.train), "epochs": EPOCHS}
+    facts = {
+        "budget": args.budget,
+        "labels": args.labels,
+        "augment": args.augment,
+        "images": len(data.train),
+        "epochs": EPOCHS,
+    }
     result = {**facts, "machine": describe(), "versions": versions(), "teacher": teacher, "methods": table}
     if args.out is not None:
         write_json(args.out, {**result, "trials": trials})
