@@ -95,9 +95,7 @@ STAGES = {"fitnets": (Stage("hints", 4, ("hint",)), Stage("soft labels", EPOCHS 
 class Remembered:
     """What the teacher gave, by view and sample id."""
 
-    def __init__(
-        self, module: torch.nn.Module, split: Split, taps: list[str], seed: int, augment: Augment
-    ) -> None:
+    def __init__(self, module: torch.nn.Module, split: Split, taps: list[str], seed: int, augment: Augment) -> None:
         teacher = ModuleTeacher(module)
         batches = Batches(split, STEPS, batch_size=512, seed=seed, augment=augment, views=VIEWS)
         parts: dict[str, list[Tensor]] = {}

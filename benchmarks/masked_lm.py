@@ -7,8 +7,8 @@ A teacher is trained once, on raw text. Each arm is the same student on the same
 judged by its pseudo-perplexity on a held-out book: exp of minus the mean log-likelihood of each token, when it alone
 is hidden (Salazar et al., "Masked Language Model Scoring", 2020, arXiv:1910.14659), over the first paragraphs.
 Then teacher and student are fine-tuned on SST-2, over several seeds: the student on the labels, or taught by the
-fine-tuned teacher, by soft labels alone or by both. `--budget small` (20,000 paragraphs) is at most an hour on two
-cores. A killed run goes on where it stopped.
+fine-tuned teacher, by soft labels alone or by both. `--budget small` (the recipe as it is) is at most an hour on
+two cores. A killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "random beginning": ('student.init.of="pretrained"',),  # of a fresh model
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
-    "full": (),
-    "small": ("data.limit=20000",),
+    "small": (),
+    "full": ("teacher.train.epochs=24", "distill.epochs=12"),
     "smoke": ("data.limit=300", "teacher.train.epochs=2", "distill.epochs=1"),
 }
 PARAGRAPHS = 200
@@ -127,7 +127,7 @@ def fine_tune(work: Path, budget: tuple[str, ...], seeds: int, threads: int | No
     """Percent right on SST-2's test split, seed by seed: the teacher, and the students by what they learn from."""
     whole = (work / "arms" / "0").absolute()
     tokenizer = whole / "student" / "model" / "tokenizer.json"
-    steps = f'preprocess.steps=[{{op = "tokenize", file = "{tokenizer}", max_length = 64}}, {{op = "trim"}}]'
+    steps = f'preprocess.steps=[{{op = "tokenize", file = "{tokenizer}", max_length = 48}}, {{op = "trim"}}]'
     limit = ["data.limit=100"] if budget == BUDGETS["smoke"] else []
     rows = []
     for seed in range(seeds):

@@ -62,13 +62,16 @@ def test_synthetic_images_in_place_of_the_data(plain: Path, tmp_path: Path) -> N
     said = " ".join(done.stderr.split())
     assert "learned from 150 synthetic images (strokes) in place of the data" in said
     assert "150 answers in" in said
-    # The teacher and the student alone saw none of them.
+    # The teacher and the student alone saw none of them; that one has as much to see, in epochs of 200 samples.
     assert weights(path, "teacher") == weights(plain, "teacher")
-    assert weights(path, "student_alone") == weights(plain, "student_alone")
+    assert (len(history(path)), len(history(path, "student_alone"))) == (3, 2)
+    assert "as many samples as the student saw" in said
+    alone, _ = changed(plain, tmp_path / "shorter", "distill.epochs=2")
+    assert weights(path, "student_alone") == weights(alone, "student_alone")
     assert weights(path, "student") != weights(plain, "student")
     # Live, the same answers; and the next run finds those that were kept.
     live, worked = changed(plain, tmp_path / "live", SYNTHETIC)
-    assert worked == ["student"]
+    assert worked == ["student", "student_alone"]
     assert weights(live, "student") == weights(path, "student")
     assert run(path, SYNTHETIC, "distill.cache=true", cache=cache) == []
 

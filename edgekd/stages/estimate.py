@@ -44,11 +44,12 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         more = _more_models(space)
     finally:
         torch.set_num_threads(previous)
-    steps = recipe.distill.epochs * math.ceil(len(dataset.train) / recipe.distill.batch_size)
+    shown = len(space.shown.train)
+    steps = recipe.distill.epochs * math.ceil(shown / recipe.distill.batch_size)
     teacher_steps = recipe.teacher.train.epochs * math.ceil(len(dataset.train) / recipe.teacher.train.batch_size)
     qat = recipe.quantize.qat
     qat_steps = qat.epochs * math.ceil(len(dataset.train) / qat.batch_size)
-    answers = len(dataset.train) * (recipe.data.views or 1) if recipe.keeps_answers else 0
+    answers = shown * (recipe.data.views or 1) if recipe.keeps_answers else 0
     trains_teacher = recipe.teacher.weights is None and teacher is not None
     models = 3 if recipe.distill.baseline else 2
     num_variants = len(variant_names(space))

@@ -85,7 +85,6 @@ def student(space: Workspace) -> Inputs:
     adapters = [term.adapter for term in terms if term.adapter is not None]
     return {
         **student_alone(space),
-        **_transfer(space),
         "terms": [term.model_dump(mode="json") for term in terms],
         "stages": [stage.model_dump(mode="json", exclude={"lr"}) for stage in stages],
         "stage_lr": [stage.lr for stage in stages],
@@ -106,13 +105,14 @@ def assistant(space: Workspace, name: str) -> Inputs:
 
 
 def student_alone(space: Workspace) -> Inputs:
-    """As `student`, without what only the distilled one sees."""
+    """As `student`, without what only the distilled one sees; how much of that there is sets its epochs."""
     budget = space.recipe.distill.model_dump(mode="json", exclude={*ELSEWHERE, *CACHE_KEYS})
     return {
         **_model(space, space.recipe.student),
         "distill": budget,
         "views": space.recipe.data.views,
         **_labels(space),
+        **_transfer(space),
         **_training(space),
     }
 

@@ -71,6 +71,12 @@ def for_student_alone(space: Workspace) -> Lesson:
     return Lesson(data, seen)
 
 
+def alone_epochs(space: Workspace, epochs: int) -> int:
+    """Over how many epochs of its own data the student alone sees as many samples as the student in `epochs`."""
+    share = len(space.shown.train) / len(space.prepared.dataset.train)
+    return epochs if epochs == 0 else max(1, round(epochs * share))
+
+
 def shown(space: Workspace) -> Dataset:
     """The data set with the training samples that the teacher answers to. Labels that are not known are 0."""
     section, data = space.recipe.transfer, space.prepared.dataset
@@ -120,6 +126,11 @@ def _transferred(space: Workspace) -> tuple[Array, dict[str, Any]]:
         limit=section.limit,
     )
     return other.train.x[:], {"transfer": other.sha256}
+
+
+def describe_alone(space: Workspace) -> str:
+    """How its budget is made the student's, where it learns from other samples."""
+    return "" if space.recipe.transfer is None else "as many samples as the student saw, of the data alone"
 
 
 def describe(space: Workspace) -> str:

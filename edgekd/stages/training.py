@@ -444,10 +444,12 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
     is_teacher, is_variant = name in space.recipe.all_teachers, name in TRAINED
     schedule: Any = section.train if is_teacher else space.recipe.distill
     learned = lesson.Lesson(space.prepared.dataset, None) if is_teacher else lesson.for_students(space)
-    if name == "student_alone":
-        learned = lesson.for_student_alone(space)
     if is_variant:
         schedule = space.recipe.quantize.qat
+    epochs, warmup_epochs = _epochs(space, section, schedule.epochs), schedule.warmup_epochs
+    if name == "student_alone":
+        learned = lesson.for_student_alone(space)
+        epochs, warmup_epochs = (lesson.alone_epochs(space, count) for count in (epochs, warmup_epochs))
     module = _beginning(space, name, section)
     is_compiled = space.recipe.distill.compile and not is_teacher and not is_variant
     pupil: Any = torch.compile(module) if is_compiled else module
@@ -459,13 +461,13 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
             objective,
             steps=space.prepared.arithmetic,
             extras=learned.extras,
-            epochs=_epochs(space, section, schedule.epochs),
+            epochs=epochs,
             batch_size=schedule.batch_size,
             optimizer=schedule.optimizer,
             lr=schedule.lr,
             weight_decay=schedule.weight_decay,
             schedule=schedule.schedule,
-            warmup_epochs=schedule.warmup_epochs,
+            warmup_epochs=warmup_epochs,
             precision="float32" if is_variant else space.recipe.distill.precision,
             device=space.device,
             seed=space.recipe.seed,
@@ -488,7 +490,8 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
         _save_folder(space, name, module)
     for warning in result.warnings:
         space.listener.warn(f"{name}: {warning}")
-    unusual = "" if is_teacher or name == "student_alone" else lesson.describe(space)
+    describe = lesson.describe_alone if name == "student_alone" else lesson.describe
+    unusual = "" if is_teacher else describe(space)
     parameters, macs = size_of(space, module)
     return {"trained": True, "parameters": parameters, "macs": macs, "lesson": unusual, **_numbers(result)}
 
