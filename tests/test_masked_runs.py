@@ -64,7 +64,34 @@ suite = "quick"
 """
 
 
-def write_project(folder: Path, *, mask: bool = True) -> Path:
+# A teacher with its answers kept, and a student that is a smaller one of its kind.
+KEPT = """
+version = 1
+name = "kept"
+[data]
+kind = "text"
+root = "labels.csv"
+[preprocess]
+steps = [{op = "tokenize", file = "tokenizer.json", max_length = 12}, {op = "trim"}]
+[teacher]
+model = "hf:bert"
+args = {hidden_size = 32, num_hidden_layers = 2, num_attention_heads = 2, intermediate_size = 64}
+train = {epochs = 2, batch_size = 32, lr = 1e-3}
+[student]
+model = "hf:bert"
+args = {hidden_size = 16, num_hidden_layers = 1, num_attention_heads = 2, intermediate_size = 32}
+[distill]
+epochs = 2
+batch_size = 32
+lr = 1e-3
+baseline = false
+cache = true
+"""
+LAYER = "model.bert.encoder.layer.0"
+INSIDE = f'distill.terms=[{{loss="hidden_mse", adapter="linear", student_tap="{LAYER}", teacher_tap="{LAYER}"}}]'
+
+
+def write_project(folder: Path, *, mask: bool = True, special: tuple[str, ...] = SPECIAL) -> Path:
     """Sentences in which the verb follows from the noun, and a tokenizer of whole words."""
     rng = np.random.default_rng(0)
     pairs = [(noun, rng.integers(0, 5)) for noun in rng.choice(NOUNS, 700)]
@@ -72,15 +99,16 @@ def write_project(folder: Path, *, mask: bool = True) -> Path:
     (folder / "lines.txt").write_text("\n".join(lines) + "\n")
     rows = [f"{line},{'yes' if 'cat' in line or 'dog' in line else 'no'}" for line in lines]
     (folder / "labels.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
-    special = SPECIAL if mask else SPECIAL[:-1]
+    special = special if mask else special[:-1]
     tokens = {token: number for number, token in enumerate((*special, "the", "small", *NOUNS, *VERBS))}
     made = tokenizers.Tokenizer(tokenizers.models.WordPiece(tokens, unk_token="[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    made.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    made.post_processor = tokenizers.processors.BertProcessing(("[SEP]", tokens["[SEP]"]), ("[CLS]", tokens["[CLS]"]))
     made.add_special_tokens(list(special))
     made.save(str(folder / "tokenizer.json"))
     (folder / "recipe.toml").write_text(RECIPE)
     (folder / "task.toml").write_text(TASK)
+    (folder / "kept.toml").write_text(KEPT)
     return folder
 
 
@@ -193,3 +221,46 @@ def test_tinybert_s_general_stage_learns_hidden_states_and_attention_of_raw_text
     history = told["stages"]["student"]["history"]
     assert history[-1]["terms"]["hidden_mse"] < history[0]["terms"]["hidden_mse"]
     assert history[-1]["terms"]["attention_mse"] < history[0]["terms"]["attention_mse"]
+
+
+def test_texts_of_which_nothing_can_be_asked_are_left_out(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    with (folder / "lines.txt").open("a") as file:
+        file.write("⁂ ⁂\n" * 300)
+    sets = ("teacher.train.epochs=1", "distill.epochs=1", "distill.batch_size=4")
+    told = ok_json("distill", folder / "recipe.toml", *(f"--set={one}" for one in sets), "--out", folder / "run")
+    assert sum(told["stages"]["data"]["counts"].values()) == 700
+    (folder / "lines.txt").write_text("⁂ ⁂\n" * 300)
+    error = refused(3, "distill", folder / "recipe.toml", "--out", folder / "none")
+    assert "has a token that could be hidden" in error
+
+
+def test_answers_are_kept_whatever_the_id_of_the_padding(tmp_path: Path) -> None:
+    folder = write_project(tmp_path, special=("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"))
+    where = ("--out", folder / "run", "--cache", folder / "cache")
+    told = ok_json("distill", folder / "kept.toml", *where)
+    assert told["stages"]["student"]["teacher_passes"] == 0
+    # What is as long as each text is not kept: said before anything is trained.
+    error = refused(2, "distill", folder / "kept.toml", "--set", INSIDE, "--out", folder / "inside")
+    assert f"'{LAYER}' of the teacher is as long as each text" in error
+    assert not (folder / "inside" / "teacher").exists()
+
+
+def test_padding_is_never_learned_from_with_or_without_trim(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    found = []
+    whole = 'preprocess.steps=[{op = "tokenize", file = "tokenizer.json", max_length = 12}]'
+    for name, more in (("trimmed", ()), ("whole", ("--set", whole))):
+        options = ("--set", "distill.cache=false", "--set", INSIDE, *more, "--out", folder / name)
+        ok("distill", folder / "kept.toml", *options, cwd=folder)
+        found.append(
+            [item["loss"] for item in json.loads((folder / name / "student/history.json").read_text())["history"]]
+        )
+    assert found[0] == found[1]
+
+
+def test_a_student_that_cannot_be_made_of_its_teacher_is_refused_before_that_is_trained(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    options = ("--set", 'student.init={of="trained"}', "--out", folder / "run")
+    assert "is of another shape" in refused(2, "distill", folder / "kept.toml", *options)
+    assert not (folder / "run" / "teacher").exists()

@@ -40,7 +40,14 @@ def read(request: Request) -> Source:
         column = text_column(place, table.column_names, request.text, target)
         labels = labels or tuple(getattr(table.features.get(next(iter(target), "")), "names", ()))
         cells = [table[name] for name in target]
-        rows = [(str(text), marks) for text, *marks in zip(table[column], *cells)]
+        rows = [(text, marks) for text, *marks in zip(table[column], *cells)]
+        strange = [number for number, (text, _) in enumerate(rows) if not isinstance(text, str) or not text.strip()]
+        if strange:
+            raise DataError(
+                f"huggingface: {place}, {split}: {len(strange)} of {len(rows)} rows have no text in '{column}' (row "
+                f"{', '.join(map(str, strange[:3]))}{', ...' if len(strange) > 3 else ''}); filter them out, and give "
+                "the folder of what is left"
+            )
         # Test sets of competitions hide their labels behind -1.
         if split == "train" or not all(marks == [-1] for _, marks in rows):
             parts[split] = [(text, tuple(marks)) for text, marks in rows]

@@ -16,7 +16,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +112,7 @@ def source(
         y = {split: np.zeros((len(rows), 1), np.float32) for split, rows in parts.items()}
         given: Sequence[str] = ("0",)
     else:
-        y = {split: _targets([row[1] for row in rows], request) for split, rows in parts.items()}
+        y = _targets(parts, request)
         given = request.labels or labels
     if not given:
         given = default_labels(y["train"], request.task, where=name) if request.task == "classification" else target
@@ -134,16 +134,18 @@ def _pool(texts: Sequence[str], y: Array, first: int, request: Request) -> Pool:
     return Pool(y, np.arange(first, first + len(texts), dtype=np.int64), read_rows)
 
 
-def _targets(cells: Sequence[tuple[Any, ...]], request: Request) -> Array:
-    """Numbers where every label is one, else texts."""
-    table = np.array([[str(cell).strip() for cell in row] for row in cells])
+def _targets(parts: Mapping[str, Rows], request: Request) -> dict[str, Array]:
+    """Of each split numbers where every label of all splits is one, else texts."""
+    texts = {
+        split: np.array([[str(cell).strip() for cell in cells] for _, cells in rows]) for split, rows in parts.items()
+    }
     try:
-        numbers: Array = table.astype(np.float64)
+        numbers: dict[str, Array] = {split: table.astype(np.float64) for split, table in texts.items()}
     except ValueError:
-        return table
-    is_class = request.task == "classification"
+        return texts
     # Names may look like numbers ("401k" does not, "911" does).
-    return table if is_class and set(table.ravel()) <= set(request.labels) else numbers
+    are_names = all(set(table.ravel()) <= set(request.labels) for table in texts.values())
+    return texts if request.task == "classification" and are_names else numbers
 
 
 def _splits(folder: Path) -> dict[str, Path]:

@@ -1,7 +1,7 @@
 """A Hugging Face tokenizer.json cut down to the tokens that some texts use: most of a small text model is its table.
 
 Tokens are only taken away, so that each one that stays is still what a model with the whole vocabulary knows by that
-name, and every text that could be written down can be still. What was one token may become several.
+name. What was one token may become several, or, of characters that are gone, the unknown one.
 """
 
 from __future__ import annotations

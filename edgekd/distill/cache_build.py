@@ -24,7 +24,7 @@ from edgekd.distill.batches import Batches, Positions
 from edgekd.distill.cache import IDS, INDEX, JOURNAL, VERSION, Cache, Facts, building, cache_key, find_cache, open_cache
 from edgekd.distill.distribution import ALONE, World
 from edgekd.distill.journal import Journal
-from edgekd.distill.stored import PIXELS, Store, encode, pixels_of
+from edgekd.distill.stored import PIXELS, Store, encode, pixels_of, shown
 from edgekd.distill.teachers import Teacher
 from edgekd.errors import EdgekdError, StorageError, UsageError
 from edgekd.files import TEMPORARY, sha256_file, write_atomically, write_json
@@ -94,7 +94,7 @@ class Order:
         if missing:
             raise UsageError(f"the teacher gives {', '.join(sorted(named))}; {', '.join(missing)} cannot be kept")
         answers = encode(named, self.store, num_outputs=self.num_outputs)
-        return {**answers, PIXELS: pixels_of(batch["x"]).numpy()}
+        return {**answers, PIXELS: pixels_of(shown(batch)).numpy()}
 
 
 def build_cache(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgekd.distill.answers import named_ids, with_logits
 from edgekd.distill.cache import Cache
-from edgekd.distill.stored import PIXELS, decode, pixels_of
+from edgekd.distill.stored import PIXELS, decode, pixels_of, shown
 from edgekd.errors import DataError, UsageError
 from edgekd.spec import Array
 
@@ -84,8 +84,9 @@ class CachedTeacher:
 
     def _compare(self, batch: Mapping[str, Tensor], seen_N: Tensor) -> None:
         """Whether these are the pixels that were answered to, but for their rounding."""
-        found_N = pixels_of(batch["x"])
-        size_N = batch["x"].detach().cpu().float().reshape(len(found_N), -1).norm(dim=1)
+        x = shown(batch)
+        found_N = pixels_of(x)
+        size_N = x.detach().cpu().float().reshape(len(found_N), -1).norm(dim=1)
         other_N = (found_N - seen_N).abs() > 1e-3 * size_N + 1e-6
         self._compared += len(found_N)
         if self._compared >= COMPARED:

@@ -64,6 +64,12 @@ def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> di
     return kept
 
 
+def shown(batch: Mapping[str, Tensor]) -> Tensor:
+    """What the teacher is shown of each sample; of texts without the padding, which is as the batch wants it."""
+    x, mask = batch["x"], batch.get("mask")
+    return x if mask is None or mask.shape != x.shape else x * mask
+
+
 def pixels_of(x: Tensor) -> Tensor:
     """(N,) float32: a sum over each sample, every value with a weight of its own, so that flips and shifts show."""
     flat_ND = x.detach().cpu().double().reshape(len(x), -1)

@@ -16,6 +16,7 @@ from edgekd.device.postprocess import default_post_steps, parse_post_steps, post
 from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
 from edgekd.device.runtimes import open_session
 from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.device.tokens import tokenize_step
 from edgekd.errors import InputRefused, RecipeError, UsageError, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.inspection import inspect
@@ -108,6 +109,11 @@ def bundle_model(
         known_post = default_post_steps(known_task) if post is None else parse_post_steps(post, where="--postprocess")
     except RecipeError as error:
         raise UsageError(str(error)) from error
+    if tokenize_step(parsed) is not None:
+        raise UsageError(
+            f"{model}: an ONNX file of texts cannot be bundled alone yet; give its run (`edgekd bundle RUN`), which "
+            "holds the tokenizer"
+        )
     spec, (spatial, arithmetic) = found.inputs[0], split_steps(parsed)
     names = read_labels(labels)
     feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)

@@ -139,7 +139,7 @@ def facts_of(space: Workspace, split: str) -> dict[str, Any]:
         "data": dataset.sha256,
         "split": split,
         "num_samples": len(getattr(dataset, split)),
-        "steps": steps_to_json(prepared.arithmetic),
+        "steps": steps_to_json(prepared.training),
         "augment": augment,
         **({} if words is None else {"substitutes": words.sha256}),
         "mixing": mixing,
@@ -195,7 +195,7 @@ def batches_of(space: Workspace, split: str) -> Batches:
     recipe = space.recipe
     return Batches(
         getattr(space.shown if split == "train" else space.prepared.dataset, split),
-        space.prepared.arithmetic,
+        space.prepared.training,
         batch_size=recipe.distill.batch_size,
         seed=recipe.seed,
         augment=recipe.data.augment if split == "train" else None,

@@ -259,8 +259,8 @@ def _model(
 def _hugging_face(space: Workspace, reference: str) -> Inputs:
     """What the folder of a model holds; of an id on the hub only the name is known."""
     folder = locate(reference, space.search_path)
-    names = ("config.json", "tokenizer.json", "vocab.txt", "model.safetensors", "pytorch_model.bin")
-    paths = [] if folder is None else [folder / name for name in names if (folder / name).is_file()]
+    names = ("config.json", "tokenizer.json", "vocab.txt", "*.safetensors", "*.bin", "*.index.json")
+    paths = [] if folder is None else [path for name in names for path in sorted(folder.glob(name)) if path.is_file()]
     return {"folder": {path.name: sha256_file(path) for path in paths}, **_tools("transformers")}
 
 

@@ -356,7 +356,7 @@ def told_answers(space: Workspace) -> Array:
     from edgekd.distill.engine import evaluate
 
     prepared = space.prepared
-    return evaluate(load_teacher(space), prepared.dataset.val, prepared.arithmetic, task=space.recipe.task)
+    return evaluate(load_teacher(space), prepared.dataset.val, prepared.training, task=space.recipe.task)
 
 
 def save_outputs(space: Workspace, name: str, outputs: Array) -> None:

@@ -54,7 +54,7 @@ def finished(space: Workspace, name: str) -> tuple[nn.Module, Threshold | None]:
 
     prepared, rejected = space.prepared, class_of(space, section)
     val = prepared.dataset.val
-    found = find_threshold(evaluate(module, val, prepared.arithmetic), val.y, rejected, keep=section.keep)
+    found = find_threshold(evaluate(module, val, prepared.training), val.y, rejected, keep=section.keep)
     num_classes = prepared.dataset.num_outputs
     rejecting = Rejecting(module, rejected=rejected, num_classes=num_classes, threshold=found.value)
     return rejecting.eval(), found

@@ -24,6 +24,7 @@ from edgekd.stages.workspace import Workspace
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekd.distill.batches import Batches
     from edgekd.distill.engine import TrainResult
     from edgekd.distill.mixing import Mixing
     from edgekd.distill.objective import Objective
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # The stages whose student is smaller where the recipe cuts it.
 CUT = ("student", "student_alone")
+# Added to the seed of a student of its teacher's kind.
+OTHER_SEED = 1_000_003
 # The tasks whose outputs have names.
 LABELLED = ("classification", "multilabel")
 # The loss that a model without a teacher learns from, by task.
@@ -153,7 +156,7 @@ def check(space: Workspace) -> None:
         own_classes(space, one)
     few = Batches(
         dataset.train.take(slice(0, 2)),
-        space.prepared.arithmetic,
+        space.prepared.training,
         batch_size=2,
         augment=recipe.data.augment,
         substitutes=space.substitutes,
@@ -163,6 +166,10 @@ def check(space: Workspace) -> None:
     )
     objective = student_objective(space)
     lesson.check(space, objective.truth_terms)
+    if recipe.student.init is not None and recipe.student.init.of == "trained":
+        _take_over(space, build(space, recipe.student, seed=recipe.seed), teacher.module if teacher else None)
+    if recipe.keeps_answers and teacher is not None and space.prepared.vocabulary is not None:
+        _check_shapes(teacher, objective, few)
     if teacher is not None or not objective.teacher_terms:
         rehearse(
             student,
@@ -172,6 +179,21 @@ def check(space: Workspace) -> None:
             num_outputs=dataset.num_outputs,
             device=torch.device("cpu"),
             seed=recipe.seed,
+        )
+
+
+def _check_shapes(teacher: Any, objective: Objective, few: Batches) -> None:
+    """Raise `RecipeError` where kept answers would be as long as their text, each of another length."""
+    from edgekd.distill.teachers import tapped
+
+    batch = next(few.epoch(0))
+    with tapped(teacher, objective.teacher_taps, batch):
+        named = teacher(batch)
+    long = [tap for tap in objective.teacher_taps if tap in named and named[tap].ndim > 2]
+    if long:
+        raise RecipeError(
+            f"distill.cache keeps answers of one shape, but '{long[0]}' of the teacher is as long as each text; set "
+            "distill.cache = false"
         )
 
 
@@ -459,7 +481,7 @@ def train(space: Workspace, name: str) -> dict[str, Any]:
             teachers,
             learned.data,
             objective,
-            steps=space.prepared.arithmetic,
+            steps=space.prepared.training,
             extras=learned.extras,
             epochs=epochs,
             batch_size=schedule.batch_size,
@@ -532,20 +554,29 @@ def _beginning(space: Workspace, name: str, section: Any) -> nn.Module:
     if name in CUT and diet.is_wanted(space):
         return diet.begin(space, name)
     # A generation begins where no other did; teachers of one kind are different ones.
-    module = build(space, section, seed=space.recipe.seed + _number_of(name))
-    if name == "student" and section.init is not None and section.init.of == "trained":
-        _take_over(space, module)
+    seed = space.recipe.seed + _number_of(name)
+    if name in (*CUT, diet.WHOLE) and _is_like_its_teacher(space):
+        seed += OTHER_SEED
+    module = build(space, section, seed=seed)
+    if name in ("student", diet.WHOLE) and section.init is not None and section.init.of == "trained":
+        teacher = load_trained(space, "teacher") if space.recipe.teacher.model is not None else None
+        _take_over(space, module, teacher)
     if name in CUT and section.weights is not None:
         load_weights(module, Path(section.weights))
     return module
 
 
-def _take_over(space: Workspace, student: nn.Module) -> None:
+def _is_like_its_teacher(space: Workspace) -> bool:
+    """Whether equal seeds would give both the same weights, and so make the teacher easy to imitate."""
+    teacher, student = space.recipe.teacher, space.recipe.student
+    return teacher.model == student.model and teacher.args == student.args
+
+
+def _take_over(space: Workspace, student: nn.Module, teacher: nn.Module | None) -> None:
     """Make the student once more, of the teacher that was trained in this run. Raises `RecipeError` for another one."""
     from edgekd.distill.models.from_teacher import parse_init, student_from
     from edgekd.distill.models.hub import HuggingFace
 
-    teacher = load_trained(space, "teacher") if space.recipe.teacher.model is not None else None
     if not isinstance(teacher, HuggingFace) or not isinstance(student, HuggingFace):
         raise RecipeError(
             "student.init.of = 'trained' makes the student of this run's teacher, which is no hf: model; take "
@@ -554,7 +585,13 @@ def _take_over(space: Workspace, student: nn.Module) -> None:
     made = student_from(
         teacher.model, parse_init(_init(space.recipe.student) or {}), rows=teacher.rows, pad=student.pad
     )
-    student.model.load_state_dict(made.state_dict())
+    try:
+        student.model.load_state_dict(made.state_dict())
+    except RuntimeError as error:
+        raise RecipeError(
+            "student.init.of = 'trained' makes the student of this run's teacher, but student.model with its init is "
+            f"of another shape ({' '.join(str(error).split())[:200]}); take the teacher's model for student.model"
+        ) from error
 
 
 def _only_students(space: Workspace, name: str) -> dict[str, Any]:
@@ -612,7 +649,7 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
         model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads)
     else:
         model = load_teacher(space) if is_black_box else load_trained(space, name)
-    outputs = evaluate(model, prepared.dataset.val, prepared.arithmetic, task=task, masking=space.masking)
+    outputs = evaluate(model, prepared.dataset.val, prepared.training, task=task, masking=space.masking)
     if task == "masked_lm":
         value = score(task, contributions(task, outputs, prepared.dataset.val.y))
         return _untrained(value, *size_of(space, model))

@@ -53,7 +53,7 @@ def vectors_of(
     """Those that were kept, else those that the teacher says now."""
     reference = (recipe.teacher.model or "").removeprefix("hf:")
     place = locate(reference, search_path)
-    weights = sorted(place.glob("*.safetensors")) if place is not None and place.is_dir() else []
+    weights = [] if place is None else sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
     facts = {
         "teacher": recipe.teacher.model,
         "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],

@@ -81,6 +81,14 @@ class Prepared:
         return split_steps(self.steps)[1]
 
     @property
+    def training(self) -> tuple[Step, ...]:
+        """`arithmetic` as training does it: texts of a graph of one shape too are as long as the longest of a batch."""
+        vocabulary = self.vocabulary
+        if vocabulary is None or any(isinstance(step, Trim) for step in self.steps):
+            return self.arithmetic
+        return (*self.arithmetic, Trim(vocabulary.pad))
+
+    @property
     def input_spec(self) -> TensorSpec:
         """The model's input with its symbolic batch axis N."""
         if self.vocabulary is None:
@@ -228,7 +236,7 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
     spatial, arithmetic = split_steps(steps)
     step, matrix = tokenize_step(steps), None
     if recipe.task == "masked_lm" and step is not None:
-        dataset = replace(dataset, labels=masks.labels_of(step))
+        dataset = masks.askable(replace(dataset, labels=masks.labels_of(step)), masks.masking_of(step, recipe))
     if recipe.task == "embedding" and step is not None:
         dataset, matrix = vectors.with_vectors(recipe, dataset, arithmetic, vocabulary_of(step), search_path)
     arithmetic = resolve_train_figures(arithmetic, dataset.train.x)

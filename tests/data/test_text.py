@@ -138,6 +138,16 @@ def test_json_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         load(path)
 
 
+def test_labels_like_numbers_mean_the_same_in_every_split(tmp_path: Path) -> None:
+    rows = [(f"text {number}", ("1", "2", "unknown")[number % 3]) for number in range(12)]
+    write(tmp_path / "train.csv", rows)
+    write(tmp_path / "dev.csv", [("nice one", "1"), ("awful one", "2")])
+    write(tmp_path / "test.csv", [("another", "unknown")])
+    found = load(tmp_path)
+    assert found.labels == ("1", "2", "unknown")
+    assert texts(found) == dict(rows) | {"nice one": "1", "awful one": "2", "another": "unknown"}
+
+
 def test_a_label_that_training_never_saw_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "train.csv", LINES)
     write(tmp_path / "test.csv", [("new", "perhaps")])
@@ -190,6 +200,14 @@ def test_a_data_set_of_hugging_face_by_its_place(tmp_path: Path) -> None:
     assert texts(found) == dict(LINES)
     with pytest.raises(DataError, match="there is no column 'mark'"):
         load(tmp_path, kind="huggingface", target=["mark"])
+
+
+def test_rows_of_hugging_face_without_a_text_are_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
+    table = datasets.Dataset.from_dict({"text": ["a", None, "b", " "], "label": ["no", "yes", "no", "yes"]})
+    table.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=r"2 of 4 rows have no text in 'text' \(row 1, 3\)"):
+        load(tmp_path, kind="huggingface")
 
 
 def test_names_of_classes_come_with_the_data_set_and_hidden_labels_are_no_test(tmp_path: Path) -> None:

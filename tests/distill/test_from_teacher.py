@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from tiny_encoders import FAMILIES, VOCABULARY, WORDS, encoder, ids_of, saved
 from torch import Tensor, nn
@@ -297,6 +300,25 @@ def test_another_vocabulary_is_refused_with_the_way_out(bert: Path, tmp_path: Pa
     with pytest.raises(ModelError, match="has rows for 20 tokens, but the texts have 7, and its folder holds no"):
         build(tmp_path, tokens=["[PAD]", *"abcdef"])
     assert build(tmp_path).rows is None
+
+
+def test_weights_that_do_not_come_out_of_the_folder_are_not_random_in_silence(tmp_path: Path) -> None:
+    saved(encoder(), tmp_path)
+    narrow = {"intermediate_size": 8}
+    with pytest.raises(ModelError, match=r"are not in its weights with args \(intermediate_size\)"):
+        build_model(f"hf:{tmp_path}", num_outputs=3, input_shape=(9,), vocabulary=len(WORDS), pad=0, args=narrow)
+    safetensors.torch.save_file({"other": torch.zeros(2)}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"are not in its weights: .*; they would be random"):
+        build(tmp_path)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(bert: Path, tmp_path: Path) -> None:
+    shutil.copytree(bert, tmp_path, dirs_exist_ok=True)
+    table = json.loads((tmp_path / "tokenizer.json").read_text())
+    table["model"]["vocab"]["further"] = len(WORDS)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(table))
+    with pytest.raises(ModelError, match="has rows for 20 tokens, but its own tokenizer numbers them up to 20"):
+        build(tmp_path, tokens=[*WORDS, "further"])
 
 
 def test_other_families_are_refused_with_the_list() -> None:

@@ -39,7 +39,7 @@ def classes_of(reference: str, args: Mapping[str, Any]) -> tuple[str, ...]:
     """
     path = file_of(reference, "config.json")
     table = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    named = {str(number): str(name) for number, name in {**table, **args}.get("id2label", {}).items()}
+    named = {str(number): str(name) for number, name in ({**table, **args}.get("id2label") or {}).items()}
     names = tuple(named.get(str(number), f"LABEL_{number}") for number in range(len(named)))
     return () if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 

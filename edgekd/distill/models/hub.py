@@ -165,6 +165,11 @@ def rows_of(reference: str, size: int, *, vocabulary: int, tokens: Sequence[str]
     if tokens and own is not None:
         strange = [token for token in tokens if token and token not in own]
         ids = [own.get(token, 0) for token in tokens]
+        if max(ids) >= size:
+            raise ModelError(
+                f"hf:{reference} has rows for {size} tokens, but its own tokenizer numbers them up to {max(ids)}: it "
+                "is not the tokenizer that the model was trained with; put the right one into its folder"
+            )
         if strange or (vocabulary == size and ids != list(range(size))):
             found = f"does not know {len(strange)} of the {len(tokens)} tokens of the data ({_some(strange)})"
             raise ModelError(
@@ -194,7 +199,7 @@ def _own_tokens(reference: str) -> dict[str, int] | None:
     found = file_of(reference, "vocab.txt")
     if found is None:
         return None
-    return {name: number for number, name in enumerate(found.read_text(encoding="utf-8").splitlines())}
+    return {name: number for number, name in enumerate(found.read_text(encoding="utf-8").split("\n"))}
 
 
 def file_of(reference: str, name: str) -> Path | None:
@@ -250,12 +255,13 @@ def load(
             if is_fresh or (folder.exists() and not any((folder / item).is_file() for item in _WEIGHTS)):
                 build = kind.from_config if kind is transformers.AutoModel else kind._from_config
                 return build(config, attn_implementation=changes["attn_implementation"])
-            return kind.from_pretrained(
+            model, found = kind.from_pretrained(
                 reference,
                 config=config,
                 attn_implementation=changes["attn_implementation"],
                 ignore_mismatched_sizes=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -263,6 +269,25 @@ def load(
             f"hf:{reference} cannot be loaded: {first}; expected a folder that save_pretrained wrote, the id of a "
             "model on the hub, which needs the network, or a kind such as bert for a fresh one"
         ) from error
+    _check_body(model, reference, found, args)
+    return model
+
+
+def _check_body(model: Any, reference: str, found: Mapping[str, Any], args: Mapping[str, Any]) -> None:
+    """Raise `ModelError` where something else than the head did not come out of the folder: it would be random."""
+    prefix = f"{model.base_model_prefix}."
+    body = {name for name, _ in model.named_parameters() if name.startswith(prefix) or model.base_model is model}
+    absent = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    # The pooler belongs to the head of a classifier: what was pretrained on masked words has none.
+    random = sorted(name for name in body & absent if "pooler" not in name)
+    if random:
+        keys = ", ".join(args)
+        because = f" with args ({keys}), which change its shape" if args else ""
+        raise ModelError(
+            f"hf:{reference}: {len(random)} of {len(body)} tensors of the model are not in its weights{because}: "
+            f"{_some(random)}; they would be random. Remove what changes the shape (a student is made smaller by "
+            "[student.init]), or take the kind, such as hf:bert, for a fresh model"
+        )
 
 
 def read_inputs(module: HuggingFace, names: Sequence[str]) -> None:
