@@ -164,7 +164,7 @@ def rows_of(reference: str, size: int, *, vocabulary: int, tokens: Sequence[str]
     own = _own_tokens(reference)
     if tokens and own is not None:
         strange = [token for token in tokens if token and token not in own]
-        ids = [own.get(token, 0) for token in tokens]
+        ids = [own.get(token, 0) if token else 0 for token in tokens]
         if max(ids) >= size:
             raise ModelError(
                 f"hf:{reference} has rows for {size} tokens, but its own tokenizer numbers them up to {max(ids)}: it "
@@ -199,7 +199,8 @@ def _own_tokens(reference: str) -> dict[str, int] | None:
     found = file_of(reference, "vocab.txt")
     if found is None:
         return None
-    return {name: number for number, name in enumerate(found.read_text(encoding="utf-8").split("\n"))}
+    lines = found.read_text(encoding="utf-8").removesuffix("\n")
+    return {name: number for number, name in enumerate(lines.split("\n"))}
 
 
 def file_of(reference: str, name: str) -> Path | None:
