@@ -31,6 +31,7 @@ PROGRAMMES = tuple(
         "progressive",
         "relation",
         "response",
+        "synthetic",
         "teachers",
         "unlabelled",
     )
