@@ -39,8 +39,10 @@ $(VENV)/test.done: $(VENV)/torch-$(TORCH).done pyproject.toml
 demo: $(VENV)/demo.done
 	$(BIN)/edgekd distill-and-export digits --out $(OUT)
 
+# Those of the device time: one after the other.
 test: $(VENV)/test.done
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --ignore=tests/device
+	$(BIN)/python -m pytest tests/device
 
 test-all: test lint
 
