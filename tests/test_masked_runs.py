@@ -264,3 +264,27 @@ def test_a_student_that_cannot_be_made_of_its_teacher_is_refused_before_that_is_
     options = ("--set", 'student.init={of="trained"}', "--out", folder / "run")
     assert "is of another shape" in refused(2, "distill", folder / "kept.toml", *options)
     assert not (folder / "run" / "teacher").exists()
+
+
+def table(path: Path) -> np.ndarray:
+    """The words' table in a folder of a training stage."""
+    from safetensors.numpy import load_file
+
+    (found,) = [value for name, value in load_file(path / "weights.safetensors").items() if "word_embeddings" in name]
+    return found
+
+
+def test_a_student_of_its_teachers_kind_begins_elsewhere_or_with_the_trained_teacher(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    still = ("distill.cache=false", "distill.epochs=1", "distill.lr=1e-12", "teacher.train.epochs=1")
+    same = "student.args={hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64}"
+    made = 'student.init={layers="every 2", of="trained"}'
+    runs = {
+        "fresh": ("teacher.train.lr=1e-12",),
+        "cut": ("teacher.train.lr=0.01", made, "student.low_rank={energy=0.9}"),
+    }
+    for name, more in runs.items():
+        options = [part for one in (*still, same, *more) for part in ("--set", one)]
+        ok("distill", folder / "kept.toml", *options, "--out", folder / name, cwd=folder)
+    assert not np.allclose(table(folder / "fresh" / "student"), table(folder / "fresh" / "teacher"), atol=1e-3)
+    np.testing.assert_allclose(table(folder / "cut" / "student_whole"), table(folder / "cut" / "teacher"), atol=1e-6)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from spaces import make_space, write_project
@@ -208,3 +210,17 @@ def test_how_an_endpoint_is_asked_trains_nothing_again(recipe: Path) -> None:
     BEFORE.update({name: canonical_json(inputs(space)) for name, (_, _, inputs, _) in STAGES.items()})
     assert changed(recipe, "teacher.request.batch_size=7", "teacher.request.retries=1") == {"bundle"}
     assert changed(recipe, "teacher.url=https://h/y") == {"teacher", "bundle"}
+
+
+def test_every_file_of_weights_beside_a_model_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    space: Any = SimpleNamespace(search_path=tmp_path)
+    seen = [fingerprints._hugging_face(space, str(folder))]
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "pytorch_model-00001.bin"):
+        for content in (b"a", b"b"):
+            (folder / name).write_bytes(content)
+            found = fingerprints._hugging_face(space, str(folder))
+            assert found not in seen
+            seen.append(found)
