@@ -88,8 +88,14 @@ METHODS: dict[str, list[Term]] = {
     "rkd": hot(Term("rkd", "rkd", weight=0.1, **VECTORS)),
     "similarity": hot(Term("similarity", "similarity_preserving", weight=100.0, **MAPS)),
 }
-# FitNets trains towards its hints first.
-STAGES = {"fitnets": (Stage("hints", 4, ("hint",)), Stage("soft labels", EPOCHS - 4, ("kd", "cross_entropy")))}
+
+
+def stages_of(method: str, epochs: int) -> tuple[Stage, ...]:
+    """FitNets trains towards its hints first."""
+    if method != "fitnets":
+        return ()
+    hints = epochs // 5
+    return (Stage("hints", hints, ("hint",)), Stage("soft labels", epochs - hints, ("kd", "cross_entropy")))
 
 
 class Remembered:
@@ -162,7 +168,7 @@ def teach(args: argparse.Namespace) -> torch.nn.Module:
     data = labelled(images(args.budget, args.labels), args.labels)
     teacher = network("fashion_teacher", 0)
     # As many steps as with all labels.
-    epochs = EPOCHS * (round(1 / FEW) if args.labels == "few" else 1)
+    epochs = args.epochs * (round(1 / FEW) if args.labels == "few" else 1)
     hard = Objective(METHODS["alone"])
     distill(teacher, (), data, hard, **settings(args, epochs, args.work / "teacher", 0, 2e-3, args.workers))
     return teacher
@@ -178,16 +184,16 @@ def train(job: tuple[str, int, float, argparse.Namespace]) -> dict[str, Any]:
     if done.exists():
         found: dict[str, Any] = json.loads(done.read_text())
         return found
-    objective, teachers, epochs = Objective(terms), (), EPOCHS
+    objective, teachers, epochs = Objective(terms), (), args.epochs
     if args.labels in ("few", "none") and objective.teacher_terms:
         objective = Objective([term for term in terms if term.loss != "cross_entropy"])
     if objective.teacher_terms:
         taps = [tap for tap in objective.teacher_taps if tap != "logits"]
         teachers = (Remembered(teach(args), data.train, taps, seed, AUGMENT if args.augment else {}),)
     elif args.labels == "few":
-        data, epochs = labelled(data, args.labels), EPOCHS * round(1 / FEW)
+        data, epochs = labelled(data, args.labels), args.epochs * round(1 / FEW)
     student = network("fashion_student", seed)
-    stages = STAGES.get(name, ())
+    stages = stages_of(name, args.epochs)
     result = distill(student, teachers, data, objective, stages=stages, **settings(args, epochs, folder, seed, lr))
     found = {"method": name, "lr": lr, "seed": seed, "val": 100 * (result.last or 0.0)}
     found |= {"test": accuracy(student, data.test), "seconds": result.seconds}
@@ -219,6 +225,7 @@ def main() -> None:
     parser.add_argument("--budget", choices=sorted(IMAGES), default="small")
     parser.add_argument("--labels", choices=("true", "wrong", "few", "none"), default="true")
     parser.add_argument("--augment", action="store_true")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the teacher and of every student")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
@@ -248,7 +255,7 @@ def main() -> None:
         "labels": args.labels,
         "augment": args.augment,
         "images": len(data.train),
-        "epochs": EPOCHS,
+        "epochs": args.epochs,
     }
     result = {**facts, "machine": describe(), "versions": versions(), "teacher": teacher, "methods": table}
     if args.out is not None:

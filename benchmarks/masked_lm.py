@@ -1,14 +1,15 @@
 """What each part of DistilBERT's pre-training brings: its three losses, its beginning, and what comes of it on a task.
 
     python benchmarks/masked_lm.py --work runs/masked_lm --out masked_lm.json
-    python benchmarks/masked_lm.py --work runs/masked_lm --budget small --out masked_lm.json
+    python benchmarks/masked_lm.py --work runs/masked_lm --budget full --out masked_lm.json
 
 A teacher is trained once, on raw text. Each arm is the same student on the same epochs, with some of the losses. It is
 judged by its pseudo-perplexity on a held-out book: exp of minus the mean log-likelihood of each token, when it alone
-is hidden (Salazar et al., "Masked Language Model Scoring", 2020, arXiv:1910.14659), over the first paragraphs.
-Then teacher and student are fine-tuned on SST-2, over several seeds: the student on the labels, or taught by the
-fine-tuned teacher, by soft labels alone or by both. `--budget small` is the recipe as it is: 64 minutes of
-one core's training for the arms, and about 10 for each seed of the task. A killed run goes on where it stopped.
+is hidden (Salazar et al., "Masked Language Model Scoring", 2020, arXiv:1910.14659), over 200 paragraphs.
+Then teacher and student are fine-tuned on SST-2: the student on the labels, or taught by the fine-tuned teacher, by
+soft labels alone or by both. Seeds change the students' weights, masks and orders, and on SST-2 those of the teacher
+too. `--budget full` is the recipe as it is, `small` has half of the students' epochs. Each worker takes one core. A
+killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,17 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from edgekd.data.splits import shuffled
 from edgekd.device.machine import describe, versions
 from edgekd.device.metrics import contributions, score
 from edgekd.distill.evaluation import evaluate
@@ -51,12 +54,11 @@ ARMS: dict[str, tuple[str, ...]] = {
     "random beginning": ('student.init.of="pretrained"',),  # of a fresh model
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
-    "small": (),
-    "full": ("teacher.train.epochs=24", "distill.epochs=12"),
+    "small": ("distill.epochs=2",),
+    "full": (),
     "smoke": ("data.limit=300", "teacher.train.epochs=2", "distill.epochs=1"),
 }
 PARAGRAPHS = 200
-Keep = Callable[[str, object], None]
 # On the task: what the student learns from.
 TASK_TERMS: dict[str, str] = {
     "soft labels": '[{loss = "kd", weight = 1.0, options = {temperature = 2.0}}]',
@@ -66,7 +68,7 @@ TASK_TERMS: dict[str, str] = {
 
 
 def pseudo_perplexity(space: Workspace, name: str, paragraphs: int) -> float:
-    """Of the model in the folder of the stage `name`, on the first paragraphs of the test split."""
+    """Of the model in the folder of the stage `name`, on some of the test split's paragraphs, the same for all seeds."""
     prepared, masking = space.prepared, space.masking
     assert masking is not None
     assert prepared.vocabulary is not None
@@ -74,7 +76,8 @@ def pseudo_perplexity(space: Workspace, name: str, paragraphs: int) -> float:
     model = build_masked(reference, vocabulary=prepared.vocabulary).eval()
     may = np.isin(np.arange(masking.size), masking.others)
     total, count = 0.0, 0
-    for row in np.asarray(prepared.dataset.test.x[:paragraphs], np.int64):
+    test = prepared.dataset.test
+    for row in np.asarray(test.x[np.sort(shuffled(test.ids, seed=0)[:paragraphs])], np.int64):
         ids = row[row != prepared.vocabulary.pad]
         places = np.flatnonzero(may[ids])
         if not len(places):
@@ -89,28 +92,30 @@ def pseudo_perplexity(space: Workspace, name: str, paragraphs: int) -> float:
     return math.exp(-total / count)
 
 
-def pretrain(work: Path, budget: tuple[str, ...], threads: int | None, keep: Keep) -> None:
-    """Pseudo-perplexity and the validation's log-likelihood of the teacher and of every arm; `keep` hears of each."""
+def pretrain(work: Path, budget: tuple[str, ...], seed: int) -> dict[str, Any]:
+    """Pseudo-perplexity and the validation's log-likelihood of the teacher, which is seed 0's, and of every arm."""
     found: dict[str, Any] = {}
     paragraphs = PARAGRAPHS if budget != BUDGETS["smoke"] else 10
-    first = work / "arms" / "0"
+    arms, first = work / "arms" / str(seed), work / "arms" / "0" / "0"
+    of_seed: tuple[str, ...] = ()
+    if seed:
+        weights = (first / "teacher" / "weights.safetensors").absolute()
+        of_seed = (f"seed={seed}", f"teacher.weights={weights}", reads_as(first / "teacher" / "model", 32))
     for number, (arm, overrides) in enumerate(ARMS.items()):
-        out = work / "arms" / str(number)
+        out = arms / str(number)
         if number and not out.exists():
-            for part in ("teacher", "stages", "run.json"):
-                copy = shutil.copytree if (first / part).is_dir() else shutil.copy
-                out.mkdir(parents=True, exist_ok=True)
-                copy(first / part, out / part)
+            copy_parts(arms / "0", out, ("teacher", "stages", "run.json"))
         started = time.monotonic()
         with some_stages(
             RECIPE,
             lambda name, number=number: is_training(name) and (number == 0 or name != "student_alone"),
             out=out,
-            overrides=[*budget, *overrides],
-            threads=threads,
+            overrides=[*budget, *of_seed, *overrides],
+            threads=1,
         ) as (space, worked):
-            names = {"teacher": "teacher", arm: "student", "alone: masked words, random beginning": "student_alone"}
-            for title, stage in names.items() if number == 0 else [(arm, "student")]:
+            alone = {"alone: masked words, random beginning": "student_alone"} if number == 0 else {}
+            teacher = {"teacher": "teacher"} if number == 0 and seed == 0 else {}
+            for title, stage in {**teacher, arm: "student", **alone}.items():
                 result = space.result(stage)
                 found[title] = {
                     "pseudo_perplexity": pseudo_perplexity(space, stage, paragraphs),
@@ -119,58 +124,78 @@ def pretrain(work: Path, budget: tuple[str, ...], threads: int | None, keep: Kee
                     "epochs": result["epochs"],
                     "seconds": sum(item["seconds"] for item in result["history"]),
                 }
-        print(f"{arm}: {json.dumps(found[arm])} ({time.monotonic() - started:.0f} s, {worked})", flush=True)
-        keep("masked_lm", found)
+        seconds = time.monotonic() - started
+        print(f"seed {seed}, {arm}: {json.dumps(found[arm])} ({seconds:.0f} s, {worked})", flush=True)
+    return found
 
 
-def fine_tune(work: Path, budget: tuple[str, ...], seeds: int, threads: int | None, keep: Keep) -> None:
-    """Percent right on SST-2's test split, seed by seed: the teacher, and the students by what they learn from."""
-    whole = (work / "arms" / "0").absolute()
-    tokenizer = whole / "student" / "model" / "tokenizer.json"
-    steps = f'preprocess.steps=[{{op = "tokenize", file = "{tokenizer}", max_length = 48}}, {{op = "trim"}}]'
+def reads_as(model: Path, max_length: int) -> str:
+    """The setting that gives texts the tokenizer of a folder."""
+    tokenizer = (model / "tokenizer.json").absolute()
+    return f'preprocess.steps=[{{op = "tokenize", file = "{tokenizer}", max_length = {max_length}}}, {{op = "trim"}}]'
+
+
+def copy_parts(source: Path, target: Path, parts: tuple[str, ...]) -> None:
+    """What two runs have in common, so that it is not made twice."""
+    target.mkdir(parents=True)
+    for part in parts:
+        (shutil.copytree if (source / part).is_dir() else shutil.copy)(source / part, target / part)
+
+
+def fine_tune(work: Path, budget: tuple[str, ...], seed: int) -> dict[str, float]:
+    """Percent right on SST-2's test split: the teacher, and the students by what they learn from."""
+    whole = (work / "arms" / str(seed) / "0").absolute()
+    teacher = (work / "arms" / "0" / "0" / "teacher" / "model").absolute()
     limit = ["data.limit=100"] if budget == BUDGETS["smoke"] else []
-    rows = []
-    for seed in range(seeds):
-        row: dict[str, Any] = {"seed": seed}
-        for number, (title, terms) in enumerate(TASK_TERMS.items()):
-            out = work / "task" / f"{seed}-{number}"
-            before = work / "task" / f"{seed}-0"
-            if number and not out.exists():
-                out.mkdir(parents=True)
-                for part in ("teacher", "student_alone", "stages", "run.json"):
-                    (shutil.copytree if (before / part).is_dir() else shutil.copy)(before / part, out / part)
-            overrides = [
-                *limit,
-                steps,
-                f'teacher.model="hf:{whole}/teacher/model"',
-                "teacher.train.epochs=5",
-                "teacher.train.lr=2e-4",
-                f'student={{model="hf:{whole}/student/model"}}',
-                "distill.epochs=5",
-                "distill.lr=2e-4",
-                "distill.cache=false",
-                f"distill.terms={terms}",
-                f"seed={seed}",
-            ]
-            with some_stages("sst2", is_training, out=out, overrides=overrides, threads=threads) as (space, _):
-                named = {"teacher": "teacher", "hard labels": "student_alone"} if number == 0 else {}
-                for model, stage in {**named, title: "student"}.items():
-                    test = space.prepared.dataset.test
-                    outputs = evaluate(load_trained(space, stage), test, space.prepared.arithmetic)
-                    row[model] = 100 * score("classification", contributions("classification", outputs, test.y))
-        print(json.dumps(row), flush=True)
-        rows.append(row)
-        keep("sst2", {"summary": summarize(rows), "rows": rows})
+    found: dict[str, float] = {}
+    for number, (title, terms) in enumerate(TASK_TERMS.items()):
+        out, before = work / "task" / f"{seed}-{number}", work / "task" / f"{seed}-0"
+        if number and not out.exists():
+            copy_parts(before, out, ("teacher", "student_alone", "stages", "run.json"))
+        overrides = [
+            *limit,
+            reads_as(teacher, 48),
+            f'teacher.model="hf:{teacher}"',
+            "teacher.train.epochs=5",
+            "teacher.train.lr=2e-4",
+            f'student={{model="hf:{whole}/student/model"}}',
+            "distill.epochs=5",
+            "distill.lr=2e-4",
+            "distill.cache=false",
+            f"distill.terms={terms}",
+            f"seed={seed}",
+        ]
+        with some_stages("sst2", is_training, out=out, overrides=overrides, threads=1) as (space, _):
+            named = {"teacher": "teacher", "hard labels": "student_alone"} if number == 0 else {}
+            for model, stage in {**named, title: "student"}.items():
+                test = space.prepared.dataset.test
+                outputs = evaluate(load_trained(space, stage), test, space.prepared.arithmetic)
+                found[model] = 100 * score("classification", contributions("classification", outputs, test.y))
+    print(f"seed {seed}, sst2: {json.dumps(found)}", flush=True)
+    return found
 
 
-def summarize(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
-    """Mean and standard deviation over the seeds."""
-    summary: dict[str, dict[str, float | None]] = {}
-    for name in [key for key in rows[0] if key != "seed"]:
-        values = [row[name] for row in rows]
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        summary[name] = {"mean": statistics.mean(values), "spread": spread}
-    return summary
+def measure(seed: int, work: Path, budget: tuple[str, ...]) -> dict[str, Any]:
+    """All of one seed, on one core."""
+    torch.set_num_threads(1)
+    return {"seed": seed, "masked_lm": pretrain(work, budget, seed), "sst2": fine_tune(work, budget, seed)}
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard deviation over the seeds that have a figure."""
+
+    def over(values: list[float]) -> dict[str, float | None]:
+        return {"mean": statistics.mean(values), "spread": statistics.stdev(values) if len(values) > 1 else None}
+
+    first = min(rows, key=lambda row: row["seed"])
+    arms = {
+        arm: {
+            key: over([row["masked_lm"][arm][key] for row in rows if arm in row["masked_lm"]])
+            for key in ("pseudo_perplexity", "validation_log_likelihood")
+        }
+        for arm in first["masked_lm"]
+    }
+    return {"masked_lm": arms, "sst2": {name: over([row["sst2"][name] for row in rows]) for name in first["sst2"]}}
 
 
 def main() -> None:
@@ -179,26 +204,23 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="small")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--workers", type=int, default=2, help="seeds at a time, of one core each")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     budget = BUDGETS[args.budget]
-    result: dict[str, Any] = {
-        "command": " ".join(sys.argv),
-        "budget": args.budget,
-        "machine": describe(),
-        "versions": versions(),
-    }
-
-    def keep(name: str, value: object) -> None:
-        """Hours are not lost when the rest is stopped."""
-        result[name] = value
-        if args.out is not None:
-            write_json(args.out, result)
-
-    pretrain(args.work, budget, args.threads, keep)
-    fine_tune(args.work, budget, args.seeds, args.threads, keep)
-    print(json.dumps({"masked_lm": result["masked_lm"], "sst2": result["sst2"]["summary"]}, indent=2))
+    facts = {"command": " ".join(sys.argv), "budget": args.budget, "machine": describe(), "versions": versions()}
+    # The teacher of all seeds.
+    with some_stages(
+        RECIPE, {"data", "teacher"}.__contains__, out=args.work / "arms" / "0" / "0", overrides=budget, threads=1
+    ):
+        pass
+    rows: list[dict[str, Any]] = []
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        for row in pool.imap_unordered(partial(measure, work=args.work, budget=budget), range(args.seeds)):
+            rows = sorted([*rows, row], key=lambda found: int(found["seed"]))
+            if args.out is not None:  # hours are not lost when the rest is stopped
+                write_json(args.out, {**facts, "summary": summarize(rows), "rows": rows})
+    print(json.dumps(summarize(rows), indent=2))
 
 
 if __name__ == "__main__":

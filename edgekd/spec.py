@@ -259,7 +259,8 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Train trains, validation chooses, test is read once. `labels` name the outputs, in order."""
+    """Train trains, validation chooses, test is read once. `labels` name the outputs, in order; `tokens` the ids that
+    samples of texts are made of."""
 
     name: str
     task: Task
@@ -269,6 +270,7 @@ class Dataset:
     test: Split
     licence: str
     sha256: str
+    tokens: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def num_outputs(self) -> int:

@@ -94,6 +94,28 @@ def test_labels_and_confidence_come_from_the_command_line_as_from_python(run: Pa
     assert [row["truncated"] for row in told] == [False] * 5
 
 
+@pytest.mark.parametrize("file", ["teacher.weights=teacher/weights.safetensors", "teacher.onnx=export/teacher.onnx"])
+def test_a_teacher_of_another_vocabulary_is_refused(run: Path, file: str, tmp_path: Path) -> None:
+    """As many tokens in another order: every id has a row, but that of another word."""
+    folder = run.parent
+    key, _, path = file.partition("=")
+    table = json.loads((folder / "tokenizer.json").read_text())
+    words = table["model"]["vocab"]
+    words["film"], words["movie"] = words["movie"], words["film"]
+    (tmp_path / "other.json").write_text(json.dumps(table))
+    recipe = RECIPE.format(student="bow_s").replace('root = "reviews"', f'root = "{folder / "reviews"}"')
+    if key == "teacher.onnx":
+        own = 'model = "text_cnn_s"\ntrain = {epochs = 3, batch_size = 32, lr = 3e-3}'
+        assert own in recipe
+        recipe = recipe.replace(own, 'licence = "MIT"')
+    (tmp_path / "recipe.toml").write_text(recipe)
+    command = ["distill", tmp_path / "recipe.toml", "--student-only", "--set", f"{key}={run / path}"]
+    reads = 'preprocess.steps=[{{op="tokenize", file="{}", max_length=24}}, {{op="trim"}}]'
+    told = refused(3, *command, "--out", tmp_path / "other", "--set", reads.format(tmp_path / "other.json"))
+    assert "reads the ids of another vocabulary" in told
+    ok(*command, "--out", tmp_path / "own", "--set", reads.format(folder / "tokenizer.json"))
+
+
 def test_texts_are_read_from_standard_input(run: Path) -> None:
     import subprocess
     import sys

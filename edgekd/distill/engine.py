@@ -299,7 +299,7 @@ def distill(
             checkpoint = fresh(run, Record(num_threads, warnings=notes, processes=world.size))
         record = train_phases(run, continued(checkpoint, world))
     if files is not None:
-        files.finish(student, record, meaning(data.labels, steps))
+        files.finish(student, record, meaning(data.labels, steps, data.tokens))
     return _result(student, record, f"{numbers.name}: {numbers.reason}")
 
 

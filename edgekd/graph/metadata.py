@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
+from edgekd.device.tokens import tokenize_step, vocabulary_of
 from edgekd.errors import RecipeError
+from edgekd.files import sha256_bytes
 from edgekd.spec import Step, Tokenize, parse_steps, steps_to_json
 from edgekd.version import __version__
 
@@ -30,10 +32,12 @@ def metadata(
     sample_shape  of one model-ready sample; (channels, height, width) is an image
     steps         what turns raw samples into that
     """
+    step = tokenize_step(steps)
+    tokens = () if step is None or not step.content else vocabulary_of(step).tokens
     pairs = {
         "description": f"{name}: {task} model made with edgekd",
         "license": licence or "not stated",
-        **meaning(labels, steps),
+        **meaning(labels, steps, tokens),
         "producer": "edgekd",
         "task": _TASKS.get(task, task),
         "version": __version__,
@@ -44,9 +48,18 @@ def metadata(
     return pairs
 
 
-def meaning(labels: Sequence[str], steps: Sequence[Step]) -> dict[str, str]:
-    """The pairs that say what goes in and what comes out: of a graph, and of weights alone."""
-    return {"names": str(dict(enumerate(labels))), "preprocess": json.dumps(steps_to_json(tuple(steps)))}
+def meaning(labels: Sequence[str], steps: Sequence[Step], tokens: Sequence[str] = ()) -> dict[str, str]:
+    """The pairs that say what goes in and what comes out: of a graph, and of weights alone.
+
+    tokens  what each id of a text stands for, of which the SHA-256 is kept
+    """
+    read = {"tokens": tokens_sha256(tokens)} if tokens else {}
+    return {"names": str(dict(enumerate(labels))), "preprocess": json.dumps(steps_to_json(tuple(steps))), **read}
+
+
+def tokens_sha256(tokens: Sequence[str]) -> str:
+    """The SHA-256 of a vocabulary, in the order of its ids."""
+    return sha256_bytes(json.dumps(list(tokens)).encode())
 
 
 def steps_in(pairs: Mapping[str, str]) -> tuple[Step, ...] | None:

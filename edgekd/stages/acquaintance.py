@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.errors import ModelError
-from edgekd.graph.metadata import steps_in
+from edgekd.graph.metadata import steps_in, tokens_sha256
 from edgekd.spec import Array, Step, steps_to_json
 
 # Another order of the classes is believed when it makes the teacher right at least this often, and this many times as
@@ -42,12 +42,22 @@ def stated(path: Path) -> dict[str, str]:
     return {}
 
 
-def check_stated(said: Mapping[str, str], labels: Sequence[str], steps: Sequence[Step], *, where: str) -> None:
-    """Raise `ModelError` when a teacher's file names the data's classes in another order, or other preprocessing.
+def check_stated(
+    said: Mapping[str, str], labels: Sequence[str], steps: Sequence[Step], *, tokens: Sequence[str] = (), where: str
+) -> None:
+    """Raise `ModelError` when a teacher's file names the data's classes in another order, other preprocessing or
+    another vocabulary.
 
-    said  the pairs of `edgekd.graph.metadata`; `names` are those of Ultralytics' files. What is not there, or names
-          classes that the data does not have, says nothing
+    said    the pairs of `edgekd.graph.metadata`; `names` are those of Ultralytics' files. What is not there, or names
+            classes that the data does not have, says nothing
+    tokens  what the ids in the data stand for
     """
+    if tokens and said.get("tokens", "") not in ("", tokens_sha256(tokens)):
+        raise ModelError(
+            f"{where} reads the ids of another vocabulary than the data's {len(tokens):,} tokens: it would take words "
+            "for others. Give the recipe the tokenizer that it was made with (tokenizer.json in the bundle of its "
+            "run), without 'vocabulary': preprocess.steps = [{op = \"tokenize\", file = ...}, ...]"
+        )
     names = _names(said.get("names", ""))
     if sorted(names) == sorted(labels) and list(names) != list(labels):
         raise ModelError(_other_order(where, "its file names", list(names), list(labels), range(len(labels))))

@@ -333,7 +333,8 @@ def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, 
         _check_stated(space, Path(section.weights), space.prepared.arithmetic)
         if places is not None and isinstance(module, HuggingFace):
             reorder(module, places)
-        metadata = meaning(space.prepared.dataset.labels, space.prepared.arithmetic)
+        data = space.prepared.dataset
+        metadata = meaning(data.labels, space.prepared.arithmetic, data.tokens)
         save_weights(module, folder / "weights.safetensors", metadata=metadata)
         save_teacher_json(space, space.path / name / "model.json", section)
         scored = _scored(space, name)
@@ -383,8 +384,9 @@ def _places(space: Workspace, section: TeacherSection, weights: Path) -> list[in
 
 
 def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:
+    data = space.prepared.dataset
     acquaintance.check_stated(
-        acquaintance.stated(path), space.prepared.dataset.labels, steps, where=f"the teacher {path.name}"
+        acquaintance.stated(path), data.labels, steps, tokens=data.tokens, where=f"the teacher {path.name}"
     )
 
 

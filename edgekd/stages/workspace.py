@@ -235,6 +235,8 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
     steps, dataset = texts.with_vocabulary(texts.opened(parse_steps(recipe.preprocess.steps), search_path), read)
     spatial, arithmetic = split_steps(steps)
     step, matrix = tokenize_step(steps), None
+    if step is not None:
+        dataset = replace(dataset, tokens=vocabulary_of(step).tokens)
     if recipe.task == "masked_lm" and step is not None:
         dataset = masks.askable(replace(dataset, labels=masks.labels_of(step)), masks.masking_of(step, recipe))
     if recipe.task == "embedding" and step is not None:
