@@ -68,7 +68,7 @@ TASK_TERMS: dict[str, str] = {
 
 
 def pseudo_perplexity(space: Workspace, name: str, paragraphs: int) -> float:
-    """Of the model in the folder of the stage `name`, on paragraphs of the test split that are the same for all seeds."""
+    """Of the model in the folder of the stage `name`, on paragraphs of the test split; the same ones for all seeds."""
     prepared, masking = space.prepared, space.masking
     assert masking is not None
     assert prepared.vocabulary is not None

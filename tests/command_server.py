@@ -81,7 +81,7 @@ def run() -> int:
         runpy.run_module("edgekd", run_name="__main__", alter_sys=True)
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
-    except BaseException:
+    except BaseException:  # noqa: BLE001 (as Python does at the end)
         traceback.print_exc()
         return 1
     return 0
