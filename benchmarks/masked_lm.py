@@ -8,8 +8,8 @@ judged by its pseudo-perplexity on a held-out book: exp of minus the mean log-li
 is hidden (Salazar et al., "Masked Language Model Scoring", 2020, arXiv:1910.14659), over 200 paragraphs.
 Then teacher and student are fine-tuned on SST-2: the student on the labels, or taught by the fine-tuned teacher, by
 soft labels alone or by both. Seeds change the students' weights, masks and orders, and on SST-2 those of the teacher
-too. `--budget full` is the recipe as it is, `small` has half of the students' epochs. Each worker takes one core. A
-killed run goes on where it stopped.
+too. `--budget full` is the recipe as it is, `small` has a quarter of the students' epochs. Each worker takes one core.
+A killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "random beginning": ('student.init.of="pretrained"',),  # of a fresh model
 }
 BUDGETS: dict[str, tuple[str, ...]] = {
-    "small": ("distill.epochs=2",),
+    "small": ("distill.epochs=1",),
     "full": (),
     "smoke": ("data.limit=300", "teacher.train.epochs=2", "distill.epochs=1"),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import ok, ok_json, refused
+from ends import SUITE
 
 from edgekd.distill.masking import likelihoods
 from edgekd.spec import Vocabulary
@@ -60,7 +61,7 @@ baseline = false
 [quantize]
 variants = ["int8_dynamic"]
 [benchmark]
-suite = "quick"
+suite = "tiny.toml"
 """
 
 
@@ -109,6 +110,7 @@ def write_project(folder: Path, *, mask: bool = True, special: tuple[str, ...] =
     (folder / "recipe.toml").write_text(RECIPE)
     (folder / "task.toml").write_text(TASK)
     (folder / "kept.toml").write_text(KEPT)
+    (folder / "tiny.toml").write_text(SUITE)
     return folder
 
 
@@ -230,6 +232,7 @@ def test_texts_of_which_nothing_can_be_asked_are_left_out(tmp_path: Path) -> Non
     sets = ("teacher.train.epochs=1", "distill.epochs=1", "distill.batch_size=4")
     told = ok_json("distill", folder / "recipe.toml", *(f"--set={one}" for one in sets), "--out", folder / "run")
     assert sum(told["stages"]["data"]["counts"].values()) == 700
+    assert told["stages"]["data"]["left_out"] == 300
     (folder / "lines.txt").write_text("⁂ ⁂\n" * 300)
     error = refused(3, "distill", folder / "recipe.toml", "--out", folder / "none")
     assert "has a token that could be hidden" in error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import edgekd, ok, ok_json, refused
+from ends import SUITE
 from real_data import real_data
 
 import edgekd as package
@@ -36,7 +37,7 @@ lr = 3e-3
 [quantize]
 variants = ["int8_dynamic", "int8_u8s8"]
 [benchmark]
-suite = "quick"
+suite = "tiny.toml"
 """
 
 
@@ -55,6 +56,7 @@ def write_reviews(folder: Path, count: int = 600) -> Path:
         show_progress=False,
     )
     trained.save(str(folder / "tokenizer.json"))
+    (folder / "tiny.toml").write_text(SUITE)
     return folder
 
 
@@ -103,6 +105,7 @@ def test_a_teacher_of_another_vocabulary_is_refused(run: Path, file: str, tmp_pa
     words = table["model"]["vocab"]
     words["film"], words["movie"] = words["movie"], words["film"]
     (tmp_path / "other.json").write_text(json.dumps(table))
+    (tmp_path / "tiny.toml").write_text(SUITE)
     recipe = RECIPE.format(student="bow_s").replace('root = "reviews"', f'root = "{folder / "reviews"}"')
     if key == "teacher.onnx":
         own = 'model = "text_cnn_s"\ntrain = {epochs = 3, batch_size = 32, lr = 3e-3}'
@@ -160,7 +163,7 @@ def test_latencies_are_those_of_texts_of_all_lengths(run: Path, tmp_path: Path) 
     lengths = [int((rows[one] != 0).sum()) for one in chosen]
     assert len(set(lengths)) >= 18
     assert np.mean(lengths) == pytest.approx(10.5, abs=0.7)
-    results = ok_json("benchmark", run / "student.edgekd", "--suite", "quick")
+    results = ok_json("benchmark", run / "student.edgekd", "--suite", run.parent / "tiny.toml")
     assert {row["candidate"] for row in results["rows"]}
 
 

@@ -61,6 +61,8 @@ class Prepared:
 
     The targets of a regression are those that the graph learns; `post` brings them back to the user's units. Those of
     an embedding are the teacher's vectors, which `matrix` (W, D) made shorter where it is there.
+
+    left_out  how many texts hold nothing that could be guessed, and are not in `dataset` (task masked_lm)
     """
 
     dataset: Dataset
@@ -68,6 +70,7 @@ class Prepared:
     post: tuple[PostStep, ...]
     input_shape: tuple[int, ...]
     matrix: Array | None = None
+    left_out: int = 0
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -234,11 +237,13 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
 
     steps, dataset = texts.with_vocabulary(texts.opened(parse_steps(recipe.preprocess.steps), search_path), read)
     spatial, arithmetic = split_steps(steps)
-    step, matrix = tokenize_step(steps), None
+    step, matrix, left_out = tokenize_step(steps), None, 0
     if step is not None:
         dataset = replace(dataset, tokens=vocabulary_of(step).tokens)
     if recipe.task == "masked_lm" and step is not None:
+        whole = dataset
         dataset = masks.askable(replace(dataset, labels=masks.labels_of(step)), masks.masking_of(step, recipe))
+        left_out = sum(counts_of(whole).values()) - sum(counts_of(dataset).values())
     if recipe.task == "embedding" and step is not None:
         dataset, matrix = vectors.with_vectors(recipe, dataset, arithmetic, vocabulary_of(step), search_path)
     arithmetic = resolve_train_figures(arithmetic, dataset.train.x)
@@ -253,7 +258,12 @@ def prepare_data(recipe: Recipe, search_path: Path, *, progress: Progress | None
         dataset = learned_targets(dataset, post)
     # Of texts, the longest.
     ready = dataset.train.x if step is not None else apply_arithmetic(arithmetic, dataset.train.x[:1])
-    return Prepared(dataset, (*spatial, *arithmetic), post, ready.shape[1:], matrix)
+    return Prepared(dataset, (*spatial, *arithmetic), post, ready.shape[1:], matrix, left_out)
+
+
+def counts_of(dataset: Dataset) -> dict[str, int]:
+    """How many samples each split has."""
+    return {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
 
 
 def resolve_train_figures(arithmetic: tuple[Step, ...], train_x: Rows) -> tuple[Step, ...]:
@@ -319,14 +329,18 @@ def work_on_data(space: Workspace) -> tuple[dict[str, Any], str]:
     """The stage `data`: everything that later stages depend on, by content."""
     prepared = space.prepared
     dataset = prepared.dataset
-    counts = {name: len(getattr(dataset, name)) for name in ("train", "val", "test")}
+    counts = counts_of(dataset)
     result = {
         "name": dataset.name,
         "sha256": dataset.sha256,
         "labels": list(dataset.labels),
         "counts": counts,
+        "left_out": prepared.left_out,
         "steps": steps_to_json(prepared.steps),
         "target_units": post_steps_to_json(step for step in prepared.post if isinstance(step, Denormalize)),
         "input_shape": list(prepared.input_shape),
     }
-    return result, f"{dataset.name}: {counts['train']} train, {counts['val']} validation, {counts['test']} test"
+    told = f"{dataset.name}: {counts['train']} train, {counts['val']} validation, {counts['test']} test"
+    if prepared.left_out:
+        told += f"; left out: {prepared.left_out}, of which no token can be asked for"
+    return result, told

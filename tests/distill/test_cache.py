@@ -88,6 +88,11 @@ def every_view(loader: Batches, epochs: int = 3) -> list[dict[str, Tensor]]:
     return [batch for epoch in range(epochs) for batch in loader.epoch(epoch)]
 
 
+def assert_near(one: Tensor, other: Tensor) -> None:
+    """Up to rounding: on some processors the last bit of an answer depends on the batch that it is part of."""
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
 # The same answers
 
 
@@ -100,10 +105,13 @@ def test_the_answers_are_the_teachers(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked == 150
     assert sorted(teacher.asked) == sorted((int(i), view) for i in split.ids for view in range(3)), "each exactly once"
     cached = CachedTeacher(cache)
+    known: dict[tuple[int, int], Tensor] = {}
     for batch in every_view(batches_of(split), epochs=5):
-        expected = teacher.teacher(batch)["logits"]
-        assert torch.equal(cached(batch)["logits"], expected), "bit for bit, in any order"
-        assert cached(batch)["logits"].dtype == torch.float32
+        answers = cached(batch)["logits"]
+        assert_near(answers, teacher.teacher(batch)["logits"])
+        assert answers.dtype == torch.float32
+        for key, row in zip(zip(batch["id"].tolist(), batch["view"].tolist()), answers):
+            assert torch.equal(row, known.setdefault(key, row)), "bit for bit, in any order"
     assert len(teacher.asked) == 150, "remembering asks nobody"
 
 
@@ -113,9 +121,9 @@ def test_without_augmentation_one_view_suffices(tmp_path: Path) -> None:
     cache, asked = build_cache(tmp_path, FACTS, order_of(split, teacher, batches=loader))
     assert (asked, cache.views) == (50, 1)
     batch = next(loader.epoch(9))
-    assert torch.equal(CachedTeacher(cache)(batch)["logits"], teacher.teacher(batch)["logits"])
+    assert_near(CachedTeacher(cache)(batch)["logits"], teacher.teacher(batch)["logits"])
     whole = next(loader.full())
-    assert torch.equal(CachedTeacher(cache)(whole)["logits"], teacher.teacher(whole)["logits"])
+    assert_near(CachedTeacher(cache)(whole)["logits"], teacher.teacher(whole)["logits"])
 
 
 def test_endless_views_cannot_be_kept(tmp_path: Path) -> None:
@@ -218,7 +226,7 @@ def test_features_are_kept_in_half_precision(tmp_path: Path) -> None:
     cache, _ = build_cache(tmp_path, FACTS, order_of(split, teacher, store=store))
     batch = next(batches_of(split).epoch(2))
     named, live = CachedTeacher(cache)(batch), teacher.teacher(batch)
-    assert torch.equal(named["logits"], live["logits"])
+    assert_near(named["logits"], live["logits"])
     assert torch.equal(named["body.0@input"], live["body.0@input"].half().float())
     assert named["body.0@input"].shape == (16, 3, 6)
 
@@ -263,10 +271,20 @@ def test_a_broken_build_goes_on_at_the_next_shard(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not complete; build it first"):
         CachedTeacher(half)
     again = Counting()
-    cache, asked = build_cache(tmp_path, FACTS, order_of(split, again, batch_size=9))
+    cache, asked = build_cache(tmp_path, FACTS, order_of(split, again))
     assert asked == len(again.asked) == 150 - half.rows_done
     undisturbed, _ = build_cache(tmp_path / "other", FACTS, order_of(split))
     assert same_answers(cache, undisturbed)
+
+
+def test_a_build_goes_on_with_other_batches(tmp_path: Path) -> None:
+    split = split_of()
+    with pytest.raises(StageFailed, match="the teacher broke"):
+        build_cache(tmp_path, FACTS, order_of(split, Counting(limit=70)))
+    cache, _ = build_cache(tmp_path, FACTS, order_of(split, batch_size=9))
+    undisturbed, _ = build_cache(tmp_path / "other", FACTS, order_of(split))
+    one, other = (np.concatenate(made.arrays("logits")) for made in (cache, undisturbed))
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def same_answers(one: Cache, other: Cache) -> bool:
@@ -396,7 +414,7 @@ def test_mixed_samples_are_answered_like_any_other(tmp_path: Path) -> None:
     cache, _ = build_cache(tmp_path, FACTS, order_of(split, teacher, batches=batches_of(split, **mixed)))
     cached = CachedTeacher(cache)
     for batch in every_view(batches_of(split, **mixed)):
-        assert torch.equal(cached(batch)["logits"], teacher.teacher(batch)["logits"])
+        assert_near(cached(batch)["logits"], teacher.teacher(batch)["logits"])
 
 
 def test_a_full_disk_is_said_before_it_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
