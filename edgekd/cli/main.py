@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from edgekd.cli import (
     run_verbs,
 )
 from edgekd.cli.options import run_app, verb
+from edgekd.device.isolation import wait_asleep
 from edgekd.version import __version__
 
 app = typer.Typer(
@@ -75,4 +77,5 @@ def root(
 
 def main() -> None:
     """The entry point of the command `edgekd`."""
+    wait_asleep(os.environ)
     run_app(app)

@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from edgekd.errors import EdgekdError, StageFailed
 _PACKAGE_PARENT = Path(__file__).resolve().parents[2]
 # A child whose pipe broke gets this long to say why.
 _GRACE_SECONDS = 5.0
+# Tells that edgekd, and not the user, made waiting threads sleep.
+_ASLEEP = "EDGEKD_WAITS_ASLEEP"
 # What was killed may still end a write for a moment, and its folder is not empty again.
 _REMOVALS, _BETWEEN_REMOVALS_S = 50, 0.1
 
@@ -56,7 +58,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=_child_environment(os.environ, stderr.parent),
+                env=child_environment(os.environ, stderr.parent),
             )
         self._owes_answer = False
 
@@ -185,13 +187,25 @@ def working_folder() -> Iterator[Path]:
             time.sleep(_BETWEEN_REMOVALS_S)
 
 
-def _child_environment(environ: Mapping[str, str], temporary: Path) -> dict[str, str]:
+def wait_asleep(environ: MutableMapping[str, str]) -> None:
+    """Let torch's threads sleep when they wait for each other, unless the user has decided it; before torch is loaded.
+
+    GNU OpenMP lets them spin for milliseconds, and beside any other program they then spin while the thread that they
+    wait for has no core. What is timed keeps the runtime's own way: `child_environment` takes this back.
+    """
+    if "OMP_WAIT_POLICY" not in environ and "GOMP_SPINCOUNT" not in environ:
+        environ.update({"OMP_WAIT_POLICY": "passive", _ASLEEP: "1"})
+
+
+def child_environment(environ: Mapping[str, str], temporary: Path) -> dict[str, str]:
     """A copy of the environment with the folder for temporary files, in which the child finds this very edgekd.
 
     From a checkout that is not installed only the parent's path leads to it. Appended, not put in front: a
     package folder before the standard library could shadow it.
     """
     child = {**environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary.resolve()))}
+    if child.pop(_ASLEEP, None):
+        child.pop("OMP_WAIT_POLICY", None)
     if not _PACKAGE_PARENT.is_relative_to(Path(sys.prefix)):
         before = [child["PYTHONPATH"]] if child.get("PYTHONPATH") else []
         child["PYTHONPATH"] = os.pathsep.join([*before, str(_PACKAGE_PARENT)])

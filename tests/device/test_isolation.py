@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgekd.device.isolation import Child, ChildFailed, Crew
+from edgekd.device.isolation import Child, ChildFailed, Crew, child_environment, wait_asleep
 
 MODEL = {
     "inputs": [{"name": "x", "dtype": "float32", "shape": ["N", 2]}],
@@ -84,6 +84,37 @@ def endless(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "endless_runtime.py").write_text(ENDLESS)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "asleep", "timed"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "passive"}, {}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+        ({"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}, {"GOMP_SPINCOUNT": "9"}),
+    ],
+)
+def test_threads_wait_asleep_but_where_they_are_timed(
+    given: dict[str, str], asleep: dict[str, str], timed: dict[str, str], tmp_path: Path
+) -> None:
+    environ = dict(given)
+    wait_asleep(environ)
+    wait_asleep(environ)  # of a command that edgekd started
+    seen = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    assert {key: environ[key] for key in seen if key in environ} == asleep
+    child = child_environment(environ, tmp_path)
+    assert {key: child[key] for key in seen if key in child} == timed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP comes with torch for Linux")
+def test_the_command_makes_torch_s_threads_wait_asleep() -> None:
+    pytest.importorskip("torch", reason="training needs torch")
+    own = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    command = [sys.executable, "-m", "edgekd", "taps", "cnn_s", "--input", "1,8,8"]
+    done = subprocess.run(
+        command, env={**own, "OMP_DISPLAY_ENV": "VERBOSE"}, capture_output=True, text=True, timeout=120
+    )
+    assert "GOMP_SPINCOUNT = '0'" in done.stderr
 
 
 def test_a_child_loads_times_and_hands_its_samples_over(tmp_path: Path) -> None:
