@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import importlib.util
 import json
 import os
 import socket
@@ -29,7 +30,7 @@ def edgekd(
     """Run the command line; colours and widths as in a pipe."""
     command = [sys.executable, *FLAGS, "-m", "edgekd", *map(str, args)]
     environ = {**os.environ, "COLUMNS": "160", **(env or {})}
-    address = _server() if sys.platform == "linux" else None
+    address = _server() if sys.platform == "linux" and importlib.util.find_spec("torch") else None
     if address is not None and not _differing(environ):
         return _forked(address, command, list(map(str, args)), cwd or Path.cwd(), environ)
     return subprocess.run(command, cwd=cwd, env=environ, capture_output=True, text=True, timeout=_TIMEOUT_S)

@@ -342,5 +342,5 @@ def work_on_data(space: Workspace) -> tuple[dict[str, Any], str]:
     }
     told = f"{dataset.name}: {counts['train']} train, {counts['val']} validation, {counts['test']} test"
     if prepared.left_out:
-        told += f"; left out: {prepared.left_out}, of which no token can be asked for"
+        told += f"; {prepared.left_out} left out, for they hold no token that could be guessed"
     return result, told
