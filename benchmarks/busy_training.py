@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     cores = len(os.sched_getaffinity(0))
+    train("asleep")  # files come into the system's cache
     seconds: dict[str, dict[str, list[float]]] = {place: {wait: [] for wait in WAITS} for place in ("alone", "busy")}
     for _ in range(args.rounds):
         for place, found in seconds.items():
