@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from edgekd.device.machine import describe, versions
 from edgekd.files import write_json
@@ -66,7 +65,7 @@ def main() -> None:
                 for wait in WAITS:
                     found[wait].append(train(wait))
                     print(f"{place:6} {wait:9} {found[wait][-1]:7.1f} s", flush=True)
-    ratios: dict[str, Any] = {
+    ratios = {
         place: statistics.median(found["spinning"]) / statistics.median(found["asleep"])
         for place, found in seconds.items()
     }

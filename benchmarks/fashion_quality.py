@@ -94,7 +94,7 @@ def stages_of(method: str, epochs: int) -> tuple[Stage, ...]:
     """FitNets trains towards its hints first."""
     if method != "fitnets":
         return ()
-    hints = epochs // 5
+    hints = max(1, epochs // 5)
     return (Stage("hints", hints, ("hint",)), Stage("soft labels", epochs - hints, ("kd", "cross_entropy")))
 
 

@@ -165,7 +165,6 @@ def main() -> None:
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--workers", type=int, default=2, help="seeds at a time, of one core each")
     args = parser.parse_args()
-    torch.set_num_threads(args.workers)
     data, rows = load(args), []
     teacher = train_teacher(data, args)
     wrong = count(logits_of(teacher, data.test), data.test.y)
