@@ -8,8 +8,8 @@ judged by its pseudo-perplexity on a held-out book: exp of minus the mean log-li
 is hidden (Salazar et al., "Masked Language Model Scoring", 2020, arXiv:1910.14659), over 200 paragraphs.
 Then teacher and student are fine-tuned on SST-2: the student on the labels, or taught by the fine-tuned teacher, by
 soft labels alone or by both. Seeds change the students' weights, masks and orders, and on SST-2 those of the teacher
-too. `--budget full` is the recipe as it is, `small` has a quarter of the students' epochs. Each worker takes one core.
-A killed run goes on where it stopped.
+too. `--budget full` is the recipe as it is, `small` has a quarter of the students' epochs. The teacher takes as many
+cores as there are workers, each worker then one. A killed run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -92,41 +92,49 @@ def pseudo_perplexity(space: Workspace, name: str, paragraphs: int) -> float:
     return math.exp(-total / count)
 
 
-def pretrain(work: Path, budget: tuple[str, ...], seed: int) -> dict[str, Any]:
-    """Pseudo-perplexity and the validation's log-likelihood of the teacher, which is seed 0's, and of every arm."""
-    found: dict[str, Any] = {}
-    paragraphs = PARAGRAPHS if budget != BUDGETS["smoke"] else 10
-    arms, first = work / "arms" / str(seed), work / "arms" / "0" / "0"
-    of_seed: tuple[str, ...] = ()
-    if seed:
-        weights = (first / "teacher" / "weights.safetensors").absolute()
-        of_seed = (f"seed={seed}", f"teacher.weights={weights}", reads_as(first / "teacher" / "model", 32))
-    for number, (arm, overrides) in enumerate(ARMS.items()):
-        out = arms / str(number)
-        if number and not out.exists():
-            copy_parts(arms / "0", out, ("teacher", "stages", "run.json"))
-        started = time.monotonic()
-        with some_stages(
-            RECIPE,
-            lambda name, number=number: is_training(name) and (number == 0 or name != "student_alone"),
-            out=out,
-            overrides=[*budget, *of_seed, *overrides],
-            threads=1,
-        ) as (space, worked):
-            alone = {"alone: masked words, random beginning": "student_alone"} if number == 0 else {}
-            teacher = {"teacher": "teacher"} if number == 0 and seed == 0 else {}
-            for title, stage in {**teacher, arm: "student", **alone}.items():
-                result = space.result(stage)
-                found[title] = {
-                    "pseudo_perplexity": pseudo_perplexity(space, stage, paragraphs),
-                    "validation_log_likelihood": result["best"],
-                    "parameters": result["parameters"],
-                    "epochs": result["epochs"],
-                    "seconds": sum(item["seconds"] for item in result["history"]),
-                }
-        seconds = time.monotonic() - started
-        print(f"seed {seed}, {arm}: {json.dumps(found[arm])} ({seconds:.0f} s, {worked})", flush=True)
+def train_teacher(work: Path, budget: tuple[str, ...], threads: int) -> dict[str, Any]:
+    """The one teacher of all arms and seeds: its figures."""
+    with some_stages(
+        RECIPE, {"data", "teacher"}.__contains__, out=work / "teacher", overrides=budget, threads=threads
+    ) as (space, _):
+        return figures(space, "teacher", budget)
+
+
+def pretrain(work: Path, budget: tuple[str, ...], seed: int, arm: str) -> dict[str, dict[str, Any]]:
+    """Pseudo-perplexity and the validation's log-likelihood of one arm; of the first also of the student alone."""
+    number, teacher = list(ARMS).index(arm), work / "teacher" / "teacher"
+    overrides = [
+        *budget,
+        f"seed={seed}",
+        f"teacher.weights={(teacher / 'weights.safetensors').absolute()}",
+        reads_as(teacher / "model", 32),
+        *ARMS[arm],
+    ]
+    named = {arm: "student"} if number else {arm: "student", "alone: masked words, random beginning": "student_alone"}
+    started = time.monotonic()
+    with some_stages(
+        RECIPE,
+        lambda name: is_training(name) and (number == 0 or name != "student_alone"),
+        out=work / "arms" / f"{seed}-{number}",
+        overrides=overrides,
+        threads=1,
+    ) as (space, worked):
+        found = {title: figures(space, stage, budget) for title, stage in named.items()}
+    seconds = time.monotonic() - started
+    print(f"seed {seed}, {arm}: {json.dumps(found)} ({seconds:.0f} s, {worked})", flush=True)
     return found
+
+
+def figures(space: Workspace, stage: str, budget: tuple[str, ...]) -> dict[str, Any]:
+    """What is told of a model."""
+    result = space.result(stage)
+    return {
+        "pseudo_perplexity": pseudo_perplexity(space, stage, PARAGRAPHS if budget != BUDGETS["smoke"] else 10),
+        "validation_log_likelihood": result["best"],
+        "parameters": result["parameters"],
+        "epochs": result["epochs"],
+        "seconds": sum(item["seconds"] for item in result["history"]),
+    }
 
 
 def reads_as(model: Path, max_length: int) -> str:
@@ -143,9 +151,9 @@ def copy_parts(source: Path, target: Path, parts: tuple[str, ...]) -> None:
 
 
 def fine_tune(work: Path, budget: tuple[str, ...], seed: int) -> dict[str, float]:
-    """Percent right on SST-2's test split: the teacher, and the students by what they learn from."""
-    whole = (work / "arms" / str(seed) / "0").absolute()
-    teacher = (work / "arms" / "0" / "0" / "teacher" / "model").absolute()
+    """Percent right on SST-2's test split: the teacher, and the first arm's students by what they learn from."""
+    student = (work / "arms" / f"{seed}-0" / "student" / "model").absolute()
+    teacher = (work / "teacher" / "teacher" / "model").absolute()
     limit = ["data.limit=100"] if budget == BUDGETS["smoke"] else []
     found: dict[str, float] = {}
     for number, (title, terms) in enumerate(TASK_TERMS.items()):
@@ -158,7 +166,7 @@ def fine_tune(work: Path, budget: tuple[str, ...], seed: int) -> dict[str, float
             f'teacher.model="hf:{teacher}"',
             "teacher.train.epochs=5",
             "teacher.train.lr=2e-4",
-            f'student={{model="hf:{whole}/student/model"}}',
+            f'student={{model="hf:{student}"}}',
             "distill.epochs=5",
             "distill.lr=2e-4",
             "distill.cache=false",
@@ -175,27 +183,43 @@ def fine_tune(work: Path, budget: tuple[str, ...], seed: int) -> dict[str, float
     return found
 
 
-def measure(seed: int, work: Path, budget: tuple[str, ...]) -> dict[str, Any]:
-    """All of one seed, on one core."""
+def measure(job: tuple[int, str], work: Path, budget: tuple[str, ...]) -> dict[str, Any]:
+    """One arm of one seed, and with the first one the task, on one core."""
+    seed, arm = job
     torch.set_num_threads(1)
-    return {"seed": seed, "masked_lm": pretrain(work, budget, seed), "sst2": fine_tune(work, budget, seed)}
+    found: dict[str, Any] = {"seed": seed, "masked_lm": pretrain(work, budget, seed, arm)}
+    return found | ({"sst2": fine_tune(work, budget, seed)} if arm == next(iter(ARMS)) else {})
+
+
+def together(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was found so far, a row for each seed."""
+    rows: dict[int, dict[str, Any]] = {}
+    for part in parts:
+        row = rows.setdefault(part["seed"], {"seed": part["seed"], "masked_lm": {}})
+        row["masked_lm"] |= part["masked_lm"]
+        row |= {key: value for key, value in part.items() if key != "masked_lm"}
+    return [rows[seed] for seed in sorted(rows)]
 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over the seeds that have a figure."""
 
-    def over(values: list[float]) -> dict[str, float | None]:
-        return {"mean": statistics.mean(values), "spread": statistics.stdev(values) if len(values) > 1 else None}
+    def over(values: list[float]) -> dict[str, float | int | None]:
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        return {"mean": statistics.mean(values), "spread": spread, "seeds": len(values)}
 
-    first = min(rows, key=lambda row: row["seed"])
-    arms = {
-        arm: {
-            key: over([row["masked_lm"][arm][key] for row in rows if arm in row["masked_lm"]])
-            for key in ("pseudo_perplexity", "validation_log_likelihood")
-        }
-        for arm in first["masked_lm"]
+    arms = dict.fromkeys(arm for row in rows for arm in row["masked_lm"])
+    tasks = dict.fromkeys(name for row in rows for name in row.get("sst2", {}))
+    return {
+        "masked_lm": {
+            arm: {
+                key: over([row["masked_lm"][arm][key] for row in rows if arm in row["masked_lm"]])
+                for key in ("pseudo_perplexity", "validation_log_likelihood")
+            }
+            for arm in arms
+        },
+        "sst2": {name: over([row["sst2"][name] for row in rows if "sst2" in row]) for name in tasks},
     }
-    return {"masked_lm": arms, "sst2": {name: over([row["sst2"][name] for row in rows]) for name in first["sst2"]}}
 
 
 def main() -> None:
@@ -204,22 +228,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="small")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2, help="seeds at a time, of one core each")
+    parser.add_argument("--workers", type=int, default=2, help="students at a time, of one core each")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
-    budget = BUDGETS[args.budget]
+    budget, started = BUDGETS[args.budget], time.monotonic()
     facts = {"command": " ".join(sys.argv), "budget": args.budget, "machine": describe(), "versions": versions()}
-    # The teacher of all seeds.
-    with some_stages(
-        RECIPE, {"data", "teacher"}.__contains__, out=args.work / "arms" / "0" / "0", overrides=budget, threads=1
-    ):
-        pass
+    teacher = train_teacher(args.work, budget, args.workers)
+    print(f"teacher: {json.dumps(teacher)}", flush=True)
+    # The first arm takes longest, and comes first.
+    jobs = [(seed, arm) for arm in ARMS for seed in range(args.seeds)]
+    parts: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for row in pool.imap_unordered(partial(measure, work=args.work, budget=budget), range(args.seeds)):
-            rows = sorted([*rows, row], key=lambda found: int(found["seed"]))
+        for part in pool.imap_unordered(partial(measure, work=args.work, budget=budget), jobs):
+            parts.append(part)
+            rows = together(parts)
             if args.out is not None:  # hours are not lost when the rest is stopped
-                write_json(args.out, {**facts, "summary": summarize(rows), "rows": rows})
+                found = {"minutes": (time.monotonic() - started) / 60, "teacher": teacher, "summary": summarize(rows)}
+                write_json(args.out, {**facts, **found, "rows": rows})
     print(json.dumps(summarize(rows), indent=2))
 
 
