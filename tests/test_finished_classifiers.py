@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import random
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,10 @@ from commands import edgekd, ok, refused
 from safetensors.torch import load_file
 
 sys.path.append(str(Path(__file__).parent / "distill"))
-from tiny_encoders import WORDS, encoder
+from tiny_encoders import CLASSES, WORDS, reviewer, reviews
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'text'")
 
-# In the order of its outputs, which is not that of the data: negative, neutral, positive.
-CLASSES = ("POSITIVE", "NEGATIVE", "NEUTRAL")
-MEANS = {"good": 0, "bad": 1, "film": 2}
 RECIPE = """
 version = 1
 name = "reviews"
@@ -44,43 +40,12 @@ variants = ["int8_dynamic"]
 """
 
 
-def texts(count: int) -> list[tuple[str, int]]:
-    """Sentences of small words with one that decides."""
-    source = random.Random(0)
-    found = []
-    for _ in range(count):
-        word = source.choice([*MEANS])
-        words = [source.choice(["a", "the", "is", "of", "very"]) for _ in range(source.randint(1, 6))]
-        words.insert(source.randint(0, len(words)), word)
-        found.append((" ".join(words), MEANS[word]))
-    return found
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small BERT that knows its classes, its tokenizer beside it, and a table of texts."""
     place = tmp_path_factory.mktemp("finished")
-    ids = {word: number for number, word in enumerate(WORDS)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
-    model = encoder(id2label=dict(enumerate(CLASSES)))
-    rows = texts(300)
-    tokenizer.enable_padding()
-    x_NL = torch.tensor([one.ids for one in tokenizer.encode_batch([text for text, _ in rows])])
-    y_N = torch.tensor([number for _, number in rows])
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(80):
-        optimizer.zero_grad()
-        loss = model(x_NL, attention_mask=(x_NL != 0).long(), labels=y_N).loss
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 0.1
-    model.save_pretrained(place / "classifier")
-    tokenizer.no_padding()
-    tokenizer.save(str(place / "classifier" / "tokenizer.json"))
+    rows = reviews(300)
+    reviewer(place / "classifier", rows)
     with (place / "reviews.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *((text, CLASSES[number].lower()) for text, number in rows)])
     (place / "recipe.toml").write_text(RECIPE)

@@ -37,7 +37,11 @@ def bundle(
     ] = None,
     preprocess: Annotated[
         str | None,
-        typer.Option("--preprocess", metavar="JSON", help='For an ONNX file: steps, e.g. \'[{"op":"scale"}]\'.'),
+        typer.Option(
+            "--preprocess",
+            metavar="JSON",
+            help='For an ONNX file: steps, e.g. \'[{"op":"scale"}]\'; texts begin with tokenize.',
+        ),
     ] = None,
     postprocess: Annotated[
         str | None,
@@ -54,7 +58,17 @@ def bundle(
         str | None, typer.Option("--intended-use", help="For an ONNX file: what it is for, and what it is not for.")
     ] = None,
 ) -> None:
-    """Write a deployable bundle: ONNX, preprocessing, labels, hashes, golden vectors, licences."""
+    """Write a deployable bundle: ONNX, preprocessing, labels, hashes, golden vectors, licences.
+
+    Examples:
+
+      edgekd bundle runs/digits student.edgekd --zip
+
+      edgekd bundle net.onnx net.edgekd --licence MIT --preprocess '[{"op": "scale"}, {"op": "layout"}]'
+
+      edgekd bundle bert.onnx bert.edgekd --licence MIT --labels bad,good --preprocess
+      '[{"op": "tokenize", "file": "my_bert", "max_length": 128}, {"op": "trim"}]'
+    """
     require("graph", "cpu", purpose="making a bundle")
     from edgekd.stages.bundling import bundle_model, bundle_run
     from edgekd.stages.inside import Inside

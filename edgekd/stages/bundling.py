@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,28 +12,16 @@ import numpy as np
 from edgekd.device.bundle import Bundle
 from edgekd.device.manifest import spec_to_json
 from edgekd.device.postprocess import default_post_steps, parse_post_steps, post_steps_to_json
-from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
-from edgekd.device.runtimes import open_session
-from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.device.preprocess import prepare, split_steps
 from edgekd.device.tokens import tokenize_step
 from edgekd.errors import InputRefused, RecipeError, UsageError, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.inspection import inspect
-from edgekd.spec import (
-    TASKS,
-    Array,
-    CenterCrop,
-    Layout,
-    Resize,
-    Step,
-    Task,
-    TensorSpec,
-    parse_steps,
-    steps_to_json,
-)
-from edgekd.stages.alone import random_feeds
-from edgekd.stages.inside import NOTHING, Contents, Inside, put_inside
-from edgekd.stages.shipping import BUNDLE, GOLDEN_SAMPLES, golden_tolerance
+from edgekd.spec import TASKS, Array, Step, Task, parse_steps, steps_to_json
+from edgekd.stages.inside import NOTHING, Contents, Inside, put_inside, run_graph
+from edgekd.stages.networks import network_of_numbers, network_of_texts
+from edgekd.stages.shipping import BUNDLE, golden_tolerance
+from edgekd.stages.texts import bundled, tokenizer_files
 from edgekd.version import __version__
 
 
@@ -100,39 +87,28 @@ def bundle_model(
         raise UsageError(f"--task {task}: unknown. {nearest(task, TASKS)}")
     known_task: Task = next(item for item in TASKS if item == task)
     found = inspect(model)
-    if len(found.inputs) != 1:
-        raise InputRefused(
-            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one"
-        )
     try:
         parsed = parse_steps(steps, where="--preprocess")
         known_post = default_post_steps(known_task) if post is None else parse_post_steps(post, where="--postprocess")
     except RecipeError as error:
         raise UsageError(str(error)) from error
-    if tokenize_step(parsed) is not None:
-        raise UsageError(
-            f"{model}: an ONNX file of texts cannot be bundled alone yet; give its run (`edgekd bundle RUN`), which "
-            "holds the tokenizer"
-        )
-    spec, (spatial, arithmetic) = found.inputs[0], split_steps(parsed)
+    reads = network_of_texts if tokenize_step(parsed) is not None else network_of_numbers
+    network = reads(model, found, parsed, seed)
+    outputs = run_graph(network.graph, network.feeds)
     names = read_labels(labels)
-    feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)
-    raw = feeds[spec.name]
-    if arithmetic or spatial:
-        raw = raw_for(parsed, spec, seed)
-        feeds = {spec.name: apply_arithmetic(arithmetic, raw)}
-    session = open_session(model, threads=1)
-    try:
-        outputs = run_in_chunks(session, feeds)
-    finally:
-        session.close()
-    width = int(outputs[found.outputs[0].name].shape[-1])
-    if names and len(names) != width:
-        raise UsageError(f"--labels names {len(names)} labels, but {model} has {width} outputs")
-    names = names or [str(index) for index in range(width)]
-    golden = {"raw": raw, f"input.{spec.name}": feeds[spec.name]}
+    shape = outputs[found.outputs[0].name].shape
+    if reads is network_of_texts and len(shape) != 2:
+        raise InputRefused(
+            f"{model} gives {found.outputs[0].name} {list(found.outputs[0].shape)}, expected one row of numbers for "
+            "each text (N, D); export it with its head, or with the pooling of its vectors"
+        )
+    if names and len(names) != shape[-1]:
+        raise UsageError(f"--labels names {len(names)} labels, but {model} has {shape[-1]} outputs")
+    names = names or [str(index) for index in range(shape[-1])]
+    golden = {"raw": network.raw, **{f"input.{key}": value for key, value in network.feeds.items()}}
     variant = found.precision
     golden |= {f"output.{variant}.{key}": value for key, value in outputs.items()}
+    files = tokenizer_files(network.steps, task=known_task, labels=names)
     manifest = {
         "name": name,
         "task": task,
@@ -148,9 +124,9 @@ def bundle_model(
         },
         "labels": names,
         "default": {"*": variant},
-        "inputs": [spec_to_json(spec)],
+        "inputs": [spec_to_json(network.spec)],
         "outputs": [spec_to_json(item) for item in found.outputs],
-        "preprocess": steps_to_json(parsed),
+        "preprocess": steps_to_json(bundled(network.steps)),
         "postprocess": post_steps_to_json(known_post),
         "variants": {
             variant: {
@@ -168,27 +144,8 @@ def bundle_model(
         "limits": [],
         "source_sha256": sha256_file(model),
     }
-    contents = put_inside(Contents(manifest, {variant: {"main": model}}, golden), inside, seed=seed)
-    return Bundle.write(out, contents.manifest, contents.graphs, contents.golden, as_zip=as_zip)
-
-
-def raw_for(steps: Sequence[Step], spec: TensorSpec, seed: int) -> Array:
-    """Random uint8 samples as the arithmetic steps read them, that end in the model's input shape, or a clear error."""
-    rng = np.random.default_rng(seed)
-    spatial, arithmetic = split_steps(steps)
-    shape = spec.concrete()[1:]
-    moves = [step.to for step in arithmetic if isinstance(step, Layout)]
-    sizes = [step.size for step in spatial if isinstance(step, (Resize, CenterCrop)) and isinstance(step.size, tuple)]
-    before = (shape[1], shape[2], shape[0]) if "CHW" in moves and len(shape) == 3 else shape
-    if "flat" in moves and sizes:
-        before = (*sizes[-1], math.prod(shape) // math.prod(sizes[-1]))
-    raw: Array = rng.integers(0, 256, (GOLDEN_SAMPLES, *before), dtype=np.uint8)
-    made = apply_arithmetic(arithmetic, raw).shape[1:]
-    if made != shape:
-        raise UsageError(
-            f"--preprocess makes samples of shape {made}, but the model's input is {spec.shape}; check layout"
-        )
-    return raw
+    contents = put_inside(Contents(manifest, {variant: {"main": network.graph}}, golden, files), inside, seed=seed)
+    return Bundle.write(out, contents.manifest, contents.graphs, contents.golden, files=contents.files, as_zip=as_zip)
 
 
 def read_labels(text: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ SENTENCE = "[PAD] [UNK] [CLS] [SEP] [MASK] a the film is good bad not very ##s #
 WORDS = SENTENCE.split()
 VOCABULARY = len(WORDS)
 SIZES = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 24}
+# What a review is, in the order of the outputs of the one who knows, which is not that of the alphabet.
+CLASSES = ("POSITIVE", "NEGATIVE", "NEUTRAL")
+DECIDES = {"good": 0, "bad": 1, "film": 2}
 FAMILIES = {
     "bert": ("Bert", SIZES),
     "roberta": ("Roberta", SIZES),
@@ -63,3 +67,41 @@ def ids_of(count: int = 6, length: int = 9, *, size: int = VOCABULARY, seed: int
     lengths = torch.randint(2, length + 1, (count, 1), generator=generator)
     lengths[0] = length
     return torch.where(torch.arange(length) < lengths, ids, 0)
+
+
+def reviews(count: int) -> list[tuple[str, int]]:
+    """Sentences of small words with one that decides."""
+    source = random.Random(0)
+    found = []
+    for _ in range(count):
+        word = source.choice([*DECIDES])
+        words = [source.choice(["a", "the", "is", "of", "very"]) for _ in range(source.randint(1, 6))]
+        words.insert(source.randint(0, len(words)), word)
+        found.append((" ".join(words), DECIDES[word]))
+    return found
+
+
+def reviewer(folder: Path, rows: list[tuple[str, int]]) -> Any:
+    """A small BERT that has learnt `rows`, with its tokenizer in `folder`."""
+    tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'text'")
+    ids = {word: number for number, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    tokenizer.add_special_tokens(["[PAD]", "[UNK]", "[CLS]", "[SEP]"])
+    model = encoder(id2label=dict(enumerate(CLASSES)))
+    tokenizer.enable_padding()
+    x_NL = torch.tensor([one.ids for one in tokenizer.encode_batch([text for text, _ in rows])])
+    y_N = torch.tensor([number for _, number in rows])
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    for _ in range(80):
+        optimizer.zero_grad()
+        loss = model(x_NL, attention_mask=(x_NL != 0).long(), labels=y_N).loss
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.1
+    model.save_pretrained(folder)
+    tokenizer.no_padding()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model.eval()

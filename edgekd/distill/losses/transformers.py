@@ -73,7 +73,7 @@ def minilm_relation(
     """How queries, keys and values of one layer relate, each (B, L, D) of student and teacher; widths may differ.
 
         (1/B) sum_b 1/(heads * len_b) sum over heads and tokens of KL(softmax(R_t) || softmax(R_s))
-        R = X Y^T / sqrt(D / heads) over the first len_b positions
+        R = X Y^T / sqrt(D / heads) over the len_b positions that count
 
     "v2": (QQ, KK, VV), each of weight 1/3; "v1": (QK, VV), each of weight 1. Raises `UsageError` for padding on the
     left. Wang, Wei, Dong, Bao, Yang and Zhou, "MiniLM", 2020, arXiv:2002.10957 (v1); Wang, Bao, Huang, Dong and Wei,
@@ -159,8 +159,9 @@ def _lengths_mask(mask: Tensor | None, batch: int, tokens: int, device: torch.de
     mask_BL = mask.to(device=device, dtype=torch.bool)
     if mask_BL.shape != (batch, tokens):
         raise UsageError(f"the mask is {list(mask_BL.shape)}, expected {[batch, tokens]}: one value per token")
-    if bool((mask_BL[:, 1:] & ~mask_BL[:, :-1]).any()):
-        raise UsageError("the mask has padding before or between tokens; pad on the right: the first positions count")
+    # Between tokens it may be: a text can hold the word [PAD].
+    if bool((~mask_BL[:, 0] & mask_BL.any(dim=1)).any()):
+        raise UsageError("the mask has padding before the first token; pad on the right: the first position counts")
     return mask_BL
 
 

@@ -199,6 +199,20 @@ def test_minilm_does_not_see_what_the_mask_hides() -> None:
         )
 
 
+def test_minilm_leaves_out_padding_between_tokens() -> None:
+    """A text can hold the word [PAD], which reads as padding."""
+    hole, last = MASK.copy(), [0, 2, 3, 1]
+    hole[:, 1] = 0
+    moved, kept = hole[:, last], {"heads": HEADS}
+    assert hole.sum(axis=1).max() > 1, "the hole has tokens after it"
+    torch.testing.assert_close(
+        transformers.minilm_relation(list(torched(QS)), list(torched(QT)), mask=torch.from_numpy(hole), **kept),
+        transformers.minilm_relation(
+            list(torched(QS[:, :, last])), list(torched(QT[:, :, last])), mask=torch.from_numpy(moved), **kept
+        ),
+    )
+
+
 def test_attention_scores_of_masked_positions_do_not_count() -> None:
     s, t = RNG.normal(size=(2, 2, 3, 4, 4)), RNG.normal(size=(2, 2, 3, 4, 4))
     s[..., -1], t[..., -1] = -10_000.0, -1e9

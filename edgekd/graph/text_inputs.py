@@ -1,0 +1,74 @@
+"""Graphs of texts that read their ids alone, as those of edgekd do.
+
+Exporters of Hugging Face's models ask for a mask and for types of tokens beside the ids. For one text, padded on the
+right, both follow from the ids: they are made inside, and cannot get out of step with them.
+
+Axes: N batch, L tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from onnx import ModelProto, helper
+
+from edgekd.errors import InputRefused
+from edgekd.graph.clean import clean
+from edgekd.graph.nodes import Nodes, copy_to_extend, free_name, put, rename_tensor, value_info
+from edgekd.spec import Array, TensorSpec
+
+# As transformers and optimum call them.
+IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
+
+
+def ids_of(specs: Sequence[TensorSpec]) -> TensorSpec:
+    """The input that reads the ids. Raises `InputRefused` for inputs that do not all follow from it."""
+    ids = next((spec for spec in specs if spec.name == IDS), specs[0])
+    others = {spec.name for spec in specs if spec is not ids}
+    if not others <= {MASK, TYPES} or ids.dtype not in ("int64", "int32") or len(ids.shape) != 2:
+        found = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
+        raise InputRefused(
+            f"the graph reads {found}; expected of a model of texts: {IDS} (N, L) in int64 or int32, alone or with "
+            f"{MASK} and {TYPES}"
+        )
+    return ids
+
+
+def reading_ids_alone(model: ModelProto, specs: Sequence[TensorSpec], pad: int) -> ModelProto:
+    """A copy with one input, the ids in int64: all that are not `pad` count, and all are of the first type.
+
+    `specs` are the inputs of `model`. Raises `InputRefused` for those that do not follow from ids.
+    """
+    ids, made, nodes = ids_of(specs), copy_to_extend(model), Nodes("texts/")
+    for spec in specs:
+        if spec is ids and spec.dtype == "int64":
+            continue
+        inner = free_name(made, f"texts/{spec.name}")
+        rename_tensor(made, spec.name, inner)
+        kind = {"to": helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype))}
+        if spec is ids:
+            nodes.add("Cast", ids.name, into=inner, attributes=kind)
+        elif spec.name == MASK:
+            counts = nodes.add("Not", nodes.add("Equal", ids.name, nodes.constant(np.array(pad, np.int64))))
+            nodes.add("Cast", counts, into=inner, attributes=kind)
+        else:
+            first = helper.make_tensor("first", kind["to"], [1], [0])
+            nodes.add("ConstantOfShape", nodes.add("Shape", ids.name), into=inner, attributes={"value": first})
+    put(made, nodes, in_front=True)
+    weights = {tensor.name for tensor in made.graph.initializer}
+    kept = [value for value in made.graph.input if value.name in weights]
+    del made.graph.input[:]
+    made.graph.input.extend([value_info(alone(ids)), *kept])
+    return clean(made, ir_version=made.ir_version)
+
+
+def alone(ids: TensorSpec) -> TensorSpec:
+    """The one input that is left of `ids`: int64, its axes with names."""
+    return TensorSpec(ids.name, "int64", tuple(name if size == "?" else size for size, name in zip(ids.shape, "NL")))
+
+
+def all_inputs(specs: Sequence[TensorSpec], ids_NL: Array, pad: int) -> dict[str, Array]:
+    """What the graph reads: ids with their mask and types, each in the dtype of its input."""
+    made = {ids_of(specs).name: ids_NL, MASK: ids_NL != pad, TYPES: np.zeros_like(ids_NL)}
+    return {spec.name: made[spec.name].astype(spec.dtype) for spec in specs}

@@ -1,0 +1,167 @@
+"""A finished model of texts, as an ONNX file that others exported: bundled with its tokenizer, and asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from commands import edgekd, ok, ok_json, refused
+from ends import SUITE
+
+import edgekd as package
+
+sys.path.append(str(Path(__file__).parent / "distill"))
+from tiny_encoders import CLASSES, VOCABULARY, reviewer, reviews
+
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+LONGEST = 40
+LABELS = ("--labels", ",".join(CLASSES), "--licence", "MIT")
+
+
+class Called(torch.nn.Module):
+    """A model of transformers by the places of its arguments; what it gives is called `answer`."""
+
+    def __init__(self, model: Any, answer: str = "logits", kind: torch.dtype = torch.int64) -> None:
+        super().__init__()
+        self.model, self.answer, self.kind = model, answer, kind
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        given: torch.Tensor = self.model(**dict(zip(NAMES, (each.to(self.kind) for each in inputs))))[self.answer]
+        return given
+
+
+def export(module: torch.nn.Module, path: Path, *, length: int | None = None, dtype: torch.dtype = torch.int64) -> Path:
+    """As transformers' own exporters did for years: three inputs."""
+    example = tuple(torch.ones(2, length or 7, dtype=dtype) for _ in NAMES)
+    axes = {0: "batch", **({} if length else {1: "sequence"})}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            module, example, str(path), input_names=list(NAMES), output_names=["logits"], opset_version=17,
+            dynamic_axes={name: axes for name in NAMES} | {"logits": {0: "batch"}}, dynamo=False,
+        )  # fmt: skip
+    return path
+
+
+def steps(tokenizer: Path, *, length: int = LONGEST, trim: bool = True, **further: object) -> tuple[str, str]:
+    listed: list[dict[str, Any]] = [{"op": "tokenize", "file": str(tokenizer), "max_length": length, **further}]
+    return "--preprocess", json.dumps(listed + ([{"op": "trim"}] if trim else []))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier as transformers saves it, and its graph."""
+    folder = tmp_path_factory.mktemp("texts")
+    model = reviewer(folder / "classifier", reviews(300))
+    export(Called(model), folder / "three.onnx")
+    export(Called(model), folder / "small.onnx", dtype=torch.int32)
+    export(Called(model), folder / "fixed.onnx", length=12)
+    ok("export", f"hf:{folder / 'classifier'}", folder / "two.onnx")
+    return folder
+
+
+def expected(place: Path, text: str) -> np.ndarray:
+    """Probabilities as transformers gives them."""
+    from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(place / "classifier" / "tokenizer.json"))
+    model = AutoModelForSequenceClassification.from_pretrained(place / "classifier").eval()
+    with torch.no_grad():
+        logits = model(**tokenizer(text, return_tensors="pt")).logits
+    found: np.ndarray = torch.softmax(logits, dim=1)[0].numpy()
+    return found
+
+
+@pytest.mark.parametrize("name", ["two", "three", "small", "fixed"])
+def test_it_says_what_transformers_says(name: str, place: Path, tmp_path: Path) -> None:
+    bundle, tokenizer = tmp_path / "b.edgekd", place / "classifier"
+    read = steps(tokenizer, length=12, trim=False) if name == "fixed" else steps(tokenizer)
+    ok("bundle", place / f"{name}.onnx", bundle, *LABELS, *read)
+    ok("verify", bundle)
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    assert [(spec["name"], spec["dtype"]) for spec in manifest["inputs"]] == [("input_ids", "int64")]
+    with package.load(bundle) as student:
+        texts = ["a very good film", "bad", "the film is", "", "good bad \U0001f642 unknown"]
+        for text, answer in zip(texts, student.predict_batch(texts, top_k=3)):
+            wanted = expected(place, text)
+            assert answer.label == CLASSES[int(wanted.argmax())]
+            found = [dict(answer.top)[label] for label in CLASSES]
+            np.testing.assert_allclose(found, wanted, atol=1e-4)
+    told = ok_json("predict", bundle, "a very good film")
+    assert told["predictions"][0]["label"] == "POSITIVE"
+
+
+def test_it_is_measured_and_embedded_like_any_other(place: Path, tmp_path: Path) -> None:
+    bundle, suite = tmp_path / "b.edgekd", tmp_path / "tiny.toml"
+    suite.write_text(SUITE)
+    told = edgekd("bundle", place / "three.onnx", bundle, *LABELS, *steps(place / "classifier"))
+    assert told.returncode == 0, told.stderr
+    assert f"edgekd verify {bundle}" in told.stdout
+    rows = ok_json("benchmark", bundle, "--suite", suite, "--out", tmp_path / "r.json")["rows"]
+    assert rows[0]["latency_ms"]["p50"]["value"] > 0
+    ok("embed", bundle, "--app", "python", "--out", tmp_path / "app")
+    done = subprocess.run(
+        [sys.executable, "student.py", "--self-test"], cwd=tmp_path / "app", capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -> None:
+    out, tokenizer = tmp_path / "b.edgekd", place / "classifier"
+    three = ("bundle", place / "three.onnx", out, *LABELS)
+    text = refused(2, *three, *steps(tmp_path / "nowhere"))
+    assert "--preprocess: there is no tokenizer" in text
+    text = refused(2, *three, *steps(tokenizer, vocabulary=20))
+    assert "vocabulary cuts a tokenizer down to a run's data" in text
+    text = refused(3, *three, *steps(tokenizer, length=LONGEST + 1))
+    assert f"fails on texts of {LONGEST + 1} tokens" in text
+    assert "max_length at most what the model reads" in text
+    text = refused(2, "bundle", place / "fixed.onnx", out, *LABELS, *steps(tokenizer))
+    assert "reads exactly 12 tokens, found max_length = 40 and trim; expected max_length = 12 and no trim" in text
+    larger = json.loads((tokenizer / "tokenizer.json").read_text())
+    larger["model"]["vocab"] |= {f"word{number}": VOCABULARY + number for number in range(9)}
+    (tmp_path / "larger.json").write_text(json.dumps(larger))
+    text = refused(3, *three, *steps(tmp_path / "larger.json"))
+    assert "Is it the model's own tokenizer" in text
+    text = refused(3, "bundle", place / "three.onnx", out, *LABELS)
+    assert "A model of texts: say so with --preprocess, whose first step is tokenize" in text
+    assert not out.exists()
+
+
+def test_an_encoder_without_pooling_and_strange_inputs_are_refused(place: Path, tmp_path: Path) -> None:
+    from transformers import BertModel
+
+    body = BertModel.from_pretrained(place / "classifier")
+    export(Called(body, "last_hidden_state"), tmp_path / "body.onnx")
+    read = ("--licence", "MIT", *steps(place / "classifier"))
+    text = refused(3, "bundle", tmp_path / "body.onnx", tmp_path / "b.edgekd", *read)
+    assert "expected one row of numbers for each text" in text
+    model = onnx.load(place / "three.onnx")
+    for value in model.graph.input:
+        value.name = {"token_type_ids": "position_ids"}.get(value.name, value.name)
+    for node in model.graph.node:
+        node.input[:] = ["position_ids" if name == "token_type_ids" else name for name in node.input]
+    onnx.save(model, tmp_path / "strange.onnx")
+    text = refused(3, "bundle", tmp_path / "strange.onnx", tmp_path / "b.edgekd", *read)
+    assert "position_ids int64" in text
+    assert "alone or with attention_mask and token_type_ids" in text
+
+
+def test_a_run_s_graph_knows_its_own_tokenizer(place: Path, tmp_path: Path) -> None:
+    """What edgekd exports says which tokens its ids are."""
+    from edgekd.graph.metadata import tokens_sha256
+
+    model = onnx.load(place / "two.onnx")
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "tokens", tokens_sha256(["other", "words"])
+    onnx.save(model, tmp_path / "stated.onnx")
+    text = refused(2, "bundle", tmp_path / "stated.onnx", tmp_path / "b.edgekd", *LABELS, *steps(place / "classifier"))
+    assert "is not the tokenizer of" in text
