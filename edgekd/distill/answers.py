@@ -11,6 +11,7 @@ Shape suffixes: N samples, C classes, K kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -22,6 +23,8 @@ from edgekd.errors import DataError
 from edgekd.spec import Array, Task
 
 LOGITS, INDICES, LOG_PROBABILITIES = "logits", "topk_indices", "topk_log_probabilities"
+# The logarithm of what a top-k leaves of 1, where it is known better than by taking the difference.
+LOG_REST = "topk_log_rest"
 PROBABILITIES, TOPK_PROBABILITIES, LABELS, CLASSES = "probabilities", "topk_probabilities", "labels", "classes"
 # Each kind of answer, and the arrays that it comes as (one of the alternatives).
 KINDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -84,15 +87,23 @@ def with_logits(named: Mapping[str, Tensor], num_outputs: int) -> dict[str, Tens
     """The named tensors; of a top-k also its probabilities, and dense `logits` (N, C)."""
     if LOGITS in named:
         return dict(named)
-    logits_NC = dense_logits(named[INDICES], named[LOG_PROBABILITIES], num_outputs)
-    return {LOGITS: logits_NC, **named, TOPK_PROBABILITIES: named[LOG_PROBABILITIES].exp()}
+    told = {name: value for name, value in named.items() if name != LOG_REST}
+    logits_NC = dense_logits(named[INDICES], named[LOG_PROBABILITIES], num_outputs, named.get(LOG_REST))
+    return {LOGITS: logits_NC, **told, TOPK_PROBABILITIES: named[LOG_PROBABILITIES].exp()}
 
 
-def dense_logits(indices_NK: Tensor, log_probabilities_NK: Tensor, num_outputs: int) -> Tensor:
-    """Log-probabilities (N, C): the top-k as they are, what they leave of 1 spread evenly over the other classes."""
-    kept = indices_NK.shape[1]
-    rest_N1 = -torch.expm1(torch.logsumexp(log_probabilities_NK, dim=1, keepdim=True).clamp(max=0.0))
-    each_N1 = (rest_N1 / max(num_outputs - kept, 1)).log().clamp(min=NOTHING)
+def dense_logits(
+    indices_NK: Tensor, log_probabilities_NK: Tensor, num_outputs: int, log_rest_N: Tensor | None = None
+) -> Tensor:
+    """Log-probabilities (N, C): the top-k as they are, what they leave of 1 spread evenly over the other classes.
+
+    log_rest_N  the logarithm of what they leave; else it is computed, of a sure teacher up to rounding only
+    """
+    others = max(num_outputs - indices_NK.shape[1], 1)
+    if log_rest_N is None:
+        rest_N = -torch.expm1(torch.logsumexp(log_probabilities_NK, dim=1).clamp(max=0.0))
+        log_rest_N = rest_N.log()
+    each_N1 = (log_rest_N - math.log(others)).clamp(min=NOTHING)[:, None]
     dense_NC = each_N1.expand(-1, num_outputs).clone()
     return dense_NC.scatter_(1, indices_NK, log_probabilities_NK)
 

@@ -10,12 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS, TOLD
+from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOG_REST, LOGITS, NOTHING, TOLD
 from edgekd.errors import StageFailed, UsageError
 from edgekd.spec import Array
 
-# Of a top-k: the logits that are kept, and the logsumexp of all of them.
-TOPK_LOGITS, LOGSUMEXP = "topk_logits", "logsumexp"
 # What the teacher saw, in one number: answers belong to exactly these pixels.
 PIXELS = "pixels"
 
@@ -25,8 +23,8 @@ class Store:
     """How answers are kept.
 
     dtype   of the logits. float32: what a student learns is what the live teacher would teach, bit for bit
-    top_k   keep only the k largest logits of each row and the logsumexp of all; None keeps all. What is left of the
-            probability is then spread evenly over the other classes
+    top_k   keep only the k largest logits of each row, less the logsumexp of all, and the logarithm of what they leave
+            of the probability, which is then spread evenly over the other classes; None keeps all
     taps    the teacher's tensors; those beside the logits are features and are kept in float16
     """
 
@@ -36,7 +34,9 @@ class Store:
 
     def facts(self) -> dict[str, Any]:
         """As plain values."""
-        return {**asdict(self), "taps": sorted({LOGITS, *self.taps})}
+        # What a top-k was kept as before could not tell a small rest from none.
+        kept = {} if self.top_k is None else {"rest": "log"}
+        return {**asdict(self), "taps": sorted({LOGITS, *self.taps}), **kept}
 
 
 def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> dict[str, Array]:
@@ -46,8 +46,7 @@ def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> di
     """
     kept: dict[str, Array] = {}
     if INDICES in named:  # it told no more than that itself
-        indices_NK = named[INDICES]
-        kept |= _topk(indices_NK, named[LOG_PROBABILITIES], torch.zeros(len(indices_NK)), store, num_outputs)
+        kept |= _topk(named[INDICES], named[LOG_PROBABILITIES], store, num_outputs)
     elif store.top_k is None:
         kept[LOGITS] = _cast(named[LOGITS], store.dtype, LOGITS)
     else:
@@ -56,8 +55,13 @@ def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> di
             raise UsageError(
                 f"distill.cache_top_k = {store.top_k}, but there are {logits_NC.shape[1]} classes; remove it"
             )
-        top = logits_NC.topk(store.top_k, dim=1)
-        kept |= _topk(top.indices, top.values, torch.logsumexp(logits_NC, dim=1), store, num_outputs)
+        indices_NK = logits_NC.topk(store.top_k, dim=1).indices
+        log_p_NC = torch.log_softmax(logits_NC.double(), dim=1)
+        # From the other classes themselves: of a sure teacher, 1 minus the sum of the k is rounding and nothing else.
+        others_NC = log_p_NC.scatter(1, indices_NK, -torch.inf)
+        rest_N = torch.logsumexp(others_NC, dim=1).clamp(min=NOTHING)
+        kept |= _topk(indices_NK, log_p_NC.gather(1, indices_NK), store, num_outputs)
+        kept[LOG_REST] = _cast(rest_N, "float32", LOG_REST)
     for tap in store.taps:
         if tap not in TOLD:
             kept[tap] = _cast(named[tap], "float16", tap)
@@ -79,23 +83,17 @@ def pixels_of(x: Tensor) -> Tensor:
 
 def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Named tensors, float32, from stored ones: the logits, or the top-k that they were reduced to, and features."""
-    named = {
-        name: value.float() for name, value in stored.items() if name not in (INDICES, TOPK_LOGITS, LOGSUMEXP, PIXELS)
-    }
+    named = {name: value.float() for name, value in stored.items() if name not in (INDICES, PIXELS)}
     if INDICES in stored:
         named[INDICES] = stored[INDICES].long()
-        named[LOG_PROBABILITIES] = (stored[TOPK_LOGITS].float() - stored[LOGSUMEXP][:, None]).clamp(max=0.0)
     return named
 
 
-def _topk(
-    indices_NK: Tensor, logits_NK: Tensor, logsumexp_N: Tensor, store: Store, num_outputs: int
-) -> dict[str, Array]:
+def _topk(indices_NK: Tensor, log_probabilities_NK: Tensor, store: Store, num_outputs: int) -> dict[str, Array]:
     narrow = np.int16 if num_outputs <= np.iinfo(np.int16).max else np.int32
     return {
         INDICES: indices_NK.cpu().numpy().astype(narrow),
-        TOPK_LOGITS: _cast(logits_NK, store.dtype, TOPK_LOGITS),
-        LOGSUMEXP: _cast(logsumexp_N, "float32", LOGSUMEXP),
+        LOG_PROBABILITIES: _cast(log_probabilities_NK.clamp(min=NOTHING, max=0.0), store.dtype, LOG_PROBABILITIES),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.distill import cache_build, cached_teacher
-from edgekd.distill.answers import dense_logits
+from edgekd.distill.answers import dense_logits, with_logits
 from edgekd.distill.batches import Batches
 from edgekd.distill.cache import (
     INDEX,
@@ -34,7 +35,7 @@ from edgekd.distill.cached_teacher import CachedTeacher
 from edgekd.distill.engine import TrainResult, distill
 from edgekd.distill.mixing import Mixing
 from edgekd.distill.objective import Objective, Term
-from edgekd.distill.stored import Store
+from edgekd.distill.stored import Store, decode, encode
 from edgekd.distill.teachers import ModuleTeacher
 from edgekd.errors import DataError, StageFailed, StorageError, UsageError
 from edgekd.spec import Array, Dataset, Layout, Scale, Split
@@ -206,6 +207,35 @@ def test_top_k_keeps_the_probabilities_of_the_largest(tmp_path: Path) -> None:
     for row, each in zip(others, rest, strict=True):
         torch.testing.assert_close(row[~row.isnan()], each.expand(3), rtol=1e-4, atol=1e-7)
     assert {a.dtype.name for a in cache.arrays("topk_indices")} == {"int16"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("margin", [5.0, 12.0, 20.0, 30.0])
+def test_what_a_top_k_leaves_is_not_lost_however_sure_the_teacher_is(margin: float, dtype: Any) -> None:
+    """At a temperature above 1 the tail of a sure teacher is much of what it says."""
+    torch.manual_seed(0)
+    logits = torch.randn(32, 100)
+    logits[torch.arange(32), torch.randint(100, (32,))] += margin
+    kept = encode({"logits": logits}, Store(dtype=dtype, top_k=10), num_outputs=100)
+    named = with_logits(decode({name: torch.from_numpy(value) for name, value in kept.items()}), 100)
+    top = logits.topk(10, dim=1)
+    p, exact = torch.softmax(named["logits"], dim=1), torch.softmax(logits.double(), dim=1)
+    tail, wanted = (
+        1 - values.gather(1, top.indices).sum(dim=1)
+        for values in (
+            torch.softmax(named["logits"].double() / 4, dim=1),
+            torch.softmax(spread(logits.double(), top.indices) / 4, dim=1),
+        )
+    )
+    torch.testing.assert_close(tail, wanted, rtol=3e-3, atol=0, check_dtype=False)
+    torch.testing.assert_close(p.gather(1, top.indices), exact.gather(1, top.indices).float(), rtol=5e-3, atol=1e-7)
+
+
+def spread(logits: Tensor, kept: Tensor) -> Tensor:
+    """The same probabilities in float64, those that are not kept made equal."""
+    log_p = torch.log_softmax(logits, dim=1)
+    rest = torch.logsumexp(log_p.scatter(1, kept, -torch.inf), dim=1, keepdim=True)
+    return (rest - math.log(90)).expand_as(log_p).scatter(1, kept, log_p.gather(1, kept))
 
 
 def test_top_k_of_all_classes_is_refused(tmp_path: Path) -> None:
