@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.adapters import ADAPTERS, WITHOUT_TEACHER, find_adapter
 from edgekd.distill.losses import ADAPTER_OF, EQUAL_SHAPES, find_loss
-from edgekd.distill.losses.comparing import compares_samples
+from edgekd.distill.losses.comparing import compares_samples, mean_of
 from edgekd.errors import UsageError, nearest
 
 Role = Literal["student", "teacher", "truth", "mask"]
@@ -106,6 +106,12 @@ class BoundTerm:
         """Whether it compares samples with one another."""
         known = self.term.compares_samples
         return compares_samples(self.function) if known is None else known
+
+    @cached_property
+    def share(self) -> int | None:
+        """Its place in a batch's `SHARES` where it looks at tokens; None: it counts as its share of the samples."""
+        takes_mask = any(role == "mask" for _, role in self.roles)
+        return {"tokens": 0, "pairs": 1, "samples": None}[mean_of(self.function)] if takes_mask else None
 
     @cached_property
     def wants_truth(self) -> bool:

@@ -1,16 +1,19 @@
 """Losses that compare samples with one another, so that a part of a batch does not have a part of the loss.
 
 On several processes they get the student's and the teacher's tensors of the whole batch, with gradient. All others
-are means over samples: there each process computes the mean over its own.
+are means over samples, or over their tokens: there each process computes the mean over its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor
 
 from edgekd.distill.losses import LOSSES
+
+Mean = Literal["tokens", "pairs", "samples"]
 
 # contrastive compares through the memories of its adapter; the curricula choose from the batch; trusted terms divide by
 # the trust in the batch.
@@ -34,6 +37,16 @@ COMPARE_SAMPLES: frozenset[str] = frozenset(
         "trusted_cross_entropy",
     }
 )
+
+
+# Of what a loss is the mean that takes a mask (N, L) and gets one: of the tokens that count, unless it is named here.
+MEAN_OF: dict[str, Mean] = {"attention_mse": "pairs", "minilm_relation": "samples"}
+
+
+def mean_of(loss: Callable[..., Tensor]) -> Mean:
+    """Over what a loss with a mask takes its mean; the user's own over tokens."""
+    reference = f"{loss.__module__}:{getattr(loss, '__qualname__', '')}"
+    return next((mean for name, mean in MEAN_OF.items() if LOSSES.get(name) == reference), "tokens")
 
 
 def compares_samples(loss: Callable[..., Tensor]) -> bool:
