@@ -312,6 +312,11 @@ def _check_more_teachers(recipe: Recipe) -> None:
         raise RecipeError(
             f"{labelled[0]}.labels gives a teacher its own classes: for several teachers of a classification"
         )
+    if labelled and recipe.data.wrong_labels:
+        raise RecipeError(
+            f"{labelled[0]}.labels sends each sample to the teachers of its class, and data.wrong_labels makes that "
+            "another class; remove one"
+        )
     if recipe.assistant and recipe.keeps_answers:
         raise RecipeError(
             "distill.cache keeps the answers of the teacher, but the student learns from the assistant; remove one"
@@ -422,6 +427,11 @@ def _check_views(recipe: Recipe) -> None:
         raise RecipeError(
             f"data.views = {data.views}, but data.augment is empty: all views would be the same; remove it, or add "
             "augmentation"
+        )
+    if mixes and any(step.get("op") == "tokenize" for step in recipe.preprocess.steps):
+        raise RecipeError(
+            "distill.mixup and cutmix blend numbers, but the samples are texts; remove them, or take data.augment = "
+            "{replace_random = 0.1}, for example"
         )
     if mixes and teacher.logits is not None:
         raise RecipeError(

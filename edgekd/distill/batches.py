@@ -109,6 +109,8 @@ class Batches:
         self._tokens = _tokens(split, self._pad, self._extras)
         self._is_on_disk = self._ready is None and isinstance(split.x, DiskRows)
         self._axes = _image_axes(steps)
+        if self._mixing is not None and self._pad is not None:
+            raise UsageError("mixup and cutmix blend numbers, found ids of tokens; take data.augment for texts")
         if self._mixing is not None and self._mixing.cutmix and len(self.input_shape) != 3:
             raise UsageError(
                 f"cutmix cuts boxes out of images, found samples of shape {list(self.input_shape)}; take mixup"

@@ -64,9 +64,7 @@ class CachedTeacher:
         if PIXELS in stored:
             self._compare(batch, stored[PIXELS].cpu())
         named = with_logits(decode(stored), self._num_outputs)
-        if known_N is not None and device.type != "cpu":
-            named["logits"] = named["logits"].masked_fill(~known_N[:, None], torch.nan)
-        return named
+        return named if known_N is None or device.type == "cpu" else _only(named, known_N)
 
     def _rows(self, ids_N: Tensor, view_N: Tensor) -> tuple[Tensor, Tensor | None]:
         """Where the answers stand, and which of them are there (None: all). Raises as the class says."""
@@ -124,6 +122,16 @@ class CachedTeacher:
                 f"{int(view_N[~shown_N][0])}; train with views = {self._views} and the augmentation that it was built "
                 "with"
             )
+
+
+def _only(named: Mapping[str, Tensor], known_N: Tensor) -> dict[str, Tensor]:
+    """NaN for all rows but these."""
+    return {
+        name: value.masked_fill(~known_N.reshape(-1, *(1,) * (value.dim() - 1)), torch.nan)
+        if value.is_floating_point()
+        else value
+        for name, value in named.items()
+    }
 
 
 def _places(ids_N: Tensor) -> Tensor | None:

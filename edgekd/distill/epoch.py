@@ -165,8 +165,8 @@ def _outputs(
         student_out = named(pupil.student(batch["x"]), "the student")
     if pupil.taps.paths:
         student_out = {**pupil.taps.read(), **student_out}
-    if plan.bfloat16:
-        student_out = {name: value.float() for name, value in student_out.items()}
+    if plan.bfloat16:  # a model may give more than tensors, and tensors of whole numbers
+        student_out = {name: widened(value) for name, value in student_out.items() if isinstance(value, Tensor)}
     return batch, student_out, teacher_out
 
 

@@ -19,12 +19,16 @@ from torch import Tensor, nn
 from edgekd.device.postprocess import Denormalize
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
+from edgekd.distill.answers import SUM_TOLERANCE
 from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
 from edgekd.distill.models import logits_of
 from edgekd.distill.taps import Taps, ordinary_copy, part_at, widened
 from edgekd.errors import ModelError, StageFailed, UsageError
+from edgekd.spec import Task
 
 _NAMED_IDS = 5
+# On a GPU the answers are looked at every so many batches.
+CHECK_CALLS = 50
 
 
 class Teacher(Protocol):
@@ -48,6 +52,7 @@ class ModuleTeacher:
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(requires_grad=False)
         self._taps: Taps | None = None
+        self._calls = 0
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         assert not any(part.training for part in self.module.modules()), "somebody put a teacher back in train mode"
@@ -59,7 +64,10 @@ class ModuleTeacher:
         named["logits"] = logits_of(output, "the teacher")
         # Tensors of inference mode cannot take part in the student's backward pass; copies can.
         result = {name: widened(ordinary_copy(value)) for name, value in named.items() if isinstance(value, Tensor)}
-        check_finite(result["logits"], batch, "the teacher")
+        # A GPU would have to wait in every step; what is NaN there shows in the loss.
+        if x.device.type == "cpu" or self._calls % CHECK_CALLS == 0:
+            check_finite(result["logits"], batch, "the teacher")
+        self._calls += 1
         return result if self._taps is None else {**self._taps.read(), **result}
 
     @contextmanager
@@ -82,14 +90,17 @@ class ModuleTeacher:
 class OnnxTeacher:
     """An ONNX file as a teacher: a black box with one input and the output "logits" (or its first output).
 
-    Logits come as float32 on the CPU. Outputs that are probabilities (rows of numbers from 0 on that sum to 1) are
-    turned into logits by the logarithm, which is exact up to a constant per row. A graph with a fixed batch axis is
-    run in pieces of that size. Raises `ModelError` for a graph that cannot be a teacher, `StageFailed` as
-    `ModuleTeacher` does.
+    Logits come as float32 on the CPU. Those of a classifier that gives probabilities (rows of numbers from 0 on that
+    sum to 1) are their logarithms, exact up to a constant per row; which it gives, its first answers decide. A graph
+    with a fixed batch axis is run in pieces of that size. Raises `ModelError` for a graph that cannot be a teacher,
+    `StageFailed` as `ModuleTeacher` does.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None, task: Task = "classification"
+    ) -> None:
         self.path = Path(path)
+        self._gives_probabilities = None if task == "classification" else False
         self._session: Session = open_session(self.path, runtime="onnxruntime", threads=threads)
         if len(self._session.inputs) != 1:
             names = [spec.name for spec in self._session.inputs]
@@ -102,7 +113,16 @@ class OnnxTeacher:
         outputs = run_in_chunks(self._session, {self._input.name: x}, size=len(x))
         logits = torch.from_numpy(outputs[self._output].astype(np.float32))
         check_finite(logits, batch, str(self.path))
-        return {"logits": _as_logits(logits)}
+        if self._gives_probabilities is None:
+            self._gives_probabilities = _are_probabilities(logits)
+        if not self._gives_probabilities:
+            return {"logits": logits}
+        if bool((logits < 0).any()):
+            raise StageFailed(
+                f"{self.path} gave probabilities before, and now {float(logits.min()):.4g}; expected numbers from 0 to "
+                "1 for every sample, or logits for all"
+            )
+        return {"logits": logits.clamp(min=torch.finfo(logits.dtype).tiny).log()}
 
     def close(self) -> None:
         """Free the session."""
@@ -172,9 +192,15 @@ class EnsembleTeacher:
         return {**own, "logits": mean}
 
     def _own_classes(self, y_N: Tensor, knows_CK: Tensor) -> Tensor:
-        """Weights (N, K) of the teachers for samples of these classes."""
-        knows_NK = knows_CK.to(y_N.device)[y_N.clamp(max=len(knows_CK) - 1)]
-        knows_NK = knows_NK | ~knows_NK.any(dim=1, keepdim=True)
+        """Weights (N, K) of the teachers for samples of these classes; of mixed samples (N, C) by their shares."""
+        knows_CK = knows_CK.to(y_N.device)
+        if y_N.is_floating_point():
+            known_K = knows_CK[torch.arange(y_N.shape[1], device=y_N.device).clamp(max=len(knows_CK) - 1)].to(y_N.dtype)
+            shares_NK = y_N @ known_K
+            knows_NK = torch.where(shares_NK.sum(dim=1, keepdim=True) > 0, shares_NK, 1.0)
+        else:
+            knows_NK = knows_CK[y_N.clamp(max=len(knows_CK) - 1)]
+            knows_NK = knows_NK | ~knows_NK.any(dim=1, keepdim=True)
         ones = [1.0] * len(self.teachers)
         weights = torch.as_tensor(ones if self.weights is None else self.weights, device=y_N.device)
         return knows_NK * weights
@@ -238,13 +264,12 @@ def check_finite(logits: Tensor, batch: Mapping[str, Tensor], what: str) -> None
     )
 
 
-def _as_logits(values_NC: Tensor) -> Tensor:
+def _are_probabilities(values_NC: Tensor) -> bool:
+    """Rows of several numbers from 0 on that sum to 1, but for the rounding of a graph in 8 bits."""
     if values_NC.dim() != 2 or values_NC.shape[1] < 2:
-        return values_NC
-    sums_N = values_NC.sum(dim=1)
-    if bool((values_NC >= 0).all()) and bool(((sums_N - 1).abs() < 1e-3).all()):
-        return values_NC.clamp(min=torch.finfo(values_NC.dtype).tiny).log()
-    return values_NC
+        return False
+    off_N = (values_NC.sum(dim=1) - 1).abs()
+    return bool((values_NC >= 0).all()) and bool((off_N < SUM_TOLERANCE).all())
 
 
 def modules_of(teachers: Sequence[Teacher]) -> Iterator[nn.Module]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.adapters import ADAPTERS, WITHOUT_TEACHER, find_adapter
 from edgekd.distill.losses import ADAPTER_OF, EQUAL_SHAPES, find_loss
-from edgekd.distill.losses.comparing import compares_samples, mean_of
+from edgekd.distill.losses.comparing import compares_samples, looks_at_truth, mean_of
 from edgekd.errors import UsageError, nearest
 
 Role = Literal["student", "teacher", "truth", "mask"]
@@ -170,6 +170,8 @@ def bind(term: Term, search_path: str | PathLike[str] | None) -> BoundTerm:
         positional = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         has_default = parameter.default is not parameter.empty
         named = positional or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if role == "truth" and has_default and not looks_at_truth(function, term.options):
+            continue
         if role is not None and positional:
             roles.append((name, role))
         elif name == MASK and has_default and name not in term.options:

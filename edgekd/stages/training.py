@@ -267,7 +267,7 @@ def load_teacher(space: Workspace) -> Teacher:
     if space.recipe.teacher.url is not None:
         return caching.remembered(space, "val")
     if space.recipe.teacher.onnx is not None:
-        return OnnxTeacher(space.path / "teacher" / "teacher.onnx", threads=space.threads)
+        return OnnxTeacher(space.path / "teacher" / "teacher.onnx", threads=space.threads, task=space.recipe.task)
     return ModuleTeacher(load_trained(space, "teacher"))
 
 
@@ -280,7 +280,9 @@ def load_teachers(space: Workspace) -> Teacher:
     teachers: list[Teacher] = [load_teacher(space)]
     for name, section in list(space.recipe.all_teachers.items())[1:]:
         if section.onnx is not None:
-            teachers.append(OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads))
+            teachers.append(
+                OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads, task=space.recipe.task)
+            )
         else:
             teachers.append(ModuleTeacher(load_trained(space, name)))
     sections = space.recipe.all_teachers.values()
@@ -648,7 +650,7 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
     prepared, task = space.prepared, space.recipe.task
     is_black_box = space.recipe.all_teachers[name].model is None
     if name != "teacher" and is_black_box:
-        model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads)
+        model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads, task=space.recipe.task)
     else:
         model = load_teacher(space) if is_black_box else load_trained(space, name)
     outputs = evaluate(model, prepared.dataset.val, prepared.training, task=task, masking=space.masking)
