@@ -52,9 +52,16 @@ DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
         {"name": "mean_squared_error", "loss": "mean_squared_error", "weight": 0.5},
     ),
     "embedding": ({"name": "cosine", "loss": "cosine_embedding", "weight": 1.0},),
-    # As DistilBERT was made.
+    # As DistilBERT was made: by what the teacher says of every token, hidden or not.
     "masked_lm": (
-        {"name": "kd", "loss": "kd", "weight": 5.0, "options": {"temperature": 2.0}},
+        {
+            "name": "kd",
+            "loss": "kd",
+            "weight": 5.0,
+            "options": {"temperature": 2.0},
+            "student_tap": "token_logits",
+            "teacher_tap": "token_logits",
+        },
         {"name": "cross_entropy", "loss": "cross_entropy", "weight": 2.0},
         {
             "name": "cosine",
