@@ -116,6 +116,15 @@ class Batches:
                 f"cutmix cuts boxes out of images, found samples of shape {list(self.input_shape)}; take mixup"
             )
         self._partners: tuple[int, Positions] | None = None
+        self._device = torch.device("cpu")
+
+    def place(self, device: torch.device) -> None:
+        """Make batches for `device` from now on: of samples that never change there, of others ahead of time here."""
+        self._device = device
+        if device.type == "cpu" or self._ready is None or self._mixing is not None or self._masking is not None:
+            return
+        self._ready, self._targets, self._ids = (value.to(device) for value in (self._ready, self._targets, self._ids))
+        self._extras = {name: value.to(device) for name, value in self._extras.items()}
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -159,6 +168,11 @@ class Batches:
     def parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
         """Of each batch of epoch `number` the parts `own`; part j of `count` holds the rows j, j + count, ..."""
         parts = self._parts(number, own=own, count=count)
+        if self._device.type == "cuda" and self._targets.device.type == "cpu":
+            # The copy of pinned memory does not keep the training waiting.
+            return ahead(
+                [{name: value.pin_memory() for name, value in part.items()} for part in each] for each in parts
+            )
         return ahead(parts) if self._is_on_disk else parts
 
     def _parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
@@ -229,7 +243,7 @@ class Batches:
         """
         if not self._extras:
             return batch
-        chosen = torch.from_numpy(indices)
+        chosen = torch.from_numpy(indices).to(self._targets.device)
         named = {name: values.index_select(0, chosen) for name, values in self._extras.items()}
         if LABELLED in named:
             if others is not None:
@@ -242,7 +256,7 @@ class Batches:
         return raw[..., np.newaxis] if self._adds_channel else raw
 
     def _unmixed(self, indices: Positions, view: int, width: int | None = None) -> dict[str, Tensor]:
-        chosen = torch.from_numpy(indices)
+        chosen = torch.from_numpy(indices).to(self._targets.device, non_blocking=True)
         if self._ready is not None:
             x = self._ready.index_select(0, chosen)
         else:
@@ -269,8 +283,13 @@ class Batches:
             "y": y,
             "id": self._ids.index_select(0, chosen),
             "index": chosen,
-            "view": torch.full((len(indices),), view, dtype=torch.int64),
+            "view": torch.full((len(indices),), view, dtype=torch.int64, device=chosen.device),
         }
+
+
+def _pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch where a copy to a GPU does not keep the training waiting."""
+    return {name: value.pin_memory() for name, value in batch.items()}
 
 
 def _adds_channel(split: Split, steps: tuple[Step, ...]) -> bool:
