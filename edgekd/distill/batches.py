@@ -169,10 +169,7 @@ class Batches:
         """Of each batch of epoch `number` the parts `own`; part j of `count` holds the rows j, j + count, ..."""
         parts = self._parts(number, own=own, count=count)
         if self._device.type == "cuda" and self._targets.device.type == "cpu":
-            # The copy of pinned memory does not keep the training waiting.
-            return ahead(
-                [{name: value.pin_memory() for name, value in part.items()} for part in each] for each in parts
-            )
+            return ahead([_pinned(part) for part in each] for each in parts)
         return ahead(parts) if self._is_on_disk else parts
 
     def _parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
