@@ -258,5 +258,10 @@ def test_features_are_kept_too(tmp_path: Path) -> None:
     assert row["tensors"]["2"]["dtype"] == "float16"
     assert row["facts"]["mixing"] == [0.4, 0.0]
     planned = ok_json("distill-and-export", "digits", *options[1:], *kept[:1], "--dry-run", "--out", tmp_path / "plan")
+    # A student that looks at less of the same teacher finds what was kept for this one.
+    fewer = (*kept, "--set=distill.terms=[{loss='kd'}]", "--set=student.model=dscnn_s")
+    assert ok_json("distill", "digits", *options, *fewer, "--out", tmp_path / "run")["stages"]["cache"] == {
+        **told["cache"], "teacher_passes": 0,
+    }  # fmt: skip
     size = sum(int(np.prod(item["shape"])) * np.dtype(item["dtype"]).itemsize for item in row["tensors"].values())
     assert planned["cache_mb"] == pytest.approx(ANSWERS * size / 1e6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,26 @@ def test_it_teaches_as_it_is_in_the_order_of_the_data(folder: Path) -> None:
     manifest = json.loads((run / "student.edgekd" / "bundle.json").read_text())
     assert manifest["labels"] == ["negative", "neutral", "positive"]
     assert "Traceback" not in done.stderr
+
+
+def test_answers_are_asked_for_again_when_its_configuration_changes(folder: Path) -> None:
+    """The same weights, and the same place: another activation gives other answers."""
+    shutil.copytree(folder / "classifier", folder / "changing")
+    teacher = ["--set=teacher.model=hf:changing", "--set=teacher.weights=changing/model.safetensors"]
+    command = ("build", "--recipe", folder / "recipe.toml", *teacher, "--cache", folder / "answers", "--json")
+
+    def asked(run: str) -> int:
+        return int(json.loads(ok("cache", *command, "--out", folder / run, cwd=folder))["asked"])
+
+    assert asked("kept") > 0
+    assert asked("other") == 0, "another run finds them"
+    config = json.loads((folder / "changing" / "config.json").read_text())
+    (folder / "changing" / "config.json").write_text(json.dumps({**config, "transformers_version": "4.0.0"}))
+    assert asked("kept") == 0, "by whom it was written changes nothing"
+    assert config["hidden_act"] == "gelu"
+    (folder / "changing" / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    assert asked("kept") > 0
+    assert len(list((folder / "answers").iterdir())) == 2
 
 
 def test_what_edgekd_wrote_of_it_is_taken_again(folder: Path) -> None:

@@ -39,8 +39,11 @@ class CacheCheck:
 
 
 def verify_cache(cache: Cache, order: Order, *, samples: int, seed: int = 0) -> CacheCheck:
-    """Compare `samples` answers, drawn by `seed` from all samples and views, with what the teacher gives now."""
-    remembered = CachedTeacher(cache)
+    """Compare `samples` answers, drawn by `seed` from all samples and views, with what the teacher gives now.
+
+    Of features, those that the order names: the cache may hold further ones.
+    """
+    remembered = CachedTeacher(cache, taps=order.store.taps)
     count = min(samples, order.rows)
     rows = np.sort(np.random.default_rng(seed).choice(order.rows, count, replace=False))
     largest: dict[str, float] = {}

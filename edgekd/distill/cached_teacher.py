@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgekd.distill.answers import named_ids, with_logits
 from edgekd.distill.cache import Cache
-from edgekd.distill.stored import PIXELS, decode, pixels_of, shown
+from edgekd.distill.stored import PIXELS, decode, needed, pixels_of, shown
 from edgekd.errors import DataError, UsageError
 from edgekd.spec import Array
 
@@ -31,9 +31,11 @@ class CachedTeacher:
     Raises `DataError` for a sample, `UsageError` for a view that the cache does not hold, and for samples that do not
     look as the teacher saw them. On a GPU, where looking would make it wait, answers that are not there are NaN
     instead, and the training names them.
+
+    taps  the tensors that are looked at: other features are not read. None: all of them
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(self, cache: Cache, *, taps: Sequence[str] | None = None) -> None:
         if not cache.is_complete:
             raise UsageError(f"the teacher cache {cache.path} is not complete; build it first")
         self.cache = cache
@@ -41,7 +43,8 @@ class CachedTeacher:
         self._place = _places(self._ids)
         self._num_samples, self._views = cache.num_samples, cache.views
         self._num_outputs = cache.num_outputs
-        shards = {name: cache.arrays(name) for name in cache.index["tensors"]}
+        names = cache.index["tensors"] if taps is None else needed(cache.index["tensors"], taps)
+        shards = {name: cache.arrays(name) for name in names}
         in_memory = sum(array.nbytes for arrays in shards.values() for array in arrays) <= MEMORY_BYTES
         self._mapped = {} if in_memory else shards
         self._stops = np.array([shard["stop"] for shard in cache.shards])

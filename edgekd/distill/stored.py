@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from edgekd.spec import Array
 TOPK_LOGITS, LOGSUMEXP = "topk_logits", "logsumexp"
 # What the teacher saw, in one number: answers belong to exactly these pixels.
 PIXELS = "pixels"
+# Whatever else is stored is a feature, by its tap.
+_NO_FEATURES = (LOGITS, INDICES, TOPK_LOGITS, LOGSUMEXP, PIXELS)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,12 @@ def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         named[INDICES] = stored[INDICES].long()
         named[LOG_PROBABILITIES] = (stored[TOPK_LOGITS].float() - stored[LOGSUMEXP][:, None]).clamp(max=0.0)
     return named
+
+
+def needed(stored: Iterable[str], taps: Iterable[str]) -> list[str]:
+    """Of the names of stored tensors, those that who looks at `taps` needs."""
+    wanted = {*_NO_FEATURES, *taps}
+    return [name for name in stored if name in wanted]
 
 
 def _topk(

@@ -67,7 +67,7 @@ def remembered(space: Workspace, split: str, world: World | None = None) -> Cach
     """The teacher's answers to the samples of `split`; what is missing is asked for first, as in `build`."""
     from edgekd.distill.cached_teacher import CachedTeacher
 
-    return CachedTeacher(build(space, split, world)[0])
+    return CachedTeacher(build(space, split, world)[0], taps=store_of(space, split).taps)
 
 
 def build_together(space: Workspace) -> tuple[Cache, int]:
@@ -115,8 +115,7 @@ def verify(space: Workspace, *, samples: int, seed: int) -> tuple[Cache, CacheCh
 
 
 def _nearest(root: Path, facts: Mapping[str, Any]) -> str:
-    from edgekd.distill.cache import differences
-    from edgekd.distill.cache_upkeep import list_caches
+    from edgekd.distill.cache import differences, list_caches
 
     others = [(differences(cache.facts, facts), cache) for cache in list_caches(root)]
     if not others:
@@ -164,7 +163,18 @@ def _teacher_facts(space: Workspace) -> dict[str, Any]:
         "code": code_sha256(reference, space.search_path),
         "torch": installed.get("torch"),
         "torchvision": installed.get("torchvision") if reference.startswith("torchvision:") else None,
+        **_library_facts(space, reference),
     }
+
+
+def _library_facts(space: Workspace, reference: str) -> dict[str, Any]:
+    """What models of timm and transformers compute beside their weights: by which version, by which configuration."""
+    family, installed = reference.partition(":")[0], versions()
+    if family == "timm":
+        return {"timm": installed.get("timm")}
+    if family == "hf":
+        return {"transformers": installed.get("transformers"), "config": space.result("teacher").get("config")}
+    return {}
 
 
 def store_of(space: Workspace, split: str) -> Store:

@@ -311,8 +311,20 @@ def teacher_for_student(space: Workspace) -> Teacher:
 
 
 def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, Any], str]:
-    """Train a teacher, or take the one that the recipe points to."""
+    """Train a teacher, or take the one that the recipe points to.
+
+    Of an hf: model the result holds what its configuration says: the same weights compute something else with another.
+    """
     section = space.recipe.all_teachers[name]
+    result, told = _taken_or_trained(space, name, section)
+    if (section.model or "").startswith("hf:"):
+        from edgekd.distill.models.hub import config_sha256
+
+        result["config"] = config_sha256(build(space, section, seed=space.recipe.seed))
+    return result, told
+
+
+def _taken_or_trained(space: Workspace, name: str, section: TeacherSection) -> tuple[dict[str, Any], str]:
     folder = space.path / name
     if section.onnx is not None:
         with explain_os_errors(folder):
