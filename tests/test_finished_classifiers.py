@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
 import shutil
 import sys
@@ -14,8 +15,13 @@ import torch
 from commands import edgekd, ok, refused
 from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).parent / "distill"))
+sys.path += [str(Path(__file__).parent / folder) for folder in ("distill", "stages")]
+from spaces import make_space
 from tiny_encoders import CLASSES, WORDS, reviewer, reviews
+
+from edgekd.distill.cache import differences
+from edgekd.run_folder import Record
+from edgekd.stages.caching import facts_of
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'text'")
 
@@ -97,6 +103,15 @@ def test_answers_are_asked_for_again_when_its_configuration_changes(folder: Path
     (folder / "changing" / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
     assert asked("kept") > 0
     assert len(list((folder / "answers").iterdir())) == 2
+
+
+def test_answers_belong_to_the_version_of_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = make_space(folder / "recipe.toml", "distill.cache=true")
+    space.records["teacher"] = Record("", {"teacher/weights.safetensors": "a"}, {"config": "b"}, 0.0)
+    installed, theirs = facts_of(space, "train"), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "transformers" else theirs(name))
+    told = differences(installed, facts_of(space, "train"))
+    assert told == [f"teacher.transformers {theirs('transformers')} there, 0.0.1 here"]
 
 
 def test_what_edgekd_wrote_of_it_is_taken_again(folder: Path) -> None:

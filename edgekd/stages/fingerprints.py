@@ -252,6 +252,7 @@ def _model(
         "files": {key: None if path is None else sha256_file(path) for key, path in files.items()},
         "code": code_sha256(reference, space.search_path),
         **(_tools("torchvision") if reference.startswith("torchvision:") else {}),
+        **(_tools("timm") if reference.startswith("timm:") else {}),
         **(_hugging_face(space, reference[3:]) if reference.startswith("hf:") else {}),
     }
 
