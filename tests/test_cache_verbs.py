@@ -89,6 +89,26 @@ def test_two_students_cost_one_teacher(tmp_path: Path) -> None:
     assert (tmp_path / "live" / "student" / "weights.safetensors").read_bytes() == weights[0]
 
 
+def test_in_bfloat16_the_answers_are_the_live_teachers_too(tmp_path: Path) -> None:
+    """Whether they are kept changes no bit of the student; answers in other numbers are others."""
+    options = ["--student-only", *sets("distill.precision=bfloat16")]
+    kept = ("--set=distill.cache=true", "--cache", tmp_path / "answers")
+    ok("distill", "digits", *options, "--out", tmp_path / "live")
+    ok("distill", "digits", *options, *kept, "--out", tmp_path / "run")
+    live, learned = ((tmp_path / name / "student" / "weights.safetensors").read_bytes() for name in ("live", "run"))
+    assert learned == live
+    [row] = ok_json("cache", "info", "--cache", tmp_path / "answers")["caches"]
+    assert row["facts"]["teacher"]["precision"] == "bfloat16"
+    logits = np.concatenate([np.load(path) for path in sorted((tmp_path / "answers").rglob("*.0.npy"))])
+    assert not logits.view(np.uint16)[:, ::2].any(), "every one is a bfloat16"
+    where = ("--recipe", "digits", *options[1:], "--out", tmp_path / "run", "--cache", tmp_path / "answers")
+    assert ok_json("cache", "verify", *where)["ok"]
+    weights = f"teacher.weights={tmp_path / 'run' / 'teacher' / 'weights.safetensors'}"
+    other = (*where[:-4], f"--set={weights}", "--out", tmp_path / "other", "--cache", tmp_path / "answers")
+    assert ok_json("cache", "build", *other)["asked"] == 0, "the same teacher, finished"
+    assert ok_json("cache", "build", *other, "--set=distill.precision=float32")["asked"] == ANSWERS
+
+
 def test_a_run_finds_what_was_deleted_meanwhile_missing_and_asks_again(copied: Path) -> None:
     arguments = ("distill", "digits", "--student-only", *sets("distill.cache=true"))
     where = ("--out", copied / "run", "--cache", copied / "answers")

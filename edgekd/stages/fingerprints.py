@@ -147,6 +147,7 @@ def cache(space: Workspace) -> Inputs:
         "seed": recipe.seed if recipe.data.augment or any(mixing) else None,
         "keys": recipe.distill.model_dump(mode="json", include=set(CACHE_KEYS - {"cache"})),
         "taps": store_of(space, "train").facts()["taps"],
+        **({} if recipe.teacher.model is None else {"precision": recipe.distill.precision, "device": space.device}),
         **_transfer(space),
         **_tools("torch"),
     }

@@ -85,7 +85,7 @@ TRAINED = {"teacher", "student", "student_alone"}
         ("student.licence=MIT", {"export", "bundle"}),
         ("description=other", {"bundle"}),
         ("distill.baseline=false", {"bundle"}),
-        ("distill.precision=bfloat16", {*TRAINED, "bundle"}),
+        ("distill.precision=bfloat16", {*TRAINED, "cache", "bundle"}),
         ("distill.terms.0.weight=0.5", {"student", "bundle"}),
         ("distill.terms.0.weight={start=0.5, end=1}", {"student", "bundle"}),
         ("distill.terms.0.student_tap='1'", {"student", "bundle"}),
