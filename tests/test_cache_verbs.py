@@ -262,6 +262,29 @@ def test_a_killed_build_goes_on(tmp_path: Path, built: Path) -> None:
     np.testing.assert_array_equal(answers[0], answers[1])
 
 
+def test_an_adapter_reads_the_teacher_that_is_only_remembered(tmp_path: Path) -> None:
+    """OFD's margins come of the weights of the teacher's norm: those of the trained one, as without a cache."""
+    terms = "distill.terms=[{loss='kd'}, {loss='overhaul_partial_l2', student_tap='2.1', teacher_tap='2.1'}]"
+    options = ["--student-only", *sets("teacher.model=cnn_m", terms)]
+    kept = ("--set=distill.cache=true", "--cache", tmp_path / "answers")
+    live = ok_json("distill", "digits", *options, "--out", tmp_path / "live")["stages"]["student"]
+    told = ok_json("distill", "digits", *options, *kept, "--out", tmp_path / "run")["stages"]["student"]
+    assert (live["teacher_passes"], told["teacher_passes"]) == (3 * 1079, 0)
+    for one, other in zip(live["history"], told["history"], strict=True):
+        assert other["terms"] == pytest.approx(one["terms"], rel=1e-2)
+
+
+def test_what_no_cache_can_hold_is_said_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    kept = ("--set=distill.cache=true", "--cache", tmp_path / "answers")
+    options = ("--student-only", *sets("distill.cache_top_k=10"), *kept, "--out", tmp_path / "run")
+    assert "distill.cache_top_k = 10, but there are 10 classes" in refused(2, "distill", "digits", *options)
+    assert not (tmp_path / "run" / "teacher").exists()
+    # And what only a cache gives can be looked at.
+    largest = "{loss='topk_cross_entropy', teacher_tap=['topk_indices', 'topk_probabilities']}"
+    options = ("--student-only", *sets("distill.cache_top_k=3", f"distill.terms=[{largest}]"), *kept)
+    ok("distill", "digits", *options, "--set=distill.epochs=1", "--out", tmp_path / "run")
+
+
 def test_features_are_kept_too(tmp_path: Path) -> None:
     """A term on what a layer gives: as the live teacher's, but for half precision; mixed samples as well."""
     feature = "{loss='logit_mse', name='feature', student_tap='2', teacher_tap='2', adapter='auto'}"

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from edgekd.distill.answers import LOGITS, TOLD, with_logits
+from edgekd.distill.answers import LOGITS, TOLD
 from edgekd.distill.cache import Cache
 from edgekd.distill.cache_build import Order
 from edgekd.distill.cached_teacher import CachedTeacher
-from edgekd.distill.stored import decode, encode
+from edgekd.distill.stored import as_kept
 
 # Of the largest value: another batch or machine sums in another order; float16 keeps eleven bits, and where every
 # layer computes in bfloat16, eight: whole networks then differ by half a percent from float32.
@@ -82,7 +81,6 @@ def _again(
         own = rows[rows // samples == view] % samples
         for start in range(0, len(own), order.batch_size):
             batch = order.batches.at(order.positions[own[start : start + order.batch_size]], view=view)
-            kept = encode(order.answer(order.place(batch)), order.store, num_outputs=order.num_outputs)
-            stored = {name: torch.from_numpy(value) for name, value in kept.items()}
-            found.append((batch, with_logits(decode(stored), order.num_outputs)))
+            answer = order.answer(order.place(batch))
+            found.append((batch, as_kept(answer, order.store, num_outputs=order.num_outputs)))
     return found

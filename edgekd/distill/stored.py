@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS, TOLD
+from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOGITS, TOLD, with_logits
 from edgekd.errors import StageFailed, UsageError
 from edgekd.spec import Array
 
@@ -88,6 +88,12 @@ def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
         named[INDICES] = stored[INDICES].long()
         named[LOG_PROBABILITIES] = (stored[TOPK_LOGITS].float() - stored[LOGSUMEXP][:, None]).clamp(max=0.0)
     return named
+
+
+def as_kept(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> dict[str, Tensor]:
+    """A teacher's named tensors as a cache with this store gives them back. Raises as `encode` does."""
+    kept = encode(named, store, num_outputs=num_outputs)
+    return with_logits(decode({name: torch.from_numpy(value) for name, value in kept.items()}), num_outputs)
 
 
 def needed(stored: Iterable[str], taps: Iterable[str]) -> list[str]:

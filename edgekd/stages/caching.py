@@ -6,6 +6,7 @@ them there. A teacher behind a URL is asked through the cache only, so that no a
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -64,10 +65,21 @@ def work_on_cache(space: Workspace) -> tuple[dict[str, Any], str]:
 
 
 def remembered(space: Workspace, split: str, world: World | None = None) -> CachedTeacher:
-    """The teacher's answers to the samples of `split`; what is missing is asked for first, as in `build`."""
-    from edgekd.distill.cached_teacher import CachedTeacher
+    """The teacher's answers to the samples of `split`; what is missing is asked for first, as in `build`.
 
-    return CachedTeacher(build(space, split, world)[0], taps=store_of(space, split).taps)
+    The teacher itself, where it is a module, is loaded when an adapter wants to look at it.
+    """
+    from edgekd.distill.cached_teacher import CachedTeacher
+    from edgekd.distill.teachers import ModuleTeacher
+    from edgekd.stages.training import load_trained
+
+    @functools.cache
+    def module() -> nn.Module:
+        return ModuleTeacher(load_trained(space, "teacher")).module
+
+    found, _ = build(space, split, world)
+    has_module = space.recipe.teacher.model is not None
+    return CachedTeacher(found, taps=store_of(space, split).taps, module=module if has_module else None)
 
 
 def build_together(space: Workspace) -> tuple[Cache, int]:
