@@ -349,12 +349,21 @@ def _check_terms(recipe: Recipe) -> None:
     for index, term in enumerate(terms):
         _check_options(term.options, f"distill.terms.{index}.options")
         taps = (term.teacher_tap,) if isinstance(term.teacher_tap, str) else term.teacher_tap
-        inside = [tap for tap in taps if tap not in ANSWERS]
-        if inside and recipe.teacher.model is None:
+        inside = [tap for tap in taps if _looks_inside_a_black_box(recipe, tap)]
+        if inside:
             raise RecipeError(
                 f"distill.terms.{index}: teacher_tap = '{inside[0]}' looks inside the teacher, which is a black box; "
                 "expected a teacher.model, or teacher_tap = 'logits'"
             )
+
+
+def _looks_inside_a_black_box(recipe: Recipe, tap: str) -> bool:
+    """Whether a tap, of several teachers with the number of one before it, wants more of a teacher than it says."""
+    number, slash, own = tap.partition("/")
+    sections = list(recipe.all_teachers.values())
+    if recipe.teachers and slash and number.isdecimal() and int(number) < len(sections):
+        return own not in ANSWERS and sections[int(number)].model is None
+    return tap not in ANSWERS and recipe.teacher.model is None
 
 
 def _check_options(options: Mapping[str, Any], place: str) -> None:

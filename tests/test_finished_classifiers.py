@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,13 @@ import torch
 from commands import edgekd, ok, refused
 from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).parent / "distill"))
+sys.path += [str(Path(__file__).parent / folder) for folder in ("distill", "stages")]
+from spaces import make_space
 from tiny_encoders import CLASSES, WORDS, reviewer, reviews
+
+from edgekd.distill.cache import differences
+from edgekd.run_folder import Record
+from edgekd.stages.caching import facts_of
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'text'")
 
@@ -76,6 +83,35 @@ def test_it_teaches_as_it_is_in_the_order_of_the_data(folder: Path) -> None:
     manifest = json.loads((run / "student.edgekd" / "bundle.json").read_text())
     assert manifest["labels"] == ["negative", "neutral", "positive"]
     assert "Traceback" not in done.stderr
+
+
+def test_answers_are_asked_for_again_when_its_configuration_changes(folder: Path) -> None:
+    """The same weights, and the same place: another activation gives other answers."""
+    shutil.copytree(folder / "classifier", folder / "changing")
+    teacher = ["--set=teacher.model=hf:changing", "--set=teacher.weights=changing/model.safetensors"]
+    command = ("build", "--recipe", folder / "recipe.toml", *teacher, "--cache", folder / "answers", "--json")
+
+    def asked(run: str) -> int:
+        return int(json.loads(ok("cache", *command, "--out", folder / run, cwd=folder))["asked"])
+
+    assert asked("kept") > 0
+    assert asked("other") == 0, "another run finds them"
+    config = json.loads((folder / "changing" / "config.json").read_text())
+    (folder / "changing" / "config.json").write_text(json.dumps({**config, "transformers_version": "4.0.0"}))
+    assert asked("kept") == 0, "by whom it was written changes nothing"
+    assert config["hidden_act"] == "gelu"
+    (folder / "changing" / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    assert asked("kept") > 0
+    assert len(list((folder / "answers").iterdir())) == 2
+
+
+def test_answers_belong_to_the_version_of_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = make_space(folder / "recipe.toml", "distill.cache=true")
+    space.records["teacher"] = Record("", {"teacher/weights.safetensors": "a"}, {"config": "b"}, 0.0)
+    installed, theirs = facts_of(space, "train"), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "transformers" else theirs(name))
+    told = differences(installed, facts_of(space, "train"))
+    assert told == [f"teacher.transformers {theirs('transformers')} there, 0.0.1 here"]
 
 
 def test_what_edgekd_wrote_of_it_is_taken_again(folder: Path) -> None:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from edgekd.device.postprocess import Denormalize
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
-from edgekd.distill.answers import SUM_TOLERANCE
+from edgekd.distill.answers import LOGITS, SUM_TOLERANCE, TOLD
+from edgekd.distill.cached_teacher import CachedTeacher
 from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
 from edgekd.distill.models import logits_of
+from edgekd.distill.stored import Store, as_kept
 from edgekd.distill.taps import Taps, ordinary_copy, part_at, widened
 from edgekd.errors import ModelError, StageFailed, UsageError
 from edgekd.spec import Task
@@ -129,6 +131,28 @@ class OnnxTeacher:
         self._session.close()
 
 
+class TeacherToKeep:
+    """A teacher that will be asked through a cache: it says what the cache will give back, while there is none."""
+
+    def __init__(self, teacher: ModuleTeacher, store: Store, *, num_outputs: int) -> None:
+        self.teacher = teacher
+        self.store = store
+        self.num_outputs = num_outputs
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return as_kept(self.teacher(batch), self.store, num_outputs=self.num_outputs)
+
+
+class UnknownTeacher:
+    """A black box that is not asked yet, for rehearsals: it gives logits (N, num_outputs), all of them 0."""
+
+    def __init__(self, *, num_outputs: int) -> None:
+        self.num_outputs = num_outputs
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"logits": torch.zeros(len(batch["x"]), self.num_outputs)}
+
+
 class StandardizedTeacher:
     """A teacher that speaks in the units of the targets, brought to what a graph gives before the denormalize steps.
 
@@ -220,19 +244,44 @@ def tapped(teacher: Teacher, paths: Sequence[str], example: Mapping[str, Tensor]
     """For the block, `teacher` gives the tensors at these tap paths too, as far as it is a module.
 
     `example` is a batch that it may be asked about once. Teachers of other kinds give what they give. Raises
-    `ModelError` for a path that is not there.
+    `ModelError` for a path that is not there, or that names none of several teachers.
     """
+    _check_numbers(teacher, paths)
     with ExitStack() as stack:
         for module, own in _modules_of(teacher, paths):
             stack.enter_context(module.tapped(own, example))
         yield
 
 
+def _check_numbers(teacher: Teacher, paths: Sequence[str]) -> None:
+    """Raise `ModelError` for a path into one of several teachers that does not say into which."""
+    while isinstance(teacher, StandardizedTeacher):
+        teacher = teacher.teacher
+    if not isinstance(teacher, EnsembleTeacher):
+        return
+    last = len(teacher.teachers) - 1
+    for path in paths:
+        number = path.partition("/")[0]
+        if path != "logits" and not ("/" in path and number.isdecimal() and int(number) <= last):
+            raise ModelError(
+                f"found the tap '{path}' of {last + 1} teachers, expected the number of one before it, 0 to {last}, "
+                f"such as '0/{path}'; or 'logits' for what they say together"
+            )
+
+
 def tapped_module(teacher: Teacher, path: str) -> nn.Module | None:
-    """The part of the teacher that a tap path names; None when it is no part of a module."""
-    for module, own in _modules_of(teacher, (path,)):
+    """The part of the teacher that a tap path names; None when it is no part of a module.
+
+    Of one that is only remembered, it is looked for in the teacher that was asked.
+    """
+    while isinstance(teacher, StandardizedTeacher):
+        teacher = teacher.teacher
+    if isinstance(teacher, CachedTeacher):
+        module = teacher.module()
+        return None if module is None else part_at(module, path)
+    for inside, own in _modules_of(teacher, (path,)):
         for tap in own:
-            return part_at(module.module, tap)
+            return part_at(inside.module, tap)
     return None
 
 
@@ -240,6 +289,8 @@ def _modules_of(teacher: Teacher, paths: Sequence[str]) -> Iterator[tuple[Module
     """Each module inside `teacher`, with those of the paths that are its own."""
     if isinstance(teacher, ModuleTeacher):
         yield teacher, list(paths)
+    elif isinstance(teacher, TeacherToKeep):
+        yield teacher.teacher, [path for path in paths if path == LOGITS or path not in TOLD]
     elif isinstance(teacher, StandardizedTeacher):
         yield from _modules_of(teacher.teacher, paths)
     elif isinstance(teacher, EnsembleTeacher):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.device.tokens import tokenize_step
 from edgekd.distill.endpoint import shown_url
-from edgekd.errors import ModelError, RecipeError, StageFailed, explain_os_errors, nearest
+from edgekd.errors import ModelError, RecipeError, StageFailed, UsageError, explain_os_errors, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
@@ -144,14 +144,12 @@ def check(space: Workspace) -> None:
     student = build(space, recipe.student, seed=recipe.seed)
     if diet.is_wanted(space) and (recipe.student.low_rank is None or recipe.student.low_rank.rank is not None):
         diet.cut(space, student, by="l1")
-    teacher = None
-    if recipe.teacher.model is not None:
-        teacher = ModuleTeacher(build(space, recipe.teacher, seed=recipe.seed))
-    for further in recipe.teachers:
-        if further.model is not None:
-            build(space, further, seed=recipe.seed)
-    for assistant in recipe.assistant:
-        build(space, assistant, seed=recipe.seed)
+    modules = {
+        name: build(space, section, seed=recipe.seed)
+        for name, section in recipe.all_teachers.items()
+        if section.model is not None
+    }
+    assistants = {name: build(space, section, seed=recipe.seed) for name, section in recipe.assistants.items()}
     for one in recipe.all_teachers.values():
         own_classes(space, one)
     few = Batches(
@@ -167,19 +165,53 @@ def check(space: Workspace) -> None:
     objective = student_objective(space)
     lesson.check(space, objective.truth_terms)
     if recipe.student.init is not None and recipe.student.init.of == "trained":
-        _take_over(space, build(space, recipe.student, seed=recipe.seed), teacher.module if teacher else None)
-    if recipe.keeps_answers and teacher is not None and space.prepared.vocabulary is not None:
-        _check_shapes(teacher, objective, few)
-    if teacher is not None or not objective.teacher_terms:
-        rehearse(
-            student,
-            teacher,
-            objective,
-            few,
-            num_outputs=dataset.num_outputs,
-            device=torch.device("cpu"),
-            seed=recipe.seed,
-        )
+        _take_over(space, build(space, recipe.student, seed=recipe.seed), modules.get("teacher"))
+    if recipe.keeps_answers and "teacher" in modules and space.prepared.vocabulary is not None:
+        _check_shapes(ModuleTeacher(modules["teacher"]), objective, few)
+    teacher, by = _untrained_teacher(space, modules), "the teachers" if recipe.teachers else "the teacher"
+    for name, pupil in {**assistants, "student": student}.items():
+        if teacher is not None or not objective.teacher_terms:
+            with _saying_who(name, by) if assistants else nullcontext():
+                rehearse(
+                    pupil,
+                    teacher,
+                    objective,
+                    few,
+                    num_outputs=dataset.num_outputs,
+                    device=torch.device("cpu"),
+                    seed=recipe.seed,
+                )
+        teacher, by = ModuleTeacher(pupil), name
+
+
+def _untrained_teacher(space: Workspace, modules: Mapping[str, nn.Module]) -> Teacher | None:
+    """Who teaches as `teacher_for_student` gives it, before it has learned; None for a black box that stands alone.
+
+    modules  the teachers that are modules, by name
+    """
+    from edgekd.distill.teachers import ModuleTeacher, TeacherToKeep, UnknownTeacher
+
+    recipe, outputs = space.recipe, space.prepared.dataset.num_outputs
+    if recipe.teachers:
+        unknown = UnknownTeacher(num_outputs=outputs)
+        names = recipe.all_teachers
+        return _together(space, [ModuleTeacher(modules[name]) if name in modules else unknown for name in names])
+    if "teacher" not in modules:
+        return None
+    teacher = ModuleTeacher(modules["teacher"])
+    if not recipe.keeps_answers:
+        return teacher
+    return TeacherToKeep(teacher, caching.store_of(space, "train"), num_outputs=outputs)
+
+
+@contextmanager
+def _saying_who(name: str, by: str) -> Iterator[None]:
+    """Errors of the block say who could not learn from whom."""
+    try:
+        yield
+    except (ModelError, UsageError) as error:
+        kind = ModelError if isinstance(error, ModelError) else UsageError
+        raise kind(f"{name}, taught by {by}: {error}") from error
 
 
 def _check_shapes(teacher: Any, objective: Objective, few: Batches) -> None:
@@ -273,7 +305,7 @@ def load_teacher(space: Workspace) -> Teacher:
 
 def load_teachers(space: Workspace) -> Teacher:
     """All teachers as one: each counts by its weight, and for its own labels where it names some."""
-    from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher
+    from edgekd.distill.teachers import ModuleTeacher, OnnxTeacher
 
     if not space.recipe.teachers:
         return load_teacher(space)
@@ -285,6 +317,13 @@ def load_teachers(space: Workspace) -> Teacher:
             )
         else:
             teachers.append(ModuleTeacher(load_trained(space, name)))
+    return _together(space, teachers)
+
+
+def _together(space: Workspace, teachers: Sequence[Teacher]) -> Teacher:
+    """All teachers of the recipe, in its order, as one."""
+    from edgekd.distill.teachers import EnsembleTeacher
+
     sections = space.recipe.all_teachers.values()
     classes = [own_classes(space, section) for section in sections] if any(s.labels for s in sections) else None
     return EnsembleTeacher(teachers, [section.weight for section in sections], classes=classes)
@@ -313,8 +352,20 @@ def teacher_for_student(space: Workspace) -> Teacher:
 
 
 def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, Any], str]:
-    """Train a teacher, or take the one that the recipe points to."""
+    """Train a teacher, or take the one that the recipe points to.
+
+    Of an hf: model the result holds what its configuration says: the same weights compute something else with another.
+    """
     section = space.recipe.all_teachers[name]
+    result, told = _taken_or_trained(space, name, section)
+    if (section.model or "").startswith("hf:"):
+        from edgekd.distill.models.hub import config_sha256
+
+        result["config"] = config_sha256(build(space, section, seed=space.recipe.seed))
+    return result, told
+
+
+def _taken_or_trained(space: Workspace, name: str, section: TeacherSection) -> tuple[dict[str, Any], str]:
     folder = space.path / name
     if section.onnx is not None:
         with explain_os_errors(folder):

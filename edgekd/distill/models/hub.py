@@ -19,6 +19,7 @@ from edgekd.distill.models.from_teacher import parse_init, student_from
 from edgekd.distill.models.sentence import Pooling, SentenceEncoder
 from edgekd.distill.models.vision import import_torchvision
 from edgekd.errors import MissingExtra, ModelError, nearest
+from edgekd.files import sha256_bytes
 from edgekd.spec import Array, TensorSpec, Vocabulary
 
 _TOKENS = 16  # length of the random texts
@@ -82,6 +83,14 @@ class HuggingFace(nn.Module):
         """(V, D) the vectors of the ids that it is given."""
         table: torch.Tensor = self.model.get_input_embeddings().weight.detach()  # type: ignore[operator]
         return table if self.rows is None else table[self.rows]
+
+
+def config_sha256(module: nn.Module) -> str:
+    """What the model of transformers inside `module` is told to compute, wherever it lies and whatever wrote it."""
+    inner: Any = module.model
+    told = json.loads(inner.config.to_json_string(use_diff=False))
+    known = {name: value for name, value in told.items() if name[0] != "_" and name != "transformers_version"}
+    return sha256_bytes(json.dumps(known, sort_keys=True).encode())
 
 
 def hugging_face_model(reference: str, *, num_outputs: int | None, args: Mapping[str, Any]) -> HuggingFace:
