@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,7 @@ from ends import SUITE
 import edgekd as package
 
 sys.path.append(str(Path(__file__).parent / "distill"))
-from tiny_encoders import CLASSES, VOCABULARY, reviewer, reviews
+from tiny_encoders import CLASSES, VOCABULARY, WORDS, reviewer, reviews
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 LONGEST = 40
@@ -155,13 +156,55 @@ def test_an_encoder_without_pooling_and_strange_inputs_are_refused(place: Path, 
     assert "alone or with attention_mask and token_type_ids" in text
 
 
-def test_a_run_s_graph_knows_its_own_tokenizer(place: Path, tmp_path: Path) -> None:
-    """What edgekd exports says which tokens its ids are."""
+def foreign(tokenizer: Path, out: Path, words: list[str]) -> Path:
+    """The tokenizer with other words."""
+    table = json.loads((tokenizer / "tokenizer.json").read_text())
+    table["model"]["vocab"] = {word: number for number, word in enumerate(words)}
+    out.write_text(json.dumps(table))
+    return out
+
+
+def test_what_edgekd_exports_knows_its_own_tokenizer(place: Path, tmp_path: Path) -> None:
+    """As export/README.md shows it: an hf: folder, then the bundle."""
+    from edgekd.device.tokens import tokens_of
+    from edgekd.graph import inspect
     from edgekd.graph.metadata import tokens_sha256
 
-    model = onnx.load(place / "two.onnx")
-    entry = model.metadata_props.add()
-    entry.key, entry.value = "tokens", tokens_sha256(["other", "words"])
-    onnx.save(model, tmp_path / "stated.onnx")
-    text = refused(2, "bundle", tmp_path / "stated.onnx", tmp_path / "b.edgekd", *LABELS, *steps(place / "classifier"))
-    assert "is not the tokenizer of" in text
+    classifier, out = place / "classifier", tmp_path / "b.edgekd"
+    said = inspect(place / "two.onnx").metadata
+    assert said["tokens"] == tokens_sha256(tokens_of((classifier / "tokenizer.json").read_text()))
+    # What the steps are was not said.
+    assert "preprocess" not in said
+    for words in ([*WORDS[:5], *WORDS[:4:-1]], WORDS[:-1]):
+        other = foreign(classifier, tmp_path / "other.json", words)
+        text = refused(2, "bundle", place / "two.onnx", out, *LABELS, *steps(other))
+        assert "is not the tokenizer of" in text
+    ok("bundle", place / "two.onnx", out, *LABELS, *steps(classifier))
+
+
+def test_a_folder_with_a_broken_or_a_foreign_tokenizer_is_exported_without_a_word_of_it(
+    place: Path, tmp_path: Path
+) -> None:
+    from edgekd.distill.models.hub import hugging_face_model, stated_tokens
+
+    folder = tmp_path / "folder"
+    shutil.copytree(place / "classifier", folder)
+    module = hugging_face_model(str(folder), num_outputs=None, args={})
+    assert len(stated_tokens(str(folder), module)) == VOCABULARY
+    foreign(place / "classifier", folder / "tokenizer.json", [*WORDS, "one", "more"])
+    assert stated_tokens(str(folder), module) == ()
+    (folder / "tokenizer.json").write_text("{}")
+    assert stated_tokens(str(folder), module) == ()
+    (folder / "tokenizer.json").unlink()
+    assert stated_tokens(str(folder), module) == ()
+
+
+def test_fewer_tokens_than_rows_are_told(place: Path, tmp_path: Path) -> None:
+    """Models with rows to spare are usual, foreign tokenizers too: whoever knows is told."""
+    fewer = foreign(place / "classifier", tmp_path / "fewer.json", WORDS[:-1])
+    for name in ("three", "small"):  # the ids themselves are looked up, or a cast of them
+        told = edgekd("bundle", place / f"{name}.onnx", tmp_path / f"{name}.edgekd", *LABELS, *steps(fewer))
+        assert told.returncode == 0, told.stderr
+        assert f"has {VOCABULARY - 1} tokens, but {place / name}.onnx a table of {VOCABULARY} rows" in told.stderr
+    told = edgekd("bundle", place / "three.onnx", tmp_path / "own.edgekd", *LABELS, *steps(place / "classifier"))
+    assert "warning" not in told.stderr

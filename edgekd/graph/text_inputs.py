@@ -20,6 +20,9 @@ from edgekd.spec import Array, TensorSpec
 
 # As transformers and optimum call them.
 IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
+# What stands between an input and its table, and between a table and where it is looked up.
+_SAME_VALUES = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_SAME_ROWS = frozenset({"Cast", "Identity", "DequantizeLinear"})
 
 
 def ids_of(specs: Sequence[TensorSpec]) -> TensorSpec:
@@ -33,6 +36,23 @@ def ids_of(specs: Sequence[TensorSpec]) -> TensorSpec:
             f"{MASK} and {TYPES}"
         )
     return ids
+
+
+def table_rows(model: ModelProto, name: str) -> int | None:
+    """How many rows the table has in which the integer input `name` is looked up: its ids are smaller than that.
+
+    Of several tables that of the fewest rows; None where no constant is found that is looked up along its rows.
+    """
+    rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
+    ids, found = {name}, list[int]()
+    for node in model.graph.node:
+        if node.op_type in _SAME_VALUES and node.input[0] in ids:
+            ids.add(node.output[0])
+        elif node.op_type in _SAME_ROWS and node.input[0] in rows:
+            rows[node.output[0]] = rows[node.input[0]]
+        elif node.op_type == "Gather" and node.input[1] in ids and node.input[0] in rows:
+            found += [rows[node.input[0]]] if not any(item.name == "axis" and item.i for item in node.attribute) else []
+    return min(found, default=None)
 
 
 def reading_ids_alone(model: ModelProto, specs: Sequence[TensorSpec], pad: int) -> ModelProto:

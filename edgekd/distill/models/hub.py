@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgekd.device.tokens import tokens_of
 from edgekd.distill.models.from_teacher import parse_init, student_from
 from edgekd.distill.models.sentence import Pooling, SentenceEncoder
 from edgekd.distill.models.vision import import_torchvision
@@ -201,6 +202,21 @@ def _own_tokens(reference: str) -> dict[str, int] | None:
         return None
     lines = found.read_text(encoding="utf-8").removesuffix("\n")
     return {name: number for number, name in enumerate(lines.split("\n"))}
+
+
+def stated_tokens(reference: str, module: HuggingFace) -> tuple[str, ...]:
+    """What the ids of a model of texts stand for, by the tokenizer.json beside it; none where nothing of use is there.
+
+    One that numbers more tokens than the model has rows for is not its own.
+    """
+    found = file_of(reference, "tokenizer.json")
+    if found is None or module.inputs[0].name != "input_ids":
+        return ()
+    try:
+        tokens = tokens_of(found.read_text(encoding="utf-8"))
+    except (ModelError, MissingExtra, ValueError):
+        return ()  # the network is exported all the same, and says nothing of its tokens
+    return tokens if len(tokens) <= module.vocabulary else ()
 
 
 def file_of(reference: str, name: str) -> Path | None:
