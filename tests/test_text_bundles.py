@@ -208,3 +208,70 @@ def test_fewer_tokens_than_rows_are_told(place: Path, tmp_path: Path) -> None:
         assert f"has {VOCABULARY - 1} tokens, but {place / name}.onnx a table of {VOCABULARY} rows" in told.stderr
     told = edgekd("bundle", place / "three.onnx", tmp_path / "own.edgekd", *LABELS, *steps(place / "classifier"))
     assert "warning" not in told.stderr
+
+
+def broken(model: Path, out: Path) -> Path:
+    """The same model with other words: all rows of its table but those of [PAD] and [UNK]."""
+    loaded = onnx.load(model)
+    for tensor in loaded.graph.initializer:
+        if "word_embeddings" in tensor.name:
+            table = onnx.numpy_helper.to_array(tensor).copy()
+            table[2:] = np.random.default_rng(0).normal(size=table[2:].shape) * 5
+            tensor.CopyFrom(onnx.numpy_helper.from_array(table, tensor.name))
+    onnx.save(loaded, out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["two", "three", "small", "fixed"])
+def test_two_models_are_compared_on_texts(name: str, place: Path, tmp_path: Path) -> None:
+    """Without samples: of one token that is [PAD] or [UNK] a broken table would be the same."""
+    model = place / f"{name}.onnx"
+    told = ok_json("verify", model, model)
+    assert told["ok"]
+    longest = 12 if name == "fixed" else 32
+    assert told["samples"] == f"random texts of 8 to {longest} tokens, ids below {VOCABULARY}"
+    text = refused(1, "verify", model, broken(model, tmp_path / "broken.onnx"))
+    assert "differ" in text
+
+
+def test_texts_are_no_longer_than_the_model_reads(place: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from edgekd.stages.alone import text_limits
+
+    config = {"max_position_embeddings": 20, "ignore_mismatched_sizes": True}
+    short = AutoModelForSequenceClassification.from_pretrained(place / "classifier", **config).eval()
+    export(Called(short), tmp_path / "short.onnx")
+    limits = text_limits([tmp_path / "short.onnx"])
+    assert limits is not None
+    assert limits.longest == 16
+    # As its metadata say it.
+    model = onnx.load(place / "two.onnx")
+    entry = model.metadata_props.add()
+    entry.key = "preprocess"
+    entry.value = json.dumps([{"op": "tokenize", "file": "t", "max_length": 11}, {"op": "trim", "pad": 1}])
+    onnx.save(model, tmp_path / "said.onnx")
+    said = text_limits([tmp_path / "said.onnx"])
+    assert said is not None
+    assert (said.ids, said.longest, said.pad) == (VOCABULARY, 11, 1)
+
+
+def test_samples_are_asked_for_where_the_table_is_not_found(place: Path, tmp_path: Path) -> None:
+    model = onnx.load(place / "two.onnx")
+    # Looked up with ids that a sum gave.
+    zero = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "zero")
+    model.graph.initializer.append(zero)
+    for node in model.graph.node:
+        node.input[:] = ["summed" if name == "input_ids" else name for name in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("Add", ["input_ids", "zero"], ["summed"]))
+    onnx.save(model, tmp_path / "hidden.onnx")
+    text = refused(2, "verify", tmp_path / "hidden.onnx", tmp_path / "hidden.onnx")
+    assert "no table is looked up by input_ids. Give real ones" in text
+
+
+def test_a_model_of_texts_is_timed_on_texts(place: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(SUITE)
+    results = ok_json("benchmark", place / "three.onnx", "--suite", suite)
+    assert results["candidates"][0]["timed_on"] == f"random texts of 8 to 32 tokens, ids below {VOCABULARY}"
+    assert results["rows"][0]["latency_ms"]["p50"]["value"] > 0

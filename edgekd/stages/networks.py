@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.device.preprocess import apply_arithmetic, split_steps
+from edgekd.device.texts import all_inputs, ids_of
 from edgekd.device.tokens import encode, tokenize_step, vocabulary_of
 from edgekd.errors import AnswerIsNo, DataError, EdgekdError, InputRefused, UsageError
 from edgekd.graph.clean import load_model
 from edgekd.graph.inspection import Inspection
 from edgekd.graph.metadata import tokens_sha256
-from edgekd.graph.text_inputs import all_inputs, alone, ids_of, reading_ids_alone, table_rows
+from edgekd.graph.text_inputs import alone, reading_ids_alone, table_rows
 from edgekd.spec import Array, CenterCrop, Layout, Resize, Step, TensorSpec, Tokenize, Trim, Vocabulary
 from edgekd.stages.alone import random_feeds
 from edgekd.stages.inside import run_graph

@@ -9,9 +9,10 @@ import pytest
 from graphs import build
 from onnx import TensorProto, helper
 
+from edgekd.device.texts import all_inputs, ids_of
 from edgekd.errors import InputRefused
 from edgekd.graph.inspection import inspect
-from edgekd.graph.text_inputs import all_inputs, alone, ids_of, reading_ids_alone, table_rows
+from edgekd.graph.text_inputs import alone, reading_ids_alone, table_rows
 from edgekd.spec import TensorSpec
 
 PAD = 3
