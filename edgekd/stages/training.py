@@ -53,6 +53,8 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
     from edgekd.distill.models import build_encoder, build_masked, build_model
 
     embeds, vocabulary = space.recipe.task == "embedding", space.prepared.vocabulary
+    step = tokenize_step(space.prepared.steps)
+    longest = None if step is None else step.max_length
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if embeds and isinstance(section, TeacherSection) and vocabulary is not None:
@@ -63,6 +65,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 args=section.args,
                 pooling=space.recipe.embedding.pooling,
                 search_path=space.search_path,
+                longest=longest,
             )
         if space.recipe.task == "masked_lm" and vocabulary is not None:
             return build_masked(
@@ -71,6 +74,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 args=section.args,
                 init=_init(section),
                 search_path=space.search_path,
+                longest=longest,
             )
         return build_model(
             section.model,
