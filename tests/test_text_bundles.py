@@ -156,6 +156,23 @@ def test_an_encoder_without_pooling_and_strange_inputs_are_refused(place: Path, 
     assert "alone or with attention_mask and token_type_ids" in text
 
 
+def test_ids_alone_are_no_rows_of_numbers(place: Path, tmp_path: Path) -> None:
+    from edgekd.graph import inspect
+    from edgekd.graph.text_inputs import reading_ids_alone
+
+    for name in ("three", "fixed"):
+        specs = inspect(place / f"{name}.onnx").inputs
+        alone = reading_ids_alone(onnx.load(place / f"{name}.onnx"), specs, 0)
+        if name == "fixed":  # by another name it is known by its table
+            onnx.compose.add_prefix(alone, "my_", rename_nodes=False, inplace=True)
+        onnx.save(alone, tmp_path / "alone.onnx")
+        text = refused(3, "bundle", tmp_path / "alone.onnx", tmp_path / "b.edgekd", *LABELS)
+        assert "int64" in text
+        assert "which are ids of tokens" in text
+        assert "A model of texts: say so with --preprocess, whose first step is tokenize" in text
+    assert not (tmp_path / "b.edgekd").exists()
+
+
 def foreign(tokenizer: Path, out: Path, words: list[str]) -> Path:
     """The tokenizer with other words."""
     table = json.loads((tokenizer / "tokenizer.json").read_text())

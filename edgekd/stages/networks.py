@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.device.preprocess import apply_arithmetic, split_steps
-from edgekd.device.texts import all_inputs, ids_of
+from edgekd.device.texts import IDS, all_inputs, ids_of
 from edgekd.device.tokens import encode, tokenize_step, vocabulary_of
 from edgekd.errors import AnswerIsNo, DataError, EdgekdError, InputRefused, UsageError
 from edgekd.graph.clean import load_model
@@ -23,6 +23,7 @@ from edgekd.stages.inside import run_graph
 from edgekd.stages.shipping import GOLDEN_SAMPLES, golden_tolerance
 from edgekd.stages.texts import opened, random_texts
 
+_OF_TEXTS = "A model of texts: say so with --preprocess, whose first step is tokenize"
 # Of a golden text.
 MOST_TOKENS = 48
 
@@ -49,16 +50,30 @@ def network_of_numbers(model: Path, found: Inspection, steps: tuple[Step, ...], 
     """A graph of images or rows of numbers, with random ones."""
     if len(found.inputs) != 1:
         raise InputRefused(
-            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one. (A model "
-            "of texts: say so with --preprocess, whose first step is tokenize)"
+            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one. "
+            f"({_OF_TEXTS})"
         )
     spec = found.inputs[0]
+    if _reads_ids(model, spec):
+        # Of ids that are 0 or 1 its golden vectors would hold whatever the rest of the table is.
+        raise InputRefused(
+            f"{model} reads {spec.name} {spec.dtype} {list(spec.shape)}, which are ids of tokens; expected images or "
+            f"rows of numbers. {_OF_TEXTS}"
+        )
     feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)
     raw = feeds[spec.name]
     if steps:
         raw = raw_for(steps, spec, seed)
         feeds = {spec.name: apply_arithmetic(split_steps(steps)[1], raw)}
     return Network(model, spec, steps, raw, feeds)
+
+
+def _reads_ids(model: Path, spec: TensorSpec) -> bool:
+    """Whether whole numbers (N, L) are ids: so called, of any length, or looked up in a table."""
+    if spec.dtype not in ("int64", "int32") or len(spec.shape) != 2:
+        return False
+    is_open = spec.name == IDS or isinstance(spec.shape[1], str)
+    return is_open or table_rows(load_model(model), spec.name) is not None
 
 
 def network_of_texts(model: Path, found: Inspection, steps: tuple[Step, ...], seed: int) -> Network:
