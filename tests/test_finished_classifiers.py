@@ -151,3 +151,44 @@ def test_another_tokenizer_is_refused(folder: Path) -> None:
     steps = "preprocess.steps=[{op='tokenize', file='other.json', max_length=12}, {op='trim'}]"
     told = refused(3, "distill", folder / "recipe.toml", "--out", folder / "other", "--set", steps, cwd=folder)
     assert "classifier numbers its tokens in another order: the texts were tokenized with another" in told
+
+
+def test_a_graph_that_does_not_name_its_tokens(folder: Path, tmp_path: Path) -> None:
+    """Its ids are those of its own tokenizer, whatever the recipe makes of them."""
+    import onnx
+
+    from edgekd.graph import inspect
+    from edgekd.graph.text_inputs import reading_ids_alone
+
+    ok("export", f"hf:{folder / 'classifier'}", tmp_path / "two.onnx")
+    two = onnx.load(tmp_path / "two.onnx")
+    del two.metadata_props[:]
+    onnx.save(reading_ids_alone(two, inspect(tmp_path / "two.onnx").inputs, 0), tmp_path / "alone.onnx")
+    text = (folder / "recipe.toml").read_text()
+    own = 'model = "hf:classifier"\nweights = "classifier/model.safetensors"'
+    assert own in text
+    labels = json.dumps([name.lower() for name in CLASSES])
+    text = text.replace(own, f'onnx = "{tmp_path / "alone.onnx"}"').replace("[data]", f"[data]\nlabels = {labels}")
+    (folder / "graph.toml").write_text(text)
+
+    def run(name: str, tokenizer: Path, further: str = "") -> tuple[str | Path, ...]:
+        step = f'{{op = "tokenize", file = "{tokenizer}", max_length = 12{further}}}'
+        options = ("--set", f'preprocess.steps=[{step}, {{op = "trim"}}]', "--student-only")
+        return ("distill", folder / "graph.toml", "--out", tmp_path / name, *options)
+
+    told = refused(3, *run("cut", folder / "classifier", f", vocabulary = {len(WORDS) - 2}"))
+    assert f"keep {len(WORDS) - 2} of the tokenizer's (vocabulary), which gives them other ids" in told
+    table = json.loads((folder / "classifier" / "tokenizer.json").read_text())
+    words = table["model"]["vocab"]
+    table["model"]["vocab"] = {**words, "more": len(WORDS)}
+    (tmp_path / "larger.json").write_text(json.dumps(table))
+    told = refused(3, *run("larger", tmp_path / "larger.json"))
+    assert f"a table of {len(WORDS)} rows, but the texts have {len(WORDS) + 1} tokens" in told
+    table["model"]["vocab"] = {word: number for word, number in words.items() if number < len(WORDS) - 1}
+    (tmp_path / "smaller.json").write_text(json.dumps(table))
+    done = edgekd(*run("smaller", tmp_path / "smaller.json"))
+    assert done.returncode == 0, done.stderr
+    assert f"a table of {len(WORDS)} rows, but the texts have {len(WORDS) - 1} tokens" in done.stderr
+    done = edgekd(*run("own", folder / "classifier"))
+    assert done.returncode == 0, done.stderr
+    assert "rows" not in done.stderr

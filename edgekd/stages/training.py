@@ -17,7 +17,7 @@ from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.references import locate
-from edgekd.spec import Array, Step
+from edgekd.spec import Array, Step, parse_steps
 from edgekd.stages import acquaintance, aware, caching, diet, lesson, masks, together
 from edgekd.stages.workspace import Workspace
 
@@ -53,6 +53,8 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
     from edgekd.distill.models import build_encoder, build_masked, build_model
 
     embeds, vocabulary = space.recipe.task == "embedding", space.prepared.vocabulary
+    step = tokenize_step(space.prepared.steps)
+    longest = None if step is None else step.max_length
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if embeds and isinstance(section, TeacherSection) and vocabulary is not None:
@@ -63,6 +65,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 args=section.args,
                 pooling=space.recipe.embedding.pooling,
                 search_path=space.search_path,
+                longest=longest,
             )
         if space.recipe.task == "masked_lm" and vocabulary is not None:
             return build_masked(
@@ -71,6 +74,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 args=section.args,
                 init=_init(section),
                 search_path=space.search_path,
+                longest=longest,
             )
         return build_model(
             section.model,
@@ -372,6 +376,7 @@ def _taken_or_trained(space: Workspace, name: str, section: TeacherSection) -> t
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(section.onnx, folder / "teacher.onnx")
         _check_stated(space, Path(section.onnx), space.prepared.steps)
+        _check_ids(space, Path(section.onnx))
         return {"trained": False, "source": "onnx", **_scored(space, name)}, "taken from its ONNX file"
     if section.model is None:
         return _take_answers(space)
@@ -441,6 +446,29 @@ def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:
     acquaintance.check_stated(
         acquaintance.stated(path), data.labels, steps, tokens=data.tokens, where=f"the teacher {path.name}"
     )
+
+
+def _check_ids(space: Workspace, path: Path) -> None:
+    """Whether a graph that says nothing of its tokens can be the teacher of these texts."""
+    step = tokenize_step(parse_steps(space.recipe.preprocess.steps))
+    if step is None:
+        return
+    from edgekd.graph.clean import load_model
+    from edgekd.graph.text_inputs import table_rows
+
+    model, data = load_model(path), space.prepared.dataset
+    weights = {tensor.name for tensor in model.graph.initializer}
+    # One input, or it is refused as a teacher.
+    names = [value.name for value in model.graph.input if value.name not in weights]
+    warning = acquaintance.check_ids(
+        acquaintance.stated(path),
+        table_rows(model, names[0]) if names else None,
+        data.tokens,
+        cut=step.vocabulary,
+        where=f"the teacher {path.name}",
+    )
+    if warning is not None:
+        space.listener.warn(warning)
 
 
 def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:

@@ -88,6 +88,7 @@ def _ask(
         args=recipe.teacher.args,
         pooling=recipe.embedding.pooling,
         search_path=search_path,
+        longest=dataset.train.x.shape[1],
     )
     found = {name: evaluate(teacher, getattr(dataset, name), steps, task="embedding") for name in SPLITS}
     wanted, width = recipe.embedding.dimensions, found["train"].shape[1]

@@ -53,6 +53,7 @@ def masked_language_model(
     tokens: Sequence[str] = (),
     args: Mapping[str, Any],
     init: Mapping[str, Any] | None = None,
+    longest: int | None = None,
 ) -> MaskedLanguageModel:
     """The model of hf:`reference` with its head for masked words; the arguments are those of `text_classifier`.
 
@@ -60,7 +61,7 @@ def masked_language_model(
     Raises `ModelError` for a kind without such a head.
     """
     model = load(reference, head="MaskedLM", num_outputs=None, args=args, vocabulary=vocabulary, pad=pad)
-    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init)
+    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init, longest=longest)
     inputs = (TensorSpec("input_ids", "int64", ("N", 2, "L")),)
     return MaskedLanguageModel(model, inputs, vocabulary, pad=pad, rows=rows)
 
