@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from edgekd.graph.targets import Target, load_target
 from edgekd.graph.verification import Precision, VerifyResult, verify
 from edgekd.spec import Array, Interval
 from edgekd.stages import aware, mixing, rejecting
+from edgekd.stages.texts import of_one_length
 from edgekd.stages.training import load_teacher
 from edgekd.stages.workspace import OUTPUT, Workspace
 
@@ -190,7 +191,11 @@ def work_on_quantize(space: Workspace) -> tuple[dict[str, Any], str]:
 
 
 def _make(
-    space: Workspace, name: str, calibration: Mapping[str, Array], made: dict[str, Any], refused: dict[str, str]
+    space: Workspace,
+    name: str,
+    calibration: Sequence[Mapping[str, Array]],
+    made: dict[str, Any],
+    refused: dict[str, str],
 ) -> None:
     """One variant, into `made` or `refused`."""
     try:
@@ -284,13 +289,17 @@ def config(space: Workspace, name: str) -> Config:
     return replace(chosen, calibration=space.recipe.quantize.calibration) if isinstance(chosen, Int8Static) else chosen
 
 
-def calibration_feeds(space: Workspace) -> dict[str, Array]:
-    """Samples of the train split, spread evenly over it, as the model sees them."""
+def calibration_feeds(space: Workspace) -> list[dict[str, Array]]:
+    """Samples of the train split, spread evenly over it, as the model sees them: one group, of texts one per length.
+
+    No text is filled up to the longest: ranges would cover what padding makes of a layer, and waste steps on it.
+    """
     prepared = space.prepared
     train = prepared.dataset.train
     count = min(space.recipe.quantize.calibration_samples, len(train))
     indices = np.linspace(0, len(train) - 1, count).astype(np.intp)
-    return prepared.feeds(train.take(indices))
+    chosen = train.take(indices)
+    return [prepared.feeds(chosen.take(rows)) for rows in of_one_length(chosen.x[:], prepared.steps)]
 
 
 def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
