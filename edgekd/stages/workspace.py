@@ -124,11 +124,6 @@ class Prepared:
         """Model-ready samples of `split`, at most `limit` of them, (N, ...)."""
         return apply_arithmetic(self.arithmetic, split.x[:limit])
 
-    def feeds_in_pieces(self, split: Split) -> Iterator[dict[str, Array]]:
-        """Model-ready samples of `split`, so many at a time as fit into memory."""
-        for piece in pieces(split.x):
-            yield {self.input_spec.name: apply_arithmetic(self.arithmetic, piece)}
-
 
 @dataclass
 class Workspace:
