@@ -66,7 +66,7 @@ model = "bow_s"
 
 def write_texts(folder: Path, *, trim: bool = True) -> Path:
     """Texts of one to nineteen words in two classes, a tokenizer of their words, and a recipe that cuts them at 12
-    tokens, of which two stand at the ends."""
+    tokens, one for each word."""
     import tokenizers
 
     rng = np.random.default_rng(0)
