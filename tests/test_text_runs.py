@@ -149,9 +149,9 @@ def test_texts_are_read_from_standard_input(run: Path) -> None:
     done = subprocess.run(command, input=b"good\nbad film\n\n", capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [row["input"] for row in json.loads(done.stdout)["predictions"]] == ["good", "bad film", ""]
-    done = subprocess.run(command, input=b"good\n\xff\n", capture_output=True, timeout=120)
+    done = subprocess.run(command, input=b"good\n\xff\nbad\n" + 6 * b"\xe9\n", capture_output=True, timeout=120)
     assert done.returncode == 3
-    assert b"not valid UTF-8" in done.stderr
+    assert b"standard input, line 2, 4, 5, 6, 7 and 2 more: not valid UTF-8" in done.stderr
 
 
 def test_a_text_that_is_too_long_is_cut_and_that_is_said(run: Path) -> None:
