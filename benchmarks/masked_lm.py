@@ -42,6 +42,8 @@ from edgekd.stages.workspace import Workspace
 
 RECIPE = "mlm_distilbert"
 KD = '{loss = "kd", weight = 5.0, options = {temperature = 2.0}}'
+TAPS = 'student_tap = "token_logits", teacher_tap = "token_logits"'
+KD_OF_ALL = f'{{loss = "kd", {TAPS}, weight = 5.0, options = {{temperature = 2.0}}}}'
 LABELS = '{loss = "cross_entropy", weight = 2.0}'
 COSINE = '{loss = "cosine_embedding", student_tap = "hidden", teacher_tap = "hidden", weight = 1.0}'
 # What is changed in the recipe; the first arm is the recipe, and trains the teacher and the student alone.
@@ -51,6 +53,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     "without masked words": (f"distill.terms=[{KD}, {COSINE}]",),
     "without cosine": (f"distill.terms=[{KD}, {LABELS}]",),
     "masked words alone": (f"distill.terms=[{LABELS}]",),
+    "all three, kd of all tokens": (f"distill.terms=[{KD_OF_ALL}, {LABELS}, {COSINE}]",),
     "random beginning": ('student.init.of="pretrained"',),  # of a fresh model
 }
 BUDGETS: dict[str, tuple[str, ...]] = {

@@ -52,9 +52,16 @@ DEFAULT_TERMS: Mapping[str, tuple[dict[str, Any], ...]] = {
         {"name": "mean_squared_error", "loss": "mean_squared_error", "weight": 0.5},
     ),
     "embedding": ({"name": "cosine", "loss": "cosine_embedding", "weight": 1.0},),
-    # As DistilBERT was made.
+    # As DistilBERT was made: by what the teacher says of every token, hidden or not.
     "masked_lm": (
-        {"name": "kd", "loss": "kd", "weight": 5.0, "options": {"temperature": 2.0}},
+        {
+            "name": "kd",
+            "loss": "kd",
+            "weight": 5.0,
+            "options": {"temperature": 2.0},
+            "student_tap": "token_logits",
+            "teacher_tap": "token_logits",
+        },
         {"name": "cross_entropy", "loss": "cross_entropy", "weight": 2.0},
         {
             "name": "cosine",
@@ -312,6 +319,11 @@ def _check_more_teachers(recipe: Recipe) -> None:
         raise RecipeError(
             f"{labelled[0]}.labels gives a teacher its own classes: for several teachers of a classification"
         )
+    if labelled and recipe.data.wrong_labels:
+        raise RecipeError(
+            f"{labelled[0]}.labels sends each sample to the teachers of its class, and data.wrong_labels makes that "
+            "another class; remove one"
+        )
     if recipe.assistant and recipe.keeps_answers:
         raise RecipeError(
             "distill.cache keeps the answers of the teacher, but the student learns from the assistant; remove one"
@@ -337,12 +349,21 @@ def _check_terms(recipe: Recipe) -> None:
     for index, term in enumerate(terms):
         _check_options(term.options, f"distill.terms.{index}.options")
         taps = (term.teacher_tap,) if isinstance(term.teacher_tap, str) else term.teacher_tap
-        inside = [tap for tap in taps if tap not in ANSWERS]
-        if inside and recipe.teacher.model is None:
+        inside = [tap for tap in taps if _looks_inside_a_black_box(recipe, tap)]
+        if inside:
             raise RecipeError(
                 f"distill.terms.{index}: teacher_tap = '{inside[0]}' looks inside the teacher, which is a black box; "
                 "expected a teacher.model, or teacher_tap = 'logits'"
             )
+
+
+def _looks_inside_a_black_box(recipe: Recipe, tap: str) -> bool:
+    """Whether a tap, of several teachers with the number of one before it, wants more of a teacher than it says."""
+    number, slash, own = tap.partition("/")
+    sections = list(recipe.all_teachers.values())
+    if recipe.teachers and slash and number.isdecimal() and int(number) < len(sections):
+        return own not in ANSWERS and sections[int(number)].model is None
+    return tap not in ANSWERS and recipe.teacher.model is None
 
 
 def _check_options(options: Mapping[str, Any], place: str) -> None:
@@ -422,6 +443,11 @@ def _check_views(recipe: Recipe) -> None:
         raise RecipeError(
             f"data.views = {data.views}, but data.augment is empty: all views would be the same; remove it, or add "
             "augmentation"
+        )
+    if mixes and any(step.get("op") == "tokenize" for step in recipe.preprocess.steps):
+        raise RecipeError(
+            "distill.mixup and cutmix blend numbers, but the samples are texts; remove them, or take data.augment = "
+            "{replace_random = 0.1}, for example"
         )
     if mixes and teacher.logits is not None:
         raise RecipeError(

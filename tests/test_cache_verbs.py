@@ -89,6 +89,26 @@ def test_two_students_cost_one_teacher(tmp_path: Path) -> None:
     assert (tmp_path / "live" / "student" / "weights.safetensors").read_bytes() == weights[0]
 
 
+def test_in_bfloat16_the_answers_are_the_live_teachers_too(tmp_path: Path) -> None:
+    """Whether they are kept changes no bit of the student; answers in other numbers are others."""
+    options = ["--student-only", *sets("distill.precision=bfloat16")]
+    kept = ("--set=distill.cache=true", "--cache", tmp_path / "answers")
+    ok("distill", "digits", *options, "--out", tmp_path / "live")
+    ok("distill", "digits", *options, *kept, "--out", tmp_path / "run")
+    live, learned = ((tmp_path / name / "student" / "weights.safetensors").read_bytes() for name in ("live", "run"))
+    assert learned == live
+    [row] = ok_json("cache", "info", "--cache", tmp_path / "answers")["caches"]
+    assert row["facts"]["teacher"]["precision"] == "bfloat16"
+    logits = np.concatenate([np.load(path) for path in sorted((tmp_path / "answers").rglob("*.0.npy"))])
+    assert not logits.view(np.uint16)[:, ::2].any(), "every one is a bfloat16"
+    where = ("--recipe", "digits", *options[1:], "--out", tmp_path / "run", "--cache", tmp_path / "answers")
+    assert ok_json("cache", "verify", *where)["ok"]
+    weights = f"teacher.weights={tmp_path / 'run' / 'teacher' / 'weights.safetensors'}"
+    other = (*where[:-4], f"--set={weights}", "--out", tmp_path / "other", "--cache", tmp_path / "answers")
+    assert ok_json("cache", "build", *other)["asked"] == 0, "the same teacher, finished"
+    assert ok_json("cache", "build", *other, "--set=distill.precision=float32")["asked"] == ANSWERS
+
+
 def test_a_run_finds_what_was_deleted_meanwhile_missing_and_asks_again(copied: Path) -> None:
     arguments = ("distill", "digits", "--student-only", *sets("distill.cache=true"))
     where = ("--out", copied / "run", "--cache", copied / "answers")
@@ -242,6 +262,29 @@ def test_a_killed_build_goes_on(tmp_path: Path, built: Path) -> None:
     np.testing.assert_array_equal(answers[0], answers[1])
 
 
+def test_an_adapter_reads_the_teacher_that_is_only_remembered(tmp_path: Path) -> None:
+    """OFD's margins come of the weights of the teacher's norm: those of the trained one, as without a cache."""
+    terms = "distill.terms=[{loss='kd'}, {loss='overhaul_partial_l2', student_tap='2.1', teacher_tap='2.1'}]"
+    options = ["--student-only", *sets("teacher.model=cnn_m", terms)]
+    kept = ("--set=distill.cache=true", "--cache", tmp_path / "answers")
+    live = ok_json("distill", "digits", *options, "--out", tmp_path / "live")["stages"]["student"]
+    told = ok_json("distill", "digits", *options, *kept, "--out", tmp_path / "run")["stages"]["student"]
+    assert (live["teacher_passes"], told["teacher_passes"]) == (3 * 1079, 0)
+    for one, other in zip(live["history"], told["history"], strict=True):
+        assert other["terms"] == pytest.approx(one["terms"], rel=1e-2)
+
+
+def test_what_no_cache_can_hold_is_said_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    kept = ("--set=distill.cache=true", "--cache", tmp_path / "answers")
+    options = ("--student-only", *sets("distill.cache_top_k=10"), *kept, "--out", tmp_path / "run")
+    assert "distill.cache_top_k = 10, but there are 10 classes" in refused(2, "distill", "digits", *options)
+    assert not (tmp_path / "run" / "teacher").exists()
+    # And what only a cache gives can be looked at.
+    largest = "{loss='topk_cross_entropy', teacher_tap=['topk_indices', 'topk_probabilities']}"
+    options = ("--student-only", *sets("distill.cache_top_k=3", f"distill.terms=[{largest}]"), *kept)
+    ok("distill", "digits", *options, "--set=distill.epochs=1", "--out", tmp_path / "run")
+
+
 def test_features_are_kept_too(tmp_path: Path) -> None:
     """A term on what a layer gives: as the live teacher's, but for half precision; mixed samples as well."""
     feature = "{loss='logit_mse', name='feature', student_tap='2', teacher_tap='2', adapter='auto'}"
@@ -258,5 +301,10 @@ def test_features_are_kept_too(tmp_path: Path) -> None:
     assert row["tensors"]["2"]["dtype"] == "float16"
     assert row["facts"]["mixing"] == [0.4, 0.0]
     planned = ok_json("distill-and-export", "digits", *options[1:], *kept[:1], "--dry-run", "--out", tmp_path / "plan")
+    # A student that looks at less of the same teacher finds what was kept for this one.
+    fewer = (*kept, "--set=distill.terms=[{loss='kd'}]", "--set=student.model=dscnn_s")
+    assert ok_json("distill", "digits", *options, *fewer, "--out", tmp_path / "run")["stages"]["cache"] == {
+        **told["cache"], "teacher_passes": 0,
+    }  # fmt: skip
     size = sum(int(np.prod(item["shape"])) * np.dtype(item["dtype"]).itemsize for item in row["tensors"].values())
     assert planned["cache_mb"] == pytest.approx(ANSWERS * size / 1e6)

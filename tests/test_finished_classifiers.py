@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import importlib.metadata
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,13 @@ import torch
 from commands import edgekd, ok, refused
 from safetensors.torch import load_file
 
-sys.path.append(str(Path(__file__).parent / "distill"))
+sys.path += [str(Path(__file__).parent / folder) for folder in ("distill", "stages")]
+from spaces import make_space
 from tiny_encoders import CLASSES, WORDS, reviewer, reviews
+
+from edgekd.distill.cache import differences
+from edgekd.run_folder import Record
+from edgekd.stages.caching import facts_of
 
 tokenizers = pytest.importorskip("tokenizers", reason="needs the extra 'text'")
 
@@ -78,6 +85,35 @@ def test_it_teaches_as_it_is_in_the_order_of_the_data(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_answers_are_asked_for_again_when_its_configuration_changes(folder: Path) -> None:
+    """The same weights, and the same place: another activation gives other answers."""
+    shutil.copytree(folder / "classifier", folder / "changing")
+    teacher = ["--set=teacher.model=hf:changing", "--set=teacher.weights=changing/model.safetensors"]
+    command = ("build", "--recipe", folder / "recipe.toml", *teacher, "--cache", folder / "answers", "--json")
+
+    def asked(run: str) -> int:
+        return int(json.loads(ok("cache", *command, "--out", folder / run, cwd=folder))["asked"])
+
+    assert asked("kept") > 0
+    assert asked("other") == 0, "another run finds them"
+    config = json.loads((folder / "changing" / "config.json").read_text())
+    (folder / "changing" / "config.json").write_text(json.dumps({**config, "transformers_version": "4.0.0"}))
+    assert asked("kept") == 0, "by whom it was written changes nothing"
+    assert config["hidden_act"] == "gelu"
+    (folder / "changing" / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}))
+    assert asked("kept") > 0
+    assert len(list((folder / "answers").iterdir())) == 2
+
+
+def test_answers_belong_to_the_version_of_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space = make_space(folder / "recipe.toml", "distill.cache=true")
+    space.records["teacher"] = Record("", {"teacher/weights.safetensors": "a"}, {"config": "b"}, 0.0)
+    installed, theirs = facts_of(space, "train"), importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == "transformers" else theirs(name))
+    told = differences(installed, facts_of(space, "train"))
+    assert told == [f"teacher.transformers {theirs('transformers')} there, 0.0.1 here"]
+
+
 def test_what_edgekd_wrote_of_it_is_taken_again(folder: Path) -> None:
     """Its weights lie in the data's order there, though config.json still names the other one."""
     ok("distill", folder / "recipe.toml", "--out", folder / "first", cwd=folder)
@@ -115,3 +151,44 @@ def test_another_tokenizer_is_refused(folder: Path) -> None:
     steps = "preprocess.steps=[{op='tokenize', file='other.json', max_length=12}, {op='trim'}]"
     told = refused(3, "distill", folder / "recipe.toml", "--out", folder / "other", "--set", steps, cwd=folder)
     assert "classifier numbers its tokens in another order: the texts were tokenized with another" in told
+
+
+def test_a_graph_that_does_not_name_its_tokens(folder: Path, tmp_path: Path) -> None:
+    """Its ids are those of its own tokenizer, whatever the recipe makes of them."""
+    import onnx
+
+    from edgekd.graph import inspect
+    from edgekd.graph.text_inputs import reading_ids_alone
+
+    ok("export", f"hf:{folder / 'classifier'}", tmp_path / "two.onnx")
+    two = onnx.load(tmp_path / "two.onnx")
+    del two.metadata_props[:]
+    onnx.save(reading_ids_alone(two, inspect(tmp_path / "two.onnx").inputs, 0), tmp_path / "alone.onnx")
+    text = (folder / "recipe.toml").read_text()
+    own = 'model = "hf:classifier"\nweights = "classifier/model.safetensors"'
+    assert own in text
+    labels = json.dumps([name.lower() for name in CLASSES])
+    text = text.replace(own, f'onnx = "{tmp_path / "alone.onnx"}"').replace("[data]", f"[data]\nlabels = {labels}")
+    (folder / "graph.toml").write_text(text)
+
+    def run(name: str, tokenizer: Path, further: str = "") -> tuple[str | Path, ...]:
+        step = f'{{op = "tokenize", file = "{tokenizer}", max_length = 12{further}}}'
+        options = ("--set", f'preprocess.steps=[{step}, {{op = "trim"}}]', "--student-only")
+        return ("distill", folder / "graph.toml", "--out", tmp_path / name, *options)
+
+    told = refused(3, *run("cut", folder / "classifier", f", vocabulary = {len(WORDS) - 2}"))
+    assert f"keep {len(WORDS) - 2} of the tokenizer's (vocabulary), which gives them other ids" in told
+    table = json.loads((folder / "classifier" / "tokenizer.json").read_text())
+    words = table["model"]["vocab"]
+    table["model"]["vocab"] = {**words, "more": len(WORDS)}
+    (tmp_path / "larger.json").write_text(json.dumps(table))
+    told = refused(3, *run("larger", tmp_path / "larger.json"))
+    assert f"a table of {len(WORDS)} rows, but the texts have {len(WORDS) + 1} tokens" in told
+    table["model"]["vocab"] = {word: number for word, number in words.items() if number < len(WORDS) - 1}
+    (tmp_path / "smaller.json").write_text(json.dumps(table))
+    done = edgekd(*run("smaller", tmp_path / "smaller.json"))
+    assert done.returncode == 0, done.stderr
+    assert f"a table of {len(WORDS)} rows, but the texts have {len(WORDS) - 1} tokens" in done.stderr
+    done = edgekd(*run("own", folder / "classifier"))
+    assert done.returncode == 0, done.stderr
+    assert "rows" not in done.stderr

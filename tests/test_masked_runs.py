@@ -201,6 +201,16 @@ def test_what_makes_no_sense_is_refused(tmp_path: Path, override: str, named: st
     assert named in refused(2, "distill", folder / "recipe.toml", "--set", override, "--out", folder / "r", cwd=folder)
 
 
+def test_texts_longer_than_the_model_reads_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    for side, recipe in (("teacher", "recipe.toml"), ("student", "kept.toml")):
+        options = ("--set", f"{side}.args.max_position_embeddings=10", "--out", folder / side)
+        told = refused(3, "distill", folder / recipe, *options, cwd=folder)
+        assert "found max_length = 12 in preprocess.steps (tokenize), but the model reads at most 10 tokens" in told
+        assert told.endswith("set max_length = 10")
+        assert not (folder / side / "teacher" / "weights.safetensors").exists()
+
+
 def test_a_tokenizer_without_a_mask_is_refused(tmp_path: Path) -> None:
     folder = write_project(tmp_path, mask=False)
     assert "[MASK]" in refused(3, "distill", folder / "recipe.toml", "--out", folder / "run", cwd=folder)

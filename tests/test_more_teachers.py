@@ -126,6 +126,66 @@ def test_a_teacher_assistant_stands_between(quick: tuple[str, ...], tmp_path: Pa
     assert after["assistant_2"] != before["assistant_2"]
 
 
+FEATURE = """
+[[distill.terms]]
+loss = "kd"
+
+[[distill.terms]]
+loss = "logit_mse"
+name = "feature"
+student_tap = "{student}"
+teacher_tap = "{teacher}"
+adapter = "auto"
+"""
+
+
+def test_a_term_looks_into_one_of_several_teachers(tmp_path: Path) -> None:
+    """By its number; without one, or with that of a part that is not there, before any of them is trained."""
+    for name, tap, told in (
+        ("none", "2", "found the tap '2' of 2 teachers, expected the number of one before it, 0 to 1, such as '0/2'"),
+        ("third", "2/2", "expected the number of one before it, 0 to 1"),
+        ("part", "1/9", "the tap '9' leads nowhere"),
+    ):
+        recipe, run = write(tmp_path, SECOND + FEATURE.format(student="2", teacher=tap)), tmp_path / name
+        assert told in refused(3, "distill", recipe, "--student-only", "--out", run)
+        assert not (run / "teacher").exists()
+    recipe, run = write(tmp_path, SECOND + FEATURE.format(student="2", teacher="1/2")), tmp_path / "run"
+    quick = [f"--set={name}.train.epochs=1" for name in ("teacher", "teachers.0")]
+    ok("distill", recipe, "--student-only", *quick, "--set=distill.epochs=1", "--set=threads=1", "--out", run)
+    assert stage(run, "student")["result"]["history"][0]["terms"]["feature"] > 0
+
+
+def test_a_module_beside_a_black_box_can_be_looked_into(tmp_path: Path) -> None:
+    ok("distill", write(tmp_path), "--set=teacher.train.epochs=1", "--student-only", "--out", tmp_path / "run")
+    ok("export", tmp_path / "run", tmp_path / "net.onnx")
+    black = '[[teachers]]\nonnx = "net.onnx"\nlicence = "MIT"\n'
+    quick = ("--student-only", *(f"--set={name}.epochs=1" for name in ("teacher.train", "distill")))
+    recipe = write(tmp_path, black + FEATURE.format(student="2", teacher="0/2"))
+    ok("distill", recipe, *quick, "--out", tmp_path / "both")
+    recipe = write(tmp_path, black + FEATURE.format(student="2", teacher="1/2"))
+    told = refused(2, "distill", recipe, *quick, "--out", tmp_path / "wrong")
+    assert "teacher_tap = '1/2' looks inside the teacher, which is a black box" in told
+
+
+def test_the_chain_is_tried_out_before_its_teacher_is_trained(tmp_path: Path) -> None:
+    """Assistants learn from each other by the student's terms: each must have what these look at."""
+    images = (
+        "--set=preprocess.steps=[{op='scale'}, {op='layout', to='CHW'}]",
+        '--set=teacher={model="cnn_m", train={epochs=1}}', "--set=student.model=cnn_s", "--set=distill.epochs=1",
+        "--set=threads=1", "--student-only",
+    )  # fmt: skip
+    chain = "\n[[assistant]]\nmodel = '{model}'\n"
+    feature = FEATURE.format(student="2.0", teacher="2.0")
+    recipe, run = write(tmp_path, chain.format(model="mlp_m") + feature), tmp_path / "run"
+    told = refused(3, "distill", recipe, *images, "--out", run)
+    assert "assistant_1, taught by the teacher: the tap '2.0' leads nowhere" in told
+    assert not (run / "teacher").exists()
+    wrong = chain.format(model="cnn_m") + FEATURE.format(student="2.0", teacher="4")
+    told = refused(2, "distill", write(tmp_path, wrong), *images, "--out", run)
+    assert told.startswith("assistant_1, taught by the teacher: "), "maps beside rows"
+    ok("distill", write(tmp_path, chain.format(model="cnn_m") + feature), *images, "--out", run)
+
+
 def test_plan_and_refusals(tmp_path: Path) -> None:
     chain = '\n[[assistant]]\nmodel = "mlp_m"\n'
     recipe = write(tmp_path, SECOND + chain)

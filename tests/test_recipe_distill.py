@@ -52,6 +52,16 @@ def load(folder: Path, *overrides: str, text: str = RECIPE, name: str = "r.toml"
     return load_recipe(folder / name, overrides=overrides, environ={}).recipe
 
 
+def test_texts_are_not_mixed_and_wrong_labels_send_nobody_to_a_teacher(tmp_path: Path) -> None:
+    text = RECIPE.replace('kind = "digits"', 'kind = "sst2"').replace("cutmix = 1.0", "")
+    steps = 'preprocess.steps=[{op="tokenize",file="t.json",max_length=8},{op="trim"}]'
+    with pytest.raises(RecipeError, match=r"mixup and cutmix blend numbers, but the samples are texts"):
+        load(tmp_path, steps, text=text)
+    more = RECIPE.replace("[student]", '[[teachers]]\nmodel = "cnn_m"\nlabels = ["3"]\n[student]')
+    with pytest.raises(RecipeError, match=r"teacher_2.labels sends each sample to the teachers of its class"):
+        load(tmp_path, "data.wrong_labels=0.2", text=more)
+
+
 def test_every_key_arrives_and_the_resolved_recipe_reads_back(tmp_path: Path) -> None:
     recipe = load(tmp_path)
     distill = recipe.distill

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,7 @@ from ends import SUITE
 import edgekd as package
 
 sys.path.append(str(Path(__file__).parent / "distill"))
-from tiny_encoders import CLASSES, VOCABULARY, reviewer, reviews
+from tiny_encoders import CLASSES, VOCABULARY, WORDS, reviewer, reviews
 
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 LONGEST = 40
@@ -155,13 +156,139 @@ def test_an_encoder_without_pooling_and_strange_inputs_are_refused(place: Path, 
     assert "alone or with attention_mask and token_type_ids" in text
 
 
-def test_a_run_s_graph_knows_its_own_tokenizer(place: Path, tmp_path: Path) -> None:
-    """What edgekd exports says which tokens its ids are."""
+def test_ids_alone_are_no_rows_of_numbers(place: Path, tmp_path: Path) -> None:
+    from edgekd.graph import inspect
+    from edgekd.graph.text_inputs import reading_ids_alone
+
+    for name in ("three", "fixed"):
+        specs = inspect(place / f"{name}.onnx").inputs
+        alone = reading_ids_alone(onnx.load(place / f"{name}.onnx"), specs, 0)
+        if name == "fixed":  # by another name it is known by its table
+            onnx.compose.add_prefix(alone, "my_", rename_nodes=False, inplace=True)
+        onnx.save(alone, tmp_path / "alone.onnx")
+        text = refused(3, "bundle", tmp_path / "alone.onnx", tmp_path / "b.edgekd", *LABELS)
+        assert "int64" in text
+        assert "which are ids of tokens" in text
+        assert "A model of texts: say so with --preprocess, whose first step is tokenize" in text
+    assert not (tmp_path / "b.edgekd").exists()
+
+
+def foreign(tokenizer: Path, out: Path, words: list[str]) -> Path:
+    """The tokenizer with other words."""
+    table = json.loads((tokenizer / "tokenizer.json").read_text())
+    table["model"]["vocab"] = {word: number for number, word in enumerate(words)}
+    out.write_text(json.dumps(table))
+    return out
+
+
+def test_what_edgekd_exports_knows_its_own_tokenizer(place: Path, tmp_path: Path) -> None:
+    """As export/README.md shows it: an hf: folder, then the bundle."""
+    from edgekd.device.tokens import tokens_of
+    from edgekd.graph import inspect
     from edgekd.graph.metadata import tokens_sha256
 
+    classifier, out = place / "classifier", tmp_path / "b.edgekd"
+    said = inspect(place / "two.onnx").metadata
+    assert said["tokens"] == tokens_sha256(tokens_of((classifier / "tokenizer.json").read_text()))
+    # What the steps are was not said.
+    assert "preprocess" not in said
+    for words in ([*WORDS[:5], *WORDS[:4:-1]], WORDS[:-1]):
+        other = foreign(classifier, tmp_path / "other.json", words)
+        text = refused(2, "bundle", place / "two.onnx", out, *LABELS, *steps(other))
+        assert "is not the tokenizer of" in text
+    ok("bundle", place / "two.onnx", out, *LABELS, *steps(classifier))
+
+
+def test_a_folder_with_a_broken_or_a_foreign_tokenizer_is_exported_without_a_word_of_it(
+    place: Path, tmp_path: Path
+) -> None:
+    from edgekd.distill.models.hub import hugging_face_model, stated_tokens
+
+    folder = tmp_path / "folder"
+    shutil.copytree(place / "classifier", folder)
+    module = hugging_face_model(str(folder), num_outputs=None, args={})
+    assert len(stated_tokens(str(folder), module)) == VOCABULARY
+    foreign(place / "classifier", folder / "tokenizer.json", [*WORDS, "one", "more"])
+    assert stated_tokens(str(folder), module) == ()
+    (folder / "tokenizer.json").write_text("{}")
+    assert stated_tokens(str(folder), module) == ()
+    (folder / "tokenizer.json").unlink()
+    assert stated_tokens(str(folder), module) == ()
+
+
+def test_fewer_tokens_than_rows_are_told(place: Path, tmp_path: Path) -> None:
+    """Models with rows to spare are usual, foreign tokenizers too: whoever knows is told."""
+    fewer = foreign(place / "classifier", tmp_path / "fewer.json", WORDS[:-1])
+    for name in ("three", "small"):  # the ids themselves are looked up, or a cast of them
+        told = edgekd("bundle", place / f"{name}.onnx", tmp_path / f"{name}.edgekd", *LABELS, *steps(fewer))
+        assert told.returncode == 0, told.stderr
+        assert f"has {VOCABULARY - 1} tokens, but {place / name}.onnx a table of {VOCABULARY} rows" in told.stderr
+    told = edgekd("bundle", place / "three.onnx", tmp_path / "own.edgekd", *LABELS, *steps(place / "classifier"))
+    assert "warning" not in told.stderr
+
+
+def broken(model: Path, out: Path) -> Path:
+    """The same model with other words: all rows of its table but those of [PAD] and [UNK]."""
+    loaded = onnx.load(model)
+    for tensor in loaded.graph.initializer:
+        if "word_embeddings" in tensor.name:
+            table = onnx.numpy_helper.to_array(tensor).copy()
+            table[2:] = np.random.default_rng(0).normal(size=table[2:].shape) * 5
+            tensor.CopyFrom(onnx.numpy_helper.from_array(table, tensor.name))
+    onnx.save(loaded, out)
+    return out
+
+
+@pytest.mark.parametrize("name", ["two", "three", "small", "fixed"])
+def test_two_models_are_compared_on_texts(name: str, place: Path, tmp_path: Path) -> None:
+    """Without samples: of one token that is [PAD] or [UNK] a broken table would be the same."""
+    model = place / f"{name}.onnx"
+    told = ok_json("verify", model, model)
+    assert told["ok"]
+    longest = 12 if name == "fixed" else 32
+    assert told["samples"] == f"random texts of 8 to {longest} tokens, ids below {VOCABULARY}"
+    text = refused(1, "verify", model, broken(model, tmp_path / "broken.onnx"))
+    assert "differ" in text
+
+
+def test_texts_are_no_longer_than_the_model_reads(place: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    from edgekd.stages.alone import text_limits
+
+    config = {"max_position_embeddings": 20, "ignore_mismatched_sizes": True}
+    short = AutoModelForSequenceClassification.from_pretrained(place / "classifier", **config).eval()
+    export(Called(short), tmp_path / "short.onnx")
+    limits = text_limits([tmp_path / "short.onnx"])
+    assert limits is not None
+    assert limits.longest == 16
+    # As its metadata say it.
     model = onnx.load(place / "two.onnx")
     entry = model.metadata_props.add()
-    entry.key, entry.value = "tokens", tokens_sha256(["other", "words"])
-    onnx.save(model, tmp_path / "stated.onnx")
-    text = refused(2, "bundle", tmp_path / "stated.onnx", tmp_path / "b.edgekd", *LABELS, *steps(place / "classifier"))
-    assert "is not the tokenizer of" in text
+    entry.key = "preprocess"
+    entry.value = json.dumps([{"op": "tokenize", "file": "t", "max_length": 11}, {"op": "trim", "pad": 1}])
+    onnx.save(model, tmp_path / "said.onnx")
+    said = text_limits([tmp_path / "said.onnx"])
+    assert said is not None
+    assert (said.ids, said.longest, said.pad) == (VOCABULARY, 11, 1)
+
+
+def test_samples_are_asked_for_where_the_table_is_not_found(place: Path, tmp_path: Path) -> None:
+    model = onnx.load(place / "two.onnx")
+    # Looked up with ids that a sum gave.
+    zero = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "zero")
+    model.graph.initializer.append(zero)
+    for node in model.graph.node:
+        node.input[:] = ["summed" if name == "input_ids" else name for name in node.input]
+    model.graph.node.insert(0, onnx.helper.make_node("Add", ["input_ids", "zero"], ["summed"]))
+    onnx.save(model, tmp_path / "hidden.onnx")
+    text = refused(2, "verify", tmp_path / "hidden.onnx", tmp_path / "hidden.onnx")
+    assert "no table is looked up by input_ids. Give real ones" in text
+
+
+def test_a_model_of_texts_is_timed_on_texts(place: Path, tmp_path: Path) -> None:
+    suite = tmp_path / "tiny.toml"
+    suite.write_text(SUITE)
+    results = ok_json("benchmark", place / "three.onnx", "--suite", suite)
+    assert results["candidates"][0]["timed_on"] == f"random texts of 8 to 32 tokens, ids below {VOCABULARY}"
+    assert results["rows"][0]["latency_ms"]["p50"]["value"] > 0

@@ -98,6 +98,7 @@ def bundle(
             intended_use=intended_use or "",
             as_zip=as_zip,
             seed=common.seed or 0,
+            warn=common.warn,
         )
     else:
         ignored = [option for option, value in of_model.items() if value is not None]

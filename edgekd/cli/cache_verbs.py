@@ -163,7 +163,7 @@ def _with_recipe(
 
 
 def _chosen(root: Path, keys: Sequence[str]) -> list[Cache]:
-    from edgekd.distill.cache_upkeep import list_caches
+    from edgekd.distill.cache import list_caches
 
     caches = {cache.key: cache for cache in list_caches(root)}
     for key in keys:

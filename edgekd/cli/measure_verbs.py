@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
 import sys
@@ -166,6 +167,11 @@ def benchmark(
     for item in left_out:
         common.warn(f"left out of the suite {effort.name}: {item}")
     chosen = expand(names, axes, same_as=same_as, against=against)
+    plain = any(Path(item.model).suffix == ".onnx" for item in chosen)
+    if plain and data is None and importlib.util.find_spec("onnx") is not None:
+        from edgekd.stages.alone import with_text_limits
+
+        chosen = with_text_limits(chosen)
     request = Request(
         tuple(chosen),
         effort,

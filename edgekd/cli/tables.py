@@ -51,6 +51,9 @@ def print_results_table(common: Common, results: Mapping[str, Any]) -> None:
     if rows:
         columns = list(rows[0])
         common.out.print(plain_table(columns, [[str(row[column]) for column in columns] for row in rows]))
+    for item in results.get("candidates", ()):
+        if "timed_on" in item:
+            common.say(f"{item['id']}: timed on {item['timed_on']}")
     if len(parts := results.get("parts", ())) > 1:
         told = ", ".join(f"{part['launches']} launches from {part['started']}" for part in parts)
         common.say(f"measured in {len(parts)} parts: {told}")

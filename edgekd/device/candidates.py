@@ -6,7 +6,7 @@ import glob
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgekd.device.machine import resolve_threads
 from edgekd.device.manifest import MANIFEST, MAX_MANIFEST_BYTES
 from edgekd.device.postprocess import PostStep, parse_post_steps
 from edgekd.device.preprocess import split_steps
+from edgekd.device.texts import TextLimits
 from edgekd.errors import EdgekdError, ModelError, UsageError, nearest
 from edgekd.files import sha256_file
 from edgekd.rows import Rows, pieces
@@ -32,6 +33,7 @@ class Candidate:
     postprocess  the steps from outputs to what `Samples.y` holds; empty means the bundle's own, or the task's
     options      for the runtime's adapter
     same_as      (bundle, variant) that a plain file was converted from: it must give that one's golden outputs
+    texts        what random texts for it may hold, where nobody gives samples
     """
 
     id: str
@@ -44,6 +46,7 @@ class Candidate:
     options: Mapping[str, object] = field(default_factory=dict)
     postprocess: tuple[PostStep, ...] = ()
     same_as: tuple[str, str] | None = None
+    texts: TextLimits = field(default_factory=TextLimits)
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ class Plan:
             "preprocess": steps_to_json(self.steps),
             "samples": None if samples is None else str(samples),
             "golden": None if golden is None else str(golden),
+            "texts": asdict(candidate.texts),
             "seed": seed,
             "memory": memory,
         }

@@ -19,7 +19,7 @@ ROOT = Path("/")
 # The packages whose version can change a number or a result; asked by name, never imported.
 PACKAGES = (
     *("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "torchvision", "onnx", "onnxscript", "pillow"),
-    *("tokenizers", "openvino", "ai-edge-litert", "ncnn", "MNN", "executorch"),
+    *("tokenizers", "transformers", "timm", "openvino", "ai-edge-litert", "ncnn", "MNN", "executorch"),
 )
 
 

@@ -17,6 +17,7 @@ from edgekd.data.npz import read_npz
 from edgekd.device.candidates import Candidate, Samples
 from edgekd.device.postprocess import parse_post_steps, post_steps_to_json
 from edgekd.device.suites import Suite, parse_suite
+from edgekd.device.texts import TextLimits
 from edgekd.errors import InputRefused
 from edgekd.spec import parse_steps, steps_to_json
 
@@ -59,6 +60,7 @@ def to_json(request: Request, *, place: Callable[[str], str], samples_file: str)
                 "postprocess": post_steps_to_json(item.postprocess),
                 "options": dict(item.options),
                 "same_as": None if item.same_as is None else [place(item.same_as[0]), item.same_as[1]],
+                "texts": asdict(item.texts),
             }
             for item in request.candidates
         ],
@@ -102,6 +104,7 @@ def _candidate(item: Mapping[str, Any], folder: Path) -> Candidate:
         options=item["options"],
         postprocess=parse_post_steps(item["postprocess"]),
         same_as=None if same_as is None else (str(folder / same_as[0]), same_as[1]),
+        texts=TextLimits(**item["texts"]),
     )
 
 

@@ -44,6 +44,7 @@ class Measured:
     warm_up: dict[str, Any] | None = None
     golden: str | None = None
     golden_problem: str | None = None
+    timed_on: str | None = None
     memory_mb: dict[str, float] | None = None
     device_memory_mb: float | None = None
     cold: list[tuple[float, float]] = field(default_factory=list)
@@ -265,6 +266,8 @@ def describe_candidate(plan: Plan, measured: Measured) -> dict[str, Any]:
     }
     if measured.golden_problem is not None:
         plain["golden_problem"] = measured.golden_problem
+    if measured.timed_on is not None:
+        plain["timed_on"] = measured.timed_on
     return plain if plan.error is None else {**plain, "error": plan.error}
 
 

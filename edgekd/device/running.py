@@ -221,7 +221,7 @@ class Run:
     def _load(self, index: int) -> None:
         with self._guard(index):
             child = self._children[index] = self._crew.start()
-            self._ask(child, self._load_command(index, memory=False))
+            self._measured[index].timed_on = self._ask(child, self._load_command(index, memory=False))["timed_on"]
             self._check_outputs(index, child)
 
     def _check_outputs(self, index: int, child: Child) -> None:

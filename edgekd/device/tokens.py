@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,11 @@ def vocabulary_of(step: Tokenize) -> Vocabulary:
     return _vocabulary(step.content)
 
 
+def tokens_of(content: str) -> tuple[str, ...]:
+    """What each id of a tokenizer.json stands for, "" where none does. Raises `ModelError` for what is no tokenizer."""
+    return _in_order(_parse(content).get_vocab(with_added_tokens=True))
+
+
 def with_tokenizers(steps: Iterable[Step], read: Callable[[str], bytes]) -> tuple[Step, ...]:
     """The steps with the content of their tokenizer files, and with the padding that belongs to it.
 
@@ -141,12 +146,8 @@ def _as_json(data: bytes, name: str) -> str:
 
 @lru_cache(maxsize=8)
 def _vocabulary(content: str) -> Vocabulary:
-    tokenizer = _parse(content)
-    names = tokenizer.get_vocab(with_added_tokens=True)
-    size = 1 + max(names.values(), default=-1)
-    tokens = [""] * size
-    for token, number in names.items():
-        tokens[number] = token
+    names = _parse(content).get_vocab(with_added_tokens=True)
+    tokens = _in_order(names)
     padding = json.loads(content).get("padding") or {}
     pad = next((names[token] for token in (padding.get("pad_token"), *_PADS) if token in names), None)
     if pad is None:
@@ -154,7 +155,14 @@ def _vocabulary(content: str) -> Vocabulary:
             f"the tokenizer has no padding token: neither a table 'padding' nor one of {', '.join(_PADS)} is there; "
             "give it one with tokenizer.enable_padding(pad_token=...) before saving it"
         )
-    return Vocabulary(size, pad, tuple(tokens))
+    return Vocabulary(len(tokens), pad, tokens)
+
+
+def _in_order(names: Mapping[str, int]) -> tuple[str, ...]:
+    tokens = [""] * (1 + max(names.values(), default=-1))
+    for token, number in names.items():
+        tokens[number] = token
+    return tuple(tokens)
 
 
 @lru_cache(maxsize=8)

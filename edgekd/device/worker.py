@@ -23,6 +23,7 @@ from edgekd.device.profile import can_tell, profile
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, rows_at_once, run_in_chunks
 from edgekd.device.selftest import check_variant
+from edgekd.device.texts import TextLimits, described, random_batches, reads_texts
 from edgekd.device.timing import WINDOW, Timing, time_calls, warm_up
 from edgekd.device.tokens import is_ids
 from edgekd.device.usage import Usage, pin, usage
@@ -152,14 +153,24 @@ def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
         memory.reset_peak(process)
         timed(state, min_runs=STEADY_CALLS, min_seconds=0.0)
         peaks["steady"] = memory.peak_resident_mb(process)
+    texts = None
+    if command["samples"] is None and command["golden"] is None:
+        limits = TextLimits(**command["texts"])
+        texts = described(session.inputs, limits) if limits.known or reads_texts(session.inputs) else None
     on_device = session.device_memory_mb() if isinstance(session, OnDevice) else None
-    return {"load_ms": load_ms, "first_ms": first_ms, "memory_mb": peaks or None, "device_memory_mb": on_device}
+    return {
+        "load_ms": load_ms,
+        "first_ms": first_ms,
+        "memory_mb": peaks or None,
+        "device_memory_mb": on_device,
+        "timed_on": texts,
+    }
 
 
 def make_feeds(
     inputs: tuple[TensorSpec, ...], command: Mapping[str, Any], steps: tuple[Step, ...]
 ) -> list[dict[str, Array]]:
-    """One batch for timing: real samples, else golden inputs, else random numbers by `TensorSpec` and seed.
+    """One batch for timing: real samples, else golden inputs, else random numbers or texts by `TensorSpec` and seed.
 
     Of texts there are several batches, whose lengths are those of the samples: how long a text is decides how long it
     takes.
@@ -182,6 +193,9 @@ def make_feeds(
             known = {name: golden[f"input.{place}"] for name, place in places.items()}
         return [{name: np.ascontiguousarray(value[np.arange(batch) % len(value)]) for name, value in known.items()}]
     random = np.random.default_rng(int(command["seed"]))
+    texts = TextLimits(**command["texts"])
+    if texts.known or reads_texts(inputs):
+        return random_batches(inputs, texts, batch=batch, count=TIMED_TEXTS, rng=random)
     return [{spec.name: _random_input(spec, batch, random) for spec in inputs}]
 
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from edgekd.device.preprocess import apply_arithmetic
 from edgekd.device.tokens import is_ids
 from edgekd.distill.ahead import ahead
 from edgekd.distill.augmentation import Augment, augment_batch, check_augment
+from edgekd.distill.distribution import SHARES
 from edgekd.distill.labelled import LABELLED, hidden, weights_of
 from edgekd.distill.masking import ASKED, Masking
 from edgekd.distill.mixing import Mixing, mix, partners
@@ -104,13 +106,25 @@ class Batches:
         self._ready = None if self._augment else _ready(split, steps)
         self._pad = _padding(steps)
         self._lengths = _lengths(split, self._pad)
+        self._tokens = _tokens(split, self._pad, self._extras)
         self._is_on_disk = self._ready is None and isinstance(split.x, DiskRows)
         self._axes = _image_axes(steps)
+        if self._mixing is not None and self._pad is not None:
+            raise UsageError("mixup and cutmix blend numbers, found ids of tokens; take data.augment for texts")
         if self._mixing is not None and self._mixing.cutmix and len(self.input_shape) != 3:
             raise UsageError(
                 f"cutmix cuts boxes out of images, found samples of shape {list(self.input_shape)}; take mixup"
             )
         self._partners: tuple[int, Positions] | None = None
+        self._device = torch.device("cpu")
+
+    def place(self, device: torch.device) -> None:
+        """Make batches for `device` from now on: of samples that never change there, of others ahead of time here."""
+        self._device = device
+        if device.type == "cpu" or self._ready is None or self._mixing is not None or self._masking is not None:
+            return
+        self._ready, self._targets, self._ids = (value.to(device) for value in (self._ready, self._targets, self._ids))
+        self._extras = {name: value.to(device) for name, value in self._extras.items()}
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -154,6 +168,8 @@ class Batches:
     def parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
         """Of each batch of epoch `number` the parts `own`; part j of `count` holds the rows j, j + count, ..."""
         parts = self._parts(number, own=own, count=count)
+        if self._device.type == "cuda" and self._targets.device.type == "cpu":
+            return ahead([_pinned(part) for part in each] for each in parts)
         return ahead(parts) if self._is_on_disk else parts
 
     def _parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
@@ -161,7 +177,20 @@ class Batches:
         view = number if self._views is None else number % self._views
         for start, end in self._bounds:
             rows = order[start:end]
-            yield [self.at(rows[part::count], view=view) for part in own]
+            # All parts as wide as the batch, so that they can be put together again.
+            width = None if self._lengths is None or count == 1 else int(self._lengths[rows].max())
+            parts = [self.at(rows[part::count], view=view, width=width) for part in own]
+            if self._tokens is not None and count > 1:
+                parts = [{**part, SHARES: self._shares(rows, j, len(own), count)} for j, part in zip(own, parts)]
+            yield parts
+
+    def _shares(self, rows: Positions, part: int, own: int, count: int) -> Tensor:
+        """(2,) what a mean over the tokens of a part counts, and one over the pairs of tokens of its texts, so that
+        over the parts of a process summed, over the processes averaged, they are the means of the batch."""
+        assert self._tokens is not None
+        counts_2N = np.stack([self._tokens[rows], self._tokens[rows] ** 2])
+        shares_2 = counts_2N[:, part::count].sum(axis=1) / np.maximum(counts_2N.sum(axis=1), 1)
+        return torch.from_numpy((shares_2 * (count // own)).astype(np.float32))
 
     def _bucketed(self, order: Positions) -> Positions:
         """`order` with texts of like length in one batch: those of `_BUCKET` batches are sorted by length, and then
@@ -187,9 +216,12 @@ class Batches:
         for start in range(0, len(positions), self._batch_size):
             yield self.at(positions[start : start + self._batch_size], view=0 if self._is_plain else PLAIN)
 
-    def at(self, indices: Positions, *, view: int) -> dict[str, Tensor]:
-        """The samples at these positions of the split, all in the same view (`PLAIN`: as they are)."""
-        own = self._unmixed(indices, view)
+    def at(self, indices: Positions, *, view: int, width: int | None = None) -> dict[str, Tensor]:
+        """The samples at these positions of the split, all in the same view (`PLAIN`: as they are).
+
+        width  columns of texts, at least; None: as many as the longest needs
+        """
+        own = self._unmixed(indices, view, width)
         if self._mixing is None or view == PLAIN:
             return self._with_extras(own, indices)
         if self._partners is None or self._partners[0] != view:
@@ -208,7 +240,7 @@ class Batches:
         """
         if not self._extras:
             return batch
-        chosen = torch.from_numpy(indices)
+        chosen = torch.from_numpy(indices).to(self._targets.device)
         named = {name: values.index_select(0, chosen) for name, values in self._extras.items()}
         if LABELLED in named:
             if others is not None:
@@ -220,8 +252,8 @@ class Batches:
         raw: Array = self._split.x[indices]
         return raw[..., np.newaxis] if self._adds_channel else raw
 
-    def _unmixed(self, indices: Positions, view: int) -> dict[str, Tensor]:
-        chosen = torch.from_numpy(indices)
+    def _unmixed(self, indices: Positions, view: int, width: int | None = None) -> dict[str, Tensor]:
+        chosen = torch.from_numpy(indices).to(self._targets.device, non_blocking=True)
         if self._ready is not None:
             x = self._ready.index_select(0, chosen)
         else:
@@ -236,6 +268,8 @@ class Batches:
                     substitutes=self._substitutes,
                 )
             x = torch.from_numpy(apply_arithmetic(self._steps, raw))
+        if width is not None and self._pad is not None and x.shape[1] < width:
+            x = F.pad(x, (0, width - x.shape[1]), value=self._pad)
         named = {} if self._pad is None else {"mask": x != self._pad}
         y = self._targets.index_select(0, chosen)
         if self._masking is not None:
@@ -246,8 +280,13 @@ class Batches:
             "y": y,
             "id": self._ids.index_select(0, chosen),
             "index": chosen,
-            "view": torch.full((len(indices),), view, dtype=torch.int64),
+            "view": torch.full((len(indices),), view, dtype=torch.int64, device=chosen.device),
         }
+
+
+def _pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch where a copy to a GPU does not keep the training waiting."""
+    return {name: value.pin_memory() for name, value in batch.items()}
 
 
 def _adds_channel(split: Split, steps: tuple[Step, ...]) -> bool:
@@ -307,8 +346,20 @@ def _padding(steps: tuple[Step, ...]) -> int | None:
 
 
 def _lengths(split: Split, pad: int | None) -> NDArray[np.int64] | None:
-    """(N,) how many tokens each text has."""
+    """(N,) how many columns each text needs, at least one."""
     if pad is None:
         return None
-    lengths: NDArray[np.int64] = (split.x[: len(split)] != pad).sum(axis=1)
+    used_NL = split.x[: len(split)] != pad
+    columns_L = np.arange(1, used_NL.shape[1] + 1)
+    lengths: NDArray[np.int64] = (used_NL * columns_L).max(axis=1).clip(min=1)
     return lengths
+
+
+def _tokens(split: Split, pad: int | None, extras: Mapping[str, Tensor]) -> NDArray[np.int64] | None:
+    """(N,) how many tokens of each sample count; None for samples that have no mask."""
+    if "mask" in extras:
+        return extras["mask"].bool().sum(dim=1).numpy()
+    if pad is None:
+        return None
+    tokens: NDArray[np.int64] = (split.x[: len(split)] != pad).sum(axis=1)
+    return tokens

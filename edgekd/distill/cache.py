@@ -7,8 +7,8 @@
     ROOT/KEY/build.lock                held while a process builds
 
 Row view * N + position belongs to the sample ids[position]. KEY is the hash of the facts, so that the same teacher,
-data and augmentation lead here from any run, and others lead elsewhere. Plain .npy files, mapped into memory, never
-unpickled.
+data and augmentation lead here from any run, and others lead elsewhere; whoever looks at fewer tensors of the same
+answers is led here too. Plain .npy files, mapped into memory, never unpickled.
 """
 
 from __future__ import annotations
@@ -116,16 +116,45 @@ def cache_key(facts: Facts) -> str:
 def find_cache(root: Path, facts: Facts) -> Cache | None:
     """The complete cache of these facts below `root`, its files checked against their hashes; None if there is none.
 
-    Raises `DataError` for one that is damaged, or that belongs to other facts.
+    One that keeps further taps, all else equal, will do as well. Raises `DataError` for one that is damaged, or that
+    belongs to other facts.
     """
     path = root / cache_key(facts)
-    if not (path / INDEX).is_file():
-        return None
-    cache = open_cache(path, facts)
-    if not cache.is_complete:
-        return None
-    check_hashes(cache)
+    cache = open_cache(path, facts) if (path / INDEX).is_file() else None
+    if cache is None or not cache.is_complete:
+        cache = _with_more_taps(root, facts)
+    if cache is not None:
+        check_hashes(cache)
     return cache
+
+
+def _with_more_taps(root: Path, facts: Facts) -> Cache | None:
+    """The smallest complete cache of the same facts that keeps further taps."""
+    wanted, others = _taps_and_others(json.loads(json.dumps(facts)))
+    found = []
+    for cache in list_caches(root) if wanted else []:
+        taps, rest = _taps_and_others(cache.facts)
+        if wanted < taps and rest == others and cache.is_complete:
+            found.append(cache)
+    return min(found, key=lambda cache: cache.size_bytes, default=None)
+
+
+def _taps_and_others(facts: Facts) -> tuple[frozenset[str], dict[str, Any]]:
+    """The tensors that are kept, and all other facts."""
+    store = facts.get("store")
+    if not isinstance(store, dict):
+        return frozenset(), dict(facts)
+    others = {key: value for key, value in store.items() if key != "taps"}
+    return frozenset(map(str, store.get("taps", ()))), {**facts, "store": others}
+
+
+def list_caches(root: Path) -> list[Cache]:
+    """The caches below `root`, the last used first; folders that are none, or cannot be read, are left out."""
+    found = []
+    for path in sorted(root.iterdir()) if root.is_dir() else []:
+        with suppress(DataError, StorageError):
+            found.append(open_cache(path))
+    return sorted(found, key=lambda cache: -cache.used_at)
 
 
 def open_cache(path: Path, facts: Facts | None = None) -> Cache:

@@ -23,6 +23,7 @@ from torch import Tensor
 from edgekd.distill.batches import Batches, Positions
 from edgekd.distill.cache import IDS, INDEX, JOURNAL, VERSION, Cache, Facts, building, cache_key, find_cache, open_cache
 from edgekd.distill.distribution import ALONE, World
+from edgekd.distill.execution import autocast
 from edgekd.distill.journal import Journal
 from edgekd.distill.stored import PIXELS, Store, encode, pixels_of, shown
 from edgekd.distill.teachers import Teacher
@@ -49,6 +50,7 @@ class Order:
     journal     write down each answer as it comes
     place       brings a batch to where the teacher computes
     concurrency so many questions at a time, of a teacher that is far away
+    bfloat16    the teacher computes under autocast, as it may beside the student
     """
 
     teacher: Teacher
@@ -60,6 +62,7 @@ class Order:
     journal: bool = False
     place: Callable[[dict[str, Tensor]], Mapping[str, Tensor]] = dict
     concurrency: int = 1
+    bfloat16: bool = False
 
     @cached_property
     def positions(self) -> Positions:
@@ -87,9 +90,14 @@ class Order:
         """The teacher's answers to these rows, as they are kept."""
         return self.ask_about(self.batch(start, end))
 
+    def answer(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """What the teacher says about a batch."""
+        with autocast(batch["x"].device, bfloat16=self.bfloat16):
+            return self.teacher(batch)
+
     def ask_about(self, batch: Mapping[str, Tensor]) -> dict[str, Array]:
         """The teacher's answers to a batch, as they are kept."""
-        named = self.teacher(batch)
+        named = self.answer(batch)
         missing = [tap for tap in self.store.taps if tap not in named]
         if missing:
             raise UsageError(f"the teacher gives {', '.join(sorted(named))}; {', '.join(missing)} cannot be kept")

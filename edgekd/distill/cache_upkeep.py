@@ -1,24 +1,14 @@
-"""Looks after the folder of teacher caches: lists them and deletes those that nobody needs."""
+"""Looks after the folder of teacher caches: deletes those that nobody needs."""
 
 from __future__ import annotations
 
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from edgekd.distill.cache import INDEX, Cache, building, open_cache
-from edgekd.errors import DataError, StorageError, UsageError, explain_os_errors
-
-
-def list_caches(root: Path) -> list[Cache]:
-    """The caches below `root`, the last used first; folders that are none, or cannot be read, are left out."""
-    found = []
-    for path in sorted(root.iterdir()) if root.is_dir() else []:
-        with suppress(DataError, StorageError):
-            found.append(open_cache(path))
-    return sorted(found, key=lambda cache: -cache.used_at)
+from edgekd.distill.cache import INDEX, building, list_caches
+from edgekd.errors import StorageError, UsageError, explain_os_errors
 
 
 def prune(

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgekd.distill.answers import named_ids, with_logits
 from edgekd.distill.cache import Cache
-from edgekd.distill.stored import PIXELS, decode, pixels_of, shown
+from edgekd.distill.stored import PIXELS, decode, needed, pixels_of, shown
 from edgekd.errors import DataError, UsageError
 from edgekd.spec import Array
 
@@ -31,23 +31,34 @@ class CachedTeacher:
     Raises `DataError` for a sample, `UsageError` for a view that the cache does not hold, and for samples that do not
     look as the teacher saw them. On a GPU, where looking would make it wait, answers that are not there are NaN
     instead, and the training names them.
+
+    taps    the tensors that are looked at: other features are not read. None: all of them
+    module  gives the teacher itself, for adapters that read its weights; it is called when there is one
     """
 
-    def __init__(self, cache: Cache) -> None:
+    def __init__(
+        self, cache: Cache, *, taps: Sequence[str] | None = None, module: Callable[[], nn.Module] | None = None
+    ) -> None:
         if not cache.is_complete:
             raise UsageError(f"the teacher cache {cache.path} is not complete; build it first")
         self.cache = cache
+        self._module = module
         self._ids = torch.from_numpy(np.array(cache.ids()))
         self._place = _places(self._ids)
         self._num_samples, self._views = cache.num_samples, cache.views
         self._num_outputs = cache.num_outputs
-        shards = {name: cache.arrays(name) for name in cache.index["tensors"]}
+        names = cache.index["tensors"] if taps is None else needed(cache.index["tensors"], taps)
+        shards = {name: cache.arrays(name) for name in names}
         in_memory = sum(array.nbytes for arrays in shards.values() for array in arrays) <= MEMORY_BYTES
         self._mapped = {} if in_memory else shards
         self._stops = np.array([shard["stop"] for shard in cache.shards])
         self._values = {name: torch.from_numpy(np.concatenate(a)) for name, a in shards.items()} if in_memory else {}
         self._compared = 0
         cache.touch()
+
+    def module(self) -> nn.Module | None:
+        """The teacher itself; None where it is none that could be looked into."""
+        return None if self._module is None else self._module()
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         ids_N, view_N = batch["id"], batch["view"]
@@ -64,9 +75,7 @@ class CachedTeacher:
         if PIXELS in stored:
             self._compare(batch, stored[PIXELS].cpu())
         named = with_logits(decode(stored), self._num_outputs)
-        if known_N is not None and device.type != "cpu":
-            named["logits"] = named["logits"].masked_fill(~known_N[:, None], torch.nan)
-        return named
+        return named if known_N is None or device.type == "cpu" else _only(named, known_N)
 
     def _rows(self, ids_N: Tensor, view_N: Tensor) -> tuple[Tensor, Tensor | None]:
         """Where the answers stand, and which of them are there (None: all). Raises as the class says."""
@@ -124,6 +133,16 @@ class CachedTeacher:
                 f"{int(view_N[~shown_N][0])}; train with views = {self._views} and the augmentation that it was built "
                 "with"
             )
+
+
+def _only(named: Mapping[str, Tensor], known_N: Tensor) -> dict[str, Tensor]:
+    """NaN for all rows but these."""
+    return {
+        name: value.masked_fill(~known_N.reshape(-1, *(1,) * (value.dim() - 1)), torch.nan)
+        if value.is_floating_point()
+        else value
+        for name, value in named.items()
+    }
 
 
 def _places(ids_N: Tensor) -> Tensor | None:

@@ -31,6 +31,9 @@ from edgekd.errors import MissingExtra, ProcessLost, UsageError
 
 T = TypeVar("T")
 
+# In a part of a batch of texts: what means over its tokens, and over pairs of them, count (`Batches.parts`).
+SHARES = "shares"
+
 # The others wait while the first one caches answers or measures; a process that dies is noticed at once all the same.
 TIMEOUT = timedelta(days=7)
 

@@ -254,6 +254,15 @@ def distill(
             opened(trackers if world.leads else (), logs, begun=begun, facts=settings, task=data.task)
         )
         rehearsal = rehearse(student, teacher, objective, train, num_outputs=data.num_outputs, device=place, seed=seed)
+        val = Batches(
+            data.val,
+            steps,
+            batch_size=max(batch_size, BATCH if masking is None else MASKED_BATCH),
+            task=data.task,
+            masking=masking,
+        )
+        for batches in (train, val):
+            batches.place(place)
         run = Run(
             student=student,
             teacher=teacher,
@@ -261,13 +270,7 @@ def distill(
             objective=rehearsal.objective,
             phases=phases(rehearsal.objective, stages, epochs=epochs, lr=lr),
             train=train,
-            val=Batches(
-                data.val,
-                steps,
-                batch_size=max(batch_size, BATCH if masking is None else MASKED_BATCH),
-                task=data.task,
-                masking=masking,
-            ),
+            val=val,
             plan=Plan(
                 schedule,
                 warmup_epochs,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from edgekd.distill.averaging import Average
 from edgekd.distill.batches import Batches
 from edgekd.distill.distribution import WHOLE, Division
 from edgekd.distill.evaluation import Named, named
+from edgekd.distill.execution import autocast
 from edgekd.distill.ledger import Ledger, gradient_norms
 from edgekd.distill.optimization import lr_factor
 from edgekd.distill.programme import Phase
@@ -43,10 +43,6 @@ class Plan:
     clip_norm: float | None = None
     division: Division = WHOLE
     teacher_bfloat16: bool = False
-
-    def autocast(self, *, bfloat16: bool) -> AbstractContextManager[object]:
-        """Around a forward pass."""
-        return torch.autocast(self.device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -159,14 +155,14 @@ def _outputs(
     batch = to_device(raw, plan)
     teacher_out: dict[str, Tensor] = {}
     if teacher is not None:
-        with plan.autocast(bfloat16=plan.teacher_bfloat16):
+        with autocast(plan.device, bfloat16=plan.teacher_bfloat16):
             teacher_out = ask(teacher, batch, teacher_taps)
-    with plan.autocast(bfloat16=plan.bfloat16):
+    with autocast(plan.device, bfloat16=plan.bfloat16):
         student_out = named(pupil.student(batch["x"]), "the student")
     if pupil.taps.paths:
         student_out = {**pupil.taps.read(), **student_out}
-    if plan.bfloat16:
-        student_out = {name: value.float() for name, value in student_out.items()}
+    if plan.bfloat16:  # a model may give more than tensors, and tensors of whole numbers
+        student_out = {name: widened(value) for name, value in student_out.items() if isinstance(value, Tensor)}
     return batch, student_out, teacher_out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, Literal
@@ -81,6 +81,11 @@ def choose_precision(
     if any(conv.groups > 1 for conv in convolutions) or max((c.out_channels for c in convolutions), default=0) < 64:
         return Precision("float32", "bfloat16 pays for wide, dense convolutions only")
     return Precision("bfloat16", "wide, dense convolutions on a CPU with bfloat16 instructions")
+
+
+def autocast(device: torch.device, *, bfloat16: bool) -> AbstractContextManager[object]:
+    """Around a forward pass on `device`, as `choose_precision` has decided."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bfloat16 else nullcontext()
 
 
 def resume_threads(asked: int | None, recorded: int | None, *, where: str | PathLike[str] | None) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgekd.distill.distribution import Portion
+from edgekd.distill.distribution import SHARES, Portion
 from edgekd.distill.labelled import LABELLED, labelled_only
 from edgekd.distill.randomness import key, preserved
 from edgekd.distill.terms import MASK, BoundTerm, Schedule, Term, always_zero, bind, tap_names
@@ -197,8 +197,9 @@ class Objective:
                     value = self._value_of_all(bound, student, teacher, batch, progress, portion)
                     weight *= portion.whole
                 else:
-                    value = self._value(bound, student, teacher, batch, progress)
-                    weight *= portion.own
+                    value = self._value(bound, student, teacher, batch, progress) * _share(
+                        bound, student, batch, portion
+                    )
                 parts[bound.term.name] = value if weight == 1.0 else value * weight
         return parts
 
@@ -290,6 +291,14 @@ class Objective:
             found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(f"the loss of term '{term.name}' returned {found}, expected a tensor with one number")
         return value
+
+
+def _share(bound: BoundTerm, student: Named, batch: Named, portion: Portion) -> float | Tensor:
+    """What a term of these rows counts in the loss of the batch: their share of the samples, or of the tokens."""
+    if bound.share is None or SHARES not in batch or MASK not in batch:
+        return portion.own
+    value = _look(student, bound.term.student_tap, "student", bound.term.name)
+    return batch[SHARES][bound.share] if _is_of_tokens(value) else portion.own
 
 
 def _tap(tensors: Named, name: str, whose: str, term: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOG_REST, LOGITS, NOTHING, TOLD
+from edgekd.distill.answers import INDICES, LOG_PROBABILITIES, LOG_REST, LOGITS, NOTHING, TOLD, with_logits
 from edgekd.errors import StageFailed, UsageError
 from edgekd.spec import Array
 
 # What the teacher saw, in one number: answers belong to exactly these pixels.
 PIXELS = "pixels"
+# Whatever else is stored is a feature, by its tap.
+_NO_FEATURES = (LOGITS, INDICES, LOG_PROBABILITIES, LOG_REST, PIXELS)
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,18 @@ def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if INDICES in stored:
         named[INDICES] = stored[INDICES].long()
     return named
+
+
+def as_kept(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> dict[str, Tensor]:
+    """A teacher's named tensors as a cache with this store gives them back. Raises as `encode` does."""
+    kept = encode(named, store, num_outputs=num_outputs)
+    return with_logits(decode({name: torch.from_numpy(value) for name, value in kept.items()}), num_outputs)
+
+
+def needed(stored: Iterable[str], taps: Iterable[str]) -> list[str]:
+    """Of the names of stored tensors, those that who looks at `taps` needs."""
+    wanted = {*_NO_FEATURES, *taps}
+    return [name for name in stored if name in wanted]
 
 
 def _topk(indices_NK: Tensor, log_probabilities_NK: Tensor, store: Store, num_outputs: int) -> dict[str, Array]:

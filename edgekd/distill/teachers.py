@@ -19,12 +19,18 @@ from torch import Tensor, nn
 from edgekd.device.postprocess import Denormalize
 from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
+from edgekd.distill.answers import LOGITS, SUM_TOLERANCE, TOLD
+from edgekd.distill.cached_teacher import CachedTeacher
 from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
 from edgekd.distill.models import logits_of
+from edgekd.distill.stored import Store, as_kept
 from edgekd.distill.taps import Taps, ordinary_copy, part_at, widened
 from edgekd.errors import ModelError, StageFailed, UsageError
+from edgekd.spec import Task
 
 _NAMED_IDS = 5
+# On a GPU the answers are looked at every so many batches.
+CHECK_CALLS = 50
 
 
 class Teacher(Protocol):
@@ -48,6 +54,7 @@ class ModuleTeacher:
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(requires_grad=False)
         self._taps: Taps | None = None
+        self._calls = 0
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         assert not any(part.training for part in self.module.modules()), "somebody put a teacher back in train mode"
@@ -59,7 +66,10 @@ class ModuleTeacher:
         named["logits"] = logits_of(output, "the teacher")
         # Tensors of inference mode cannot take part in the student's backward pass; copies can.
         result = {name: widened(ordinary_copy(value)) for name, value in named.items() if isinstance(value, Tensor)}
-        check_finite(result["logits"], batch, "the teacher")
+        # A GPU would have to wait in every step; what is NaN there shows in the loss.
+        if x.device.type == "cpu" or self._calls % CHECK_CALLS == 0:
+            check_finite(result["logits"], batch, "the teacher")
+        self._calls += 1
         return result if self._taps is None else {**self._taps.read(), **result}
 
     @contextmanager
@@ -82,14 +92,17 @@ class ModuleTeacher:
 class OnnxTeacher:
     """An ONNX file as a teacher: a black box with one input and the output "logits" (or its first output).
 
-    Logits come as float32 on the CPU. Outputs that are probabilities (rows of numbers from 0 on that sum to 1) are
-    turned into logits by the logarithm, which is exact up to a constant per row. A graph with a fixed batch axis is
-    run in pieces of that size. Raises `ModelError` for a graph that cannot be a teacher, `StageFailed` as
-    `ModuleTeacher` does.
+    Logits come as float32 on the CPU. Those of a classifier that gives probabilities (rows of numbers from 0 on that
+    sum to 1) are their logarithms, exact up to a constant per row; which it gives, its first answers decide. A graph
+    with a fixed batch axis is run in pieces of that size. Raises `ModelError` for a graph that cannot be a teacher,
+    `StageFailed` as `ModuleTeacher` does.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int | None = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], *, threads: int | None = None, task: Task = "classification"
+    ) -> None:
         self.path = Path(path)
+        self._gives_probabilities = None if task == "classification" else False
         self._session: Session = open_session(self.path, runtime="onnxruntime", threads=threads)
         if len(self._session.inputs) != 1:
             names = [spec.name for spec in self._session.inputs]
@@ -102,11 +115,42 @@ class OnnxTeacher:
         outputs = run_in_chunks(self._session, {self._input.name: x}, size=len(x))
         logits = torch.from_numpy(outputs[self._output].astype(np.float32))
         check_finite(logits, batch, str(self.path))
-        return {"logits": _as_logits(logits)}
+        if self._gives_probabilities is None:
+            self._gives_probabilities = _are_probabilities(logits)
+        if not self._gives_probabilities:
+            return {"logits": logits}
+        if bool((logits < 0).any()):
+            raise StageFailed(
+                f"{self.path} gave probabilities before, and now {float(logits.min()):.4g}; expected numbers from 0 to "
+                "1 for every sample, or logits for all"
+            )
+        return {"logits": logits.clamp(min=torch.finfo(logits.dtype).tiny).log()}
 
     def close(self) -> None:
         """Free the session."""
         self._session.close()
+
+
+class TeacherToKeep:
+    """A teacher that will be asked through a cache: it says what the cache will give back, while there is none."""
+
+    def __init__(self, teacher: ModuleTeacher, store: Store, *, num_outputs: int) -> None:
+        self.teacher = teacher
+        self.store = store
+        self.num_outputs = num_outputs
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return as_kept(self.teacher(batch), self.store, num_outputs=self.num_outputs)
+
+
+class UnknownTeacher:
+    """A black box that is not asked yet, for rehearsals: it gives logits (N, num_outputs), all of them 0."""
+
+    def __init__(self, *, num_outputs: int) -> None:
+        self.num_outputs = num_outputs
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return {"logits": torch.zeros(len(batch["x"]), self.num_outputs)}
 
 
 class StandardizedTeacher:
@@ -172,9 +216,15 @@ class EnsembleTeacher:
         return {**own, "logits": mean}
 
     def _own_classes(self, y_N: Tensor, knows_CK: Tensor) -> Tensor:
-        """Weights (N, K) of the teachers for samples of these classes."""
-        knows_NK = knows_CK.to(y_N.device)[y_N.clamp(max=len(knows_CK) - 1)]
-        knows_NK = knows_NK | ~knows_NK.any(dim=1, keepdim=True)
+        """Weights (N, K) of the teachers for samples of these classes; of mixed samples (N, C) by their shares."""
+        knows_CK = knows_CK.to(y_N.device)
+        if y_N.is_floating_point():
+            known_K = knows_CK[torch.arange(y_N.shape[1], device=y_N.device).clamp(max=len(knows_CK) - 1)].to(y_N.dtype)
+            shares_NK = y_N @ known_K
+            knows_NK = torch.where(shares_NK.sum(dim=1, keepdim=True) > 0, shares_NK, 1.0)
+        else:
+            knows_NK = knows_CK[y_N.clamp(max=len(knows_CK) - 1)]
+            knows_NK = knows_NK | ~knows_NK.any(dim=1, keepdim=True)
         ones = [1.0] * len(self.teachers)
         weights = torch.as_tensor(ones if self.weights is None else self.weights, device=y_N.device)
         return knows_NK * weights
@@ -194,19 +244,44 @@ def tapped(teacher: Teacher, paths: Sequence[str], example: Mapping[str, Tensor]
     """For the block, `teacher` gives the tensors at these tap paths too, as far as it is a module.
 
     `example` is a batch that it may be asked about once. Teachers of other kinds give what they give. Raises
-    `ModelError` for a path that is not there.
+    `ModelError` for a path that is not there, or that names none of several teachers.
     """
+    _check_numbers(teacher, paths)
     with ExitStack() as stack:
         for module, own in _modules_of(teacher, paths):
             stack.enter_context(module.tapped(own, example))
         yield
 
 
+def _check_numbers(teacher: Teacher, paths: Sequence[str]) -> None:
+    """Raise `ModelError` for a path into one of several teachers that does not say into which."""
+    while isinstance(teacher, StandardizedTeacher):
+        teacher = teacher.teacher
+    if not isinstance(teacher, EnsembleTeacher):
+        return
+    last = len(teacher.teachers) - 1
+    for path in paths:
+        number = path.partition("/")[0]
+        if path != "logits" and not ("/" in path and number.isdecimal() and int(number) <= last):
+            raise ModelError(
+                f"found the tap '{path}' of {last + 1} teachers, expected the number of one before it, 0 to {last}, "
+                f"such as '0/{path}'; or 'logits' for what they say together"
+            )
+
+
 def tapped_module(teacher: Teacher, path: str) -> nn.Module | None:
-    """The part of the teacher that a tap path names; None when it is no part of a module."""
-    for module, own in _modules_of(teacher, (path,)):
+    """The part of the teacher that a tap path names; None when it is no part of a module.
+
+    Of one that is only remembered, it is looked for in the teacher that was asked.
+    """
+    while isinstance(teacher, StandardizedTeacher):
+        teacher = teacher.teacher
+    if isinstance(teacher, CachedTeacher):
+        module = teacher.module()
+        return None if module is None else part_at(module, path)
+    for inside, own in _modules_of(teacher, (path,)):
         for tap in own:
-            return part_at(module.module, tap)
+            return part_at(inside.module, tap)
     return None
 
 
@@ -214,6 +289,8 @@ def _modules_of(teacher: Teacher, paths: Sequence[str]) -> Iterator[tuple[Module
     """Each module inside `teacher`, with those of the paths that are its own."""
     if isinstance(teacher, ModuleTeacher):
         yield teacher, list(paths)
+    elif isinstance(teacher, TeacherToKeep):
+        yield teacher.teacher, [path for path in paths if path == LOGITS or path not in TOLD]
     elif isinstance(teacher, StandardizedTeacher):
         yield from _modules_of(teacher.teacher, paths)
     elif isinstance(teacher, EnsembleTeacher):
@@ -238,13 +315,12 @@ def check_finite(logits: Tensor, batch: Mapping[str, Tensor], what: str) -> None
     )
 
 
-def _as_logits(values_NC: Tensor) -> Tensor:
+def _are_probabilities(values_NC: Tensor) -> bool:
+    """Rows of several numbers from 0 on that sum to 1, but for the rounding of a graph in 8 bits."""
     if values_NC.dim() != 2 or values_NC.shape[1] < 2:
-        return values_NC
-    sums_N = values_NC.sum(dim=1)
-    if bool((values_NC >= 0).all()) and bool(((sums_N - 1).abs() < 1e-3).all()):
-        return values_NC.clamp(min=torch.finfo(values_NC.dtype).tiny).log()
-    return values_NC
+        return False
+    off_N = (values_NC.sum(dim=1) - 1).abs()
+    return bool((values_NC >= 0).all()) and bool((off_N < SUM_TOLERANCE).all())
 
 
 def modules_of(teachers: Sequence[Teacher]) -> Iterator[nn.Module]:

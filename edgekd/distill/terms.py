@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.adapters import ADAPTERS, WITHOUT_TEACHER, find_adapter
 from edgekd.distill.losses import ADAPTER_OF, EQUAL_SHAPES, find_loss
-from edgekd.distill.losses.comparing import compares_samples
+from edgekd.distill.losses.comparing import compares_samples, looks_at_truth, mean_of
 from edgekd.errors import UsageError, nearest
 
 Role = Literal["student", "teacher", "truth", "mask"]
@@ -108,6 +108,12 @@ class BoundTerm:
         return compares_samples(self.function) if known is None else known
 
     @cached_property
+    def share(self) -> int | None:
+        """Its place in a batch's `SHARES` where it looks at tokens; None: it counts as its share of the samples."""
+        takes_mask = any(role == "mask" for _, role in self.roles)
+        return {"tokens": 0, "pairs": 1, "samples": None}[mean_of(self.function)] if takes_mask else None
+
+    @cached_property
     def wants_truth(self) -> bool:
         """Whether it needs the labels."""
         return any(role == "truth" for _, role in self.roles)
@@ -164,6 +170,8 @@ def bind(term: Term, search_path: str | PathLike[str] | None) -> BoundTerm:
         positional = parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
         has_default = parameter.default is not parameter.empty
         named = positional or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        if role == "truth" and has_default and not looks_at_truth(function, term.options):
+            continue
         if role is not None and positional:
             roles.append((name, role))
         elif name == MASK and has_default and name not in term.options:

@@ -253,5 +253,7 @@ def _snapshot(module: nn.Module) -> State:
 
 
 def _is_finite(module: nn.Module) -> bool:
-    checks = [torch.isfinite(value).all() for value in module.state_dict().values() if value.is_floating_point()]
-    return bool(torch.stack(checks).all())
+    weights = [torch.isfinite(value).all() for value in module.parameters()]
+    # A buffer may be infinite on purpose: a causal mask is.
+    kept = [~torch.isnan(value).any() for value in module.buffers() if value.is_floating_point()]
+    return bool(torch.stack([*weights, *kept]).all())

@@ -14,6 +14,7 @@ from edgekd.graph.attention import fuse_attention
 from edgekd.graph.first_difference import every_tensor
 from edgekd.graph.quantizers import name_nodes, silence
 from edgekd.graph.sessions import RUNTIME_ERRORS, GraphSession, open_graph
+from edgekd.graph.text_inputs import table_rows
 from edgekd.spec import Array
 
 _TOLERANCE = 1e-3
@@ -116,19 +117,12 @@ def _feeds(model: ModelProto, session: GraphSession) -> tuple[dict[str, Array], 
             shape[0] = _BATCH
         is_float = np.dtype(spec.dtype).kind == "f"
         # Ids of tokens, or marks of those that count.
-        last = _last_id(model, spec.name)
+        last = max((table_rows(model, spec.name) or 2) - 1, 1)
         marks = rng.integers(1, last + 1, shape)
         marks[1:, ..., _LENGTH // 2 :] = 0
         feeds[spec.name] = (rng.standard_normal(shape) if is_float else marks).astype(spec.dtype)
         turned[spec.name] = feeds[spec.name] if is_float else (last - marks).astype(spec.dtype)
     return feeds, turned
-
-
-def _last_id(model: ModelProto, name: str) -> int:
-    """The largest number that the integer input `name` takes for sure: the last row of what it looks up, else 1."""
-    tables = {node.input[0] for node in model.graph.node if node.op_type == "Gather" and node.input[1] == name}
-    rows = [tensor.dims[0] for tensor in model.graph.initializer if tensor.name in tables and len(tensor.dims) == 2]
-    return max(min(rows, default=2) - 1, 1)
 
 
 def _close(wanted: dict[str, Array], found: dict[str, Array]) -> bool:

@@ -25,15 +25,17 @@ def metadata(
     labels: Sequence[str] = (),
     licence: str = "",
     sample_shape: Sequence[int] = (),
-    steps: Sequence[Step] = (),
+    steps: Sequence[Step] | None = (),
+    tokens: Sequence[str] = (),
 ) -> dict[str, str]:
     """The pairs for a model; nothing about when, where and by whom it was made, so that equal models stay equal.
 
     sample_shape  of one model-ready sample; (channels, height, width) is an image
-    steps         what turns raw samples into that
+    steps         what turns raw samples into that; None where nobody said it, of which the file then says nothing
+    tokens        what each id of a text stands for; those of the steps' own tokenizer need not be given
     """
-    step = tokenize_step(steps)
-    tokens = () if step is None or not step.content else vocabulary_of(step).tokens
+    step = tokenize_step(steps or ())
+    tokens = tokens if step is None or not step.content else vocabulary_of(step).tokens
     pairs = {
         "description": f"{name}: {task} model made with edgekd",
         "license": licence or "not stated",
@@ -48,13 +50,15 @@ def metadata(
     return pairs
 
 
-def meaning(labels: Sequence[str], steps: Sequence[Step], tokens: Sequence[str] = ()) -> dict[str, str]:
+def meaning(labels: Sequence[str], steps: Sequence[Step] | None, tokens: Sequence[str] = ()) -> dict[str, str]:
     """The pairs that say what goes in and what comes out: of a graph, and of weights alone.
 
+    steps   None where they are not known
     tokens  what each id of a text stands for, of which the SHA-256 is kept
     """
+    made = {} if steps is None else {"preprocess": json.dumps(steps_to_json(tuple(steps)))}
     read = {"tokens": tokens_sha256(tokens)} if tokens else {}
-    return {"names": str(dict(enumerate(labels))), "preprocess": json.dumps(steps_to_json(tuple(steps))), **read}
+    return {"names": str(dict(enumerate(labels))), **made, **read}
 
 
 def tokens_sha256(tokens: Sequence[str]) -> str:

@@ -13,26 +13,31 @@ from collections.abc import Sequence
 import numpy as np
 from onnx import ModelProto, helper
 
-from edgekd.errors import InputRefused
+from edgekd.device.texts import MASK, ids_of
 from edgekd.graph.clean import clean
 from edgekd.graph.nodes import Nodes, copy_to_extend, free_name, put, rename_tensor, value_info
-from edgekd.spec import Array, TensorSpec
+from edgekd.spec import TensorSpec
 
-# As transformers and optimum call them.
-IDS, MASK, TYPES = "input_ids", "attention_mask", "token_type_ids"
+# What stands between an input and its table, and between a table and where it is looked up.
+_SAME_VALUES = frozenset({"Cast", "Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_SAME_ROWS = frozenset({"Cast", "Identity", "DequantizeLinear"})
 
 
-def ids_of(specs: Sequence[TensorSpec]) -> TensorSpec:
-    """The input that reads the ids. Raises `InputRefused` for inputs that do not all follow from it."""
-    ids = next((spec for spec in specs if spec.name == IDS), specs[0])
-    others = {spec.name for spec in specs if spec is not ids}
-    if not others <= {MASK, TYPES} or ids.dtype not in ("int64", "int32") or len(ids.shape) != 2:
-        found = ", ".join(f"{spec.name} {spec.dtype} {list(spec.shape)}" for spec in specs)
-        raise InputRefused(
-            f"the graph reads {found}; expected of a model of texts: {IDS} (N, L) in int64 or int32, alone or with "
-            f"{MASK} and {TYPES}"
-        )
-    return ids
+def table_rows(model: ModelProto, name: str) -> int | None:
+    """How many rows the table has in which the integer input `name` is looked up: its ids are smaller than that.
+
+    Of several tables that of the fewest rows; None where no constant is found that is looked up along its rows.
+    """
+    rows = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if tensor.dims}
+    ids, found = {name}, list[int]()
+    for node in model.graph.node:
+        if node.op_type in _SAME_VALUES and node.input[0] in ids:
+            ids.add(node.output[0])
+        elif node.op_type in _SAME_ROWS and node.input[0] in rows:
+            rows[node.output[0]] = rows[node.input[0]]
+        elif node.op_type == "Gather" and node.input[1] in ids and node.input[0] in rows:
+            found += [rows[node.input[0]]] if not any(item.name == "axis" and item.i for item in node.attribute) else []
+    return min(found, default=None)
 
 
 def reading_ids_alone(model: ModelProto, specs: Sequence[TensorSpec], pad: int) -> ModelProto:
@@ -66,9 +71,3 @@ def reading_ids_alone(model: ModelProto, specs: Sequence[TensorSpec], pad: int) 
 def alone(ids: TensorSpec) -> TensorSpec:
     """The one input that is left of `ids`: int64, its axes with names."""
     return TensorSpec(ids.name, "int64", tuple(name if size == "?" else size for size, name in zip(ids.shape, "NL")))
-
-
-def all_inputs(specs: Sequence[TensorSpec], ids_NL: Array, pad: int) -> dict[str, Array]:
-    """What the graph reads: ids with their mask and types, each in the dtype of its input."""
-    made = {ids_of(specs).name: ids_NL, MASK: ids_NL != pad, TYPES: np.zeros_like(ids_NL)}
-    return {spec.name: made[spec.name].astype(spec.dtype) for spec in specs}

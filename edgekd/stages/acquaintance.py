@@ -75,6 +75,38 @@ def check_stated(
             )
 
 
+def check_ids(
+    said: Mapping[str, str], rows: int | None, tokens: Sequence[str], *, cut: int | None, where: str
+) -> str | None:
+    """Raise `ModelError` when a teacher's graph cannot read the ids of the data; what may be wrong otherwise.
+
+    said    the pairs of `edgekd.graph.metadata`: a graph that names its tokens is judged by `check_stated`
+    rows    of the table in which it looks up ids; None where that is not known
+    tokens  what the ids in the data stand for; none of data that are no texts
+    cut     how many tokens the recipe keeps of its tokenizer, which gives them other ids; None: all
+    """
+    if not tokens or said.get("tokens"):
+        return None
+    if cut is not None:
+        raise ModelError(
+            f"{where} does not say which tokens its ids are, and preprocess.steps keep {cut:,} of the tokenizer's "
+            "(vocabulary), which gives them other ids: it would take words for others. Remove 'vocabulary'; or take "
+            'the teacher as a folder of transformers, whose own ids are known (teacher.model = "hf:FOLDER")'
+        )
+    if rows is None or rows == len(tokens):
+        return None
+    found = f"{where} has a table of {rows:,} rows, but the texts have {len(tokens):,} tokens"
+    if rows < len(tokens):
+        raise ModelError(
+            f"{found}: they were tokenized with another tokenizer than the teacher's. Take its own in "
+            'preprocess.steps: {op = "tokenize", file = ...}'
+        )
+    return (
+        f"{found}, and its file does not say what its ids stand for. Some models have rows to spare; if this one has "
+        "none, preprocess.steps name another tokenizer than the teacher's"
+    )
+
+
 def places_of(classes: Sequence[str], labels: Sequence[str], *, where: str) -> list[int] | None:
     """Which of a finished classifier's outputs is each of the data's labels, by name, large or small letters alike.
 

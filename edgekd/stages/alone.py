@@ -4,23 +4,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
+from edgekd.device.candidates import Candidate
 from edgekd.device.machine import cpu_kind
-from edgekd.errors import AnswerIsNo, UsageError, nearest
+from edgekd.device.texts import (
+    IDS,
+    LONGEST,
+    SHORTEST,
+    TextLimits,
+    all_inputs,
+    described,
+    ids_of,
+    longest_that_runs,
+    padded,
+    random_texts,
+    within,
+)
+from edgekd.errors import AnswerIsNo, EdgekdError, InputRefused, UsageError, nearest
 from edgekd.files import write_json
 from edgekd.graph.calibration import METHODS
+from edgekd.graph.clean import load_model
 from edgekd.graph.first_difference import FLOAT_SHARE, compare_graphs
 from edgekd.graph.inspection import inspect
+from edgekd.graph.metadata import most_tokens, steps_in
 from edgekd.graph.quantization import TRAINED, VARIANTS, Config, Int8Static, MixedPrecision, quantize
 from edgekd.graph.schemes import SCHEME_OF_TARGET, static_scheme
+from edgekd.graph.sessions import RUNTIME_ERRORS, open_graph
 from edgekd.graph.targets import load_target
+from edgekd.graph.text_inputs import table_rows
 from edgekd.graph.verification import PRECISIONS, feeds_at, verify
-from edgekd.spec import Array, TensorSpec
+from edgekd.spec import Array, TensorSpec, Trim
 from edgekd.stages.graphs import precision
 from edgekd.stages.inputs import read_feeds
 from edgekd.stages.mixing import MIXED
@@ -41,6 +61,66 @@ def random_feeds(specs: Sequence[TensorSpec], count: int, seed: int) -> dict[str
         values = rng.standard_normal(shape) if dtype.kind == "f" else rng.integers(0, 2, shape)
         feeds[spec.name] = values.astype(dtype)
     return feeds
+
+
+def text_limits(models: Sequence[Path]) -> TextLimits | None:
+    """What random texts may hold that the first of the models reads; None for one of images or numbers.
+
+    They are no longer than any of the files says. Raises `UsageError` where the first does not tell which ids there
+    are, or takes no text at all.
+    """
+    loaded = [load_model(model) for model in models]
+    weights = {tensor.name for tensor in loaded[0].graph.initializer}
+    given = [value.type.tensor_type for value in loaded[0].graph.input if value.name not in weights]
+    if not any(kind.elem_type in (TensorProto.INT32, TensorProto.INT64) for kind in given):
+        return None
+    session = open_graph(loaded[0], name=str(models[0]))
+    specs, where = session.inputs, f"{models[0]} reads texts"
+    named = next((spec for spec in specs if spec.name == IDS), specs[0] if len(specs) == 1 else None)
+    if named is None or np.dtype(named.dtype).kind != "i" or len(named.shape) != 2:
+        return None
+    rows = table_rows(loaded[0], named.name)
+    if rows is None:
+        if named.name != IDS:
+            return None
+        raise UsageError(
+            f"{where}, but which ids it knows cannot be told from its graph: no table is looked up by {named.name}. "
+            f"Give real ones ({', '.join(spec.name for spec in specs)}, an array each in an .npz): --samples FILE.npz"
+        )
+    try:
+        ids_of(specs)
+    except InputRefused as error:
+        raise UsageError(f"{where}, but {error}. Give real ones: --samples FILE.npz") from error
+    said = [{pair.key: pair.value for pair in model.metadata_props} for model in loaded]
+    longest = min([LONGEST, *filter(None, map(most_tokens, said))])
+    pad = next((step.pad for step in steps_in(said[0]) or () if isinstance(step, Trim)), None)
+    limits = within(specs, TextLimits(rows, longest, pad or 0, known=True))
+    taken = longest_that_runs(session.run, specs, limits, RUNTIME_ERRORS)
+    if taken is None:
+        raise UsageError(f"{where}, but takes no random one of its {rows:,} ids. Give real ones: --samples FILE.npz")
+    return replace(limits, longest=taken)
+
+
+def text_feeds(specs: Sequence[TensorSpec], limits: TextLimits, count: int, seed: int) -> dict[str, Array]:
+    """Seeded random texts of all lengths from 8 tokens to the longest, which is the first one, with mask and types."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(min(SHORTEST, limits.longest), limits.longest + 1, count)
+    lengths[0] = limits.longest
+    texts = padded(random_texts(lengths, limits, rng), ids_of(specs).shape[1], limits.pad)
+    return all_inputs(specs, texts, limits.pad)
+
+
+def with_text_limits(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates of a benchmark without samples: of those that are ONNX files of texts is known what they read.
+
+    Of one that does not tell it, or cannot be opened, nothing is: its row will say so.
+    """
+    known: dict[Path, TextLimits] = {}
+    for path in {Path(item.model) for item in candidates if item.same_as is None}:
+        if path.suffix == ".onnx" and path.is_file():
+            with suppress(EdgekdError):
+                known[path] = text_limits([path]) or TextLimits()
+    return [replace(item, texts=known.get(Path(item.model), item.texts)) for item in candidates]
 
 
 def sample_count(specs: Sequence[TensorSpec]) -> int:
@@ -164,9 +244,18 @@ def verify_models(
     seed: int,
     steps: Sequence[Mapping[str, object]] | None = None,
 ) -> dict[str, Any]:
-    """Parity of two ONNX files; random inputs where no samples are given. JSON-able result."""
+    """Parity of two ONNX files; random inputs where no samples are given. JSON-able result.
+
+    Raises `UsageError` where samples are needed: of models of texts that do not tell which ids they know.
+    """
     specs = inspect(first).inputs
-    feeds = random_feeds(specs, sample_count(specs), seed) if samples is None else read_feeds(samples, specs, steps)
+    limits = text_limits([first, second]) if samples is None else None
+    if samples is not None:
+        feeds = read_feeds(samples, specs, steps)
+    elif limits is not None:
+        feeds = text_feeds(specs, limits, RANDOM_SAMPLES, seed)
+    else:
+        feeds = random_feeds(specs, sample_count(specs), seed)
     wanted = "float32" if strict else inspect(second).precision
     result = verify(first, second, feeds, tolerance=wanted)
     problems = list(result.problems)
@@ -181,7 +270,7 @@ def verify_models(
         "max_rel_diff": result.max_rel_diff,
         "label_agreement": result.label_agreement,
         "num_samples": result.num_samples,
-        "samples": "random" if samples is None else str(samples),
+        "samples": str(samples) if samples is not None else described(specs, limits) if limits else "random",
         "batch_sizes": list(result.batch_sizes),
         "problems": problems,
         "axes": {name: list(sizes) for name, sizes in result.axes.items()},

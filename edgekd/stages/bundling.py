@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -79,8 +79,12 @@ def bundle_model(
     intended_use: str = "",
     inside: Inside = NOTHING,
     post: Sequence[Mapping[str, Any]] | None = None,
+    warn: Callable[[str], object] = lambda text: None,
 ) -> Bundle:
-    """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it."""
+    """Somebody's ONNX file as a bundle with one variant. Its licence is asked for: whoever gets the bundle needs it.
+
+    `warn` is told what may be wrong, but need not be.
+    """
     if not licence:
         raise UsageError(f"bundle {model}: say under which licence the model is, with --licence (for example MIT)")
     if task not in TASKS:
@@ -94,6 +98,8 @@ def bundle_model(
         raise UsageError(str(error)) from error
     reads = network_of_texts if tokenize_step(parsed) is not None else network_of_numbers
     network = reads(model, found, parsed, seed)
+    for text in network.warnings:
+        warn(text)
     outputs = run_graph(network.graph, network.feeds)
     names = read_labels(labels)
     shape = outputs[found.outputs[0].name].shape

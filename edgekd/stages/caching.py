@@ -6,6 +6,7 @@ them there. A teacher behind a URL is asked through the cache only, so that no a
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -25,7 +26,7 @@ from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
     import torch
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from edgekd.distill.batches import Batches
     from edgekd.distill.cache import Cache
@@ -64,10 +65,21 @@ def work_on_cache(space: Workspace) -> tuple[dict[str, Any], str]:
 
 
 def remembered(space: Workspace, split: str, world: World | None = None) -> CachedTeacher:
-    """The teacher's answers to the samples of `split`; what is missing is asked for first, as in `build`."""
-    from edgekd.distill.cached_teacher import CachedTeacher
+    """The teacher's answers to the samples of `split`; what is missing is asked for first, as in `build`.
 
-    return CachedTeacher(build(space, split, world)[0])
+    The teacher itself, where it is a module, is loaded when an adapter wants to look at it.
+    """
+    from edgekd.distill.cached_teacher import CachedTeacher
+    from edgekd.distill.teachers import ModuleTeacher
+    from edgekd.stages.training import load_trained
+
+    @functools.cache
+    def module() -> nn.Module:
+        return ModuleTeacher(load_trained(space, "teacher")).module
+
+    found, _ = build(space, split, world)
+    has_module = space.recipe.teacher.model is not None
+    return CachedTeacher(found, taps=store_of(space, split).taps, module=module if has_module else None)
 
 
 def build_together(space: Workspace) -> tuple[Cache, int]:
@@ -115,8 +127,7 @@ def verify(space: Workspace, *, samples: int, seed: int) -> tuple[Cache, CacheCh
 
 
 def _nearest(root: Path, facts: Mapping[str, Any]) -> str:
-    from edgekd.distill.cache import differences
-    from edgekd.distill.cache_upkeep import list_caches
+    from edgekd.distill.cache import differences, list_caches
 
     others = [(differences(cache.facts, facts), cache) for cache in list_caches(root)]
     if not others:
@@ -150,7 +161,10 @@ def facts_of(space: Workspace, split: str) -> dict[str, Any]:
 
 
 def _teacher_facts(space: Workspace) -> dict[str, Any]:
-    section, installed = space.recipe.teacher, versions()
+    from edgekd.stages.training import build as build_module
+
+    recipe, installed = space.recipe, versions()
+    section = recipe.teacher
     if section.url is not None:
         return {"url": section.url}
     if section.onnx is not None:
@@ -162,9 +176,31 @@ def _teacher_facts(space: Workspace) -> dict[str, Any]:
         "args": dict(section.args),
         "weights": next(digest for path, digest in outputs.items() if path.endswith(".safetensors")),
         "code": code_sha256(reference, space.search_path),
+        "precision": _precision(space, build_module(space, section, seed=recipe.seed)),
         "torch": installed.get("torch"),
         "torchvision": installed.get("torchvision") if reference.startswith("torchvision:") else None,
+        **_library_facts(space, reference),
     }
+
+
+def _precision(space: Workspace, module: nn.Module) -> str:
+    """In which numbers the teacher `module` computes: those that it would compute in beside the student."""
+    import torch
+
+    from edgekd.distill.execution import choose_precision
+
+    device = torch.device(space.device)
+    return choose_precision(space.recipe.distill.precision, device, module, space.prepared.input_shape).name
+
+
+def _library_facts(space: Workspace, reference: str) -> dict[str, Any]:
+    """What models of timm and transformers compute beside their weights: by which version, by which configuration."""
+    family, installed = reference.partition(":")[0], versions()
+    if family == "timm":
+        return {"timm": installed.get("timm")}
+    if family == "hf":
+        return {"transformers": installed.get("transformers"), "config": space.result("teacher").get("config")}
+    return {}
 
 
 def store_of(space: Workspace, split: str) -> Store:
@@ -230,8 +266,9 @@ def asking(space: Workspace, split: str) -> Iterator[Order]:
                 concurrency=asked.concurrency,
             )
         return
-    with _computing(space, batches, features(store.taps)) as (computing, place):
-        yield Order(computing, batches, store, outputs, name, batch_size=space.recipe.distill.batch_size, place=place)
+    with _computing(space, batches, features(store.taps)) as (computing, place, bfloat16):
+        size = space.recipe.distill.batch_size
+        yield Order(computing, batches, store, outputs, name, batch_size=size, place=place, bfloat16=bfloat16)
 
 
 @contextmanager
@@ -266,8 +303,8 @@ def read_headers(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[s
 
 
 @contextmanager
-def _computing(space: Workspace, batches: Batches, taps: Sequence[str]) -> Iterator[tuple[Teacher, Place]]:
-    """The teacher where and as it would compute beside the student, and what brings batches there."""
+def _computing(space: Workspace, batches: Batches, taps: Sequence[str]) -> Iterator[tuple[Teacher, Place, bool]]:
+    """The teacher where it would compute beside the student, what brings batches there, and whether in bfloat16."""
     import torch
 
     from edgekd.distill.execution import contained, placed
@@ -280,7 +317,7 @@ def _computing(space: Workspace, batches: Batches, taps: Sequence[str]) -> Itera
         if not isinstance(teacher, ModuleTeacher):
             if taps:
                 raise UsageError(f"the teacher is a black box: it has logits, and no {', '.join(taps)} to tap")
-            yield teacher, dict
+            yield teacher, dict, False
             return
         layout = stack.enter_context(placed(teacher.module, device))
 
@@ -288,7 +325,7 @@ def _computing(space: Workspace, batches: Batches, taps: Sequence[str]) -> Itera
             return _moved(batch, device, layout)
 
         stack.enter_context(tapped(teacher, taps, place(batches.at(np.arange(2), view=0))))
-        yield teacher, place
+        yield teacher, place, _precision(space, teacher.module) == "bfloat16"
 
 
 def _moved(batch: dict[str, Tensor], device: torch.device, layout: torch.memory_format) -> dict[str, Tensor]:

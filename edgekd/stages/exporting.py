@@ -109,7 +109,7 @@ def export_model(request: ExportRequest, out: Path) -> ExportResult:
     With `inside` the graph of a run's student does its steps itself, as its recipe says them.
     """
     from edgekd.distill.models import load_weights
-    from edgekd.distill.models.hub import HuggingFace, example_feeds, read_inputs
+    from edgekd.distill.models.hub import HuggingFace, example_feeds, read_inputs, stated_tokens
     from edgekd.distill.optimum_exporter import trace_with_optimum
     from edgekd.distill.to_onnx import export
 
@@ -144,6 +144,8 @@ def export_model(request: ExportRequest, out: Path) -> ExportResult:
     if isinstance(module, HuggingFace):
         specs = specs or module.inputs
     shape = [size for size in specs[0].shape[1:] if isinstance(size, int)]
+    family, _, name = model.partition(":")
+    tokens = stated_tokens(name, module) if family == "hf" and isinstance(module, HuggingFace) else ()
     return export(
         module.eval(),
         out,
@@ -153,10 +155,12 @@ def export_model(request: ExportRequest, out: Path) -> ExportResult:
         opset=request.opset,
         ir_version=request.ir_version,
         metadata=metadata(
-            name=model.partition(":")[2] or model,
+            name=name or model,
             task="classification" if len(shape) == 3 and request.outputs == (OUTPUT,) else "model",
             labels=request.labels,
             sample_shape=shape,
+            steps=None,
+            tokens=tokens,
         )
         | dict(request.metadata),
         axes=request.axes,

@@ -147,6 +147,7 @@ def cache(space: Workspace) -> Inputs:
         "seed": recipe.seed if recipe.data.augment or any(mixing) else None,
         "keys": recipe.distill.model_dump(mode="json", include=set(CACHE_KEYS - {"cache"})),
         "taps": store_of(space, "train").facts()["taps"],
+        **({} if recipe.teacher.model is None else {"precision": recipe.distill.precision, "device": space.device}),
         **_transfer(space),
         **_tools("torch"),
     }
@@ -252,6 +253,7 @@ def _model(
         "files": {key: None if path is None else sha256_file(path) for key, path in files.items()},
         "code": code_sha256(reference, space.search_path),
         **(_tools("torchvision") if reference.startswith("torchvision:") else {}),
+        **(_tools("timm") if reference.startswith("timm:") else {}),
         **(_hugging_face(space, reference[3:]) if reference.startswith("hf:") else {}),
     }
 

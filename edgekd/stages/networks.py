@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from edgekd.device.preprocess import apply_arithmetic, split_steps
+from edgekd.device.texts import IDS, all_inputs, ids_of
 from edgekd.device.tokens import encode, tokenize_step, vocabulary_of
 from edgekd.errors import AnswerIsNo, DataError, EdgekdError, InputRefused, UsageError
 from edgekd.graph.clean import load_model
 from edgekd.graph.inspection import Inspection
 from edgekd.graph.metadata import tokens_sha256
-from edgekd.graph.text_inputs import all_inputs, alone, ids_of, reading_ids_alone
+from edgekd.graph.text_inputs import alone, reading_ids_alone, table_rows
 from edgekd.spec import Array, CenterCrop, Layout, Resize, Step, TensorSpec, Tokenize, Trim, Vocabulary
 from edgekd.stages.alone import random_feeds
 from edgekd.stages.inside import run_graph
 from edgekd.stages.shipping import GOLDEN_SAMPLES, golden_tolerance
 from edgekd.stages.texts import opened, random_texts
 
+_OF_TEXTS = "A model of texts: say so with --preprocess, whose first step is tokenize"
 # Of a golden text.
 MOST_TOKENS = 48
 
@@ -33,6 +35,7 @@ class Network:
     spec        its one input
     steps       what turns raw samples into that
     raw, feeds  samples before the arithmetic steps (N, ...), and as the graph reads them
+    warnings    what may be wrong with it, a sentence each
     """
 
     graph: Path | bytes
@@ -40,22 +43,37 @@ class Network:
     steps: tuple[Step, ...]
     raw: Array
     feeds: Mapping[str, Array]
+    warnings: tuple[str, ...] = ()
 
 
 def network_of_numbers(model: Path, found: Inspection, steps: tuple[Step, ...], seed: int) -> Network:
     """A graph of images or rows of numbers, with random ones."""
     if len(found.inputs) != 1:
         raise InputRefused(
-            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one. (A model "
-            "of texts: say so with --preprocess, whose first step is tokenize)"
+            f"{model} has {len(found.inputs)} inputs; bundles of such models are not made yet, expected one. "
+            f"({_OF_TEXTS})"
         )
     spec = found.inputs[0]
+    if _reads_ids(model, spec):
+        # Of ids that are 0 or 1 its golden vectors would hold whatever the rest of the table is.
+        raise InputRefused(
+            f"{model} reads {spec.name} {spec.dtype} {list(spec.shape)}, which are ids of tokens; expected images or "
+            f"rows of numbers. {_OF_TEXTS}"
+        )
     feeds = random_feeds((spec,), GOLDEN_SAMPLES, seed)
     raw = feeds[spec.name]
     if steps:
         raw = raw_for(steps, spec, seed)
         feeds = {spec.name: apply_arithmetic(split_steps(steps)[1], raw)}
     return Network(model, spec, steps, raw, feeds)
+
+
+def _reads_ids(model: Path, spec: TensorSpec) -> bool:
+    """Whether whole numbers (N, L) are ids: so called, of any length, or looked up in a table."""
+    if spec.dtype not in ("int64", "int32") or len(spec.shape) != 2:
+        return False
+    is_open = spec.name == IDS or isinstance(spec.shape[1], str)
+    return is_open or table_rows(load_model(model), spec.name) is not None
 
 
 def network_of_texts(model: Path, found: Inspection, steps: tuple[Step, ...], seed: int) -> Network:
@@ -69,12 +87,15 @@ def network_of_texts(model: Path, found: Inspection, steps: tuple[Step, ...], se
     vocabulary = vocabulary_of(step)
     _check_tokens(model, found, steps, step, vocabulary)
     is_alone = len(found.inputs) == 1 and ids.dtype == "int64"
-    pad = vocabulary.pad
-    graph = (
-        model
-        if is_alone
-        else reading_ids_alone(load_model(model), found.inputs, pad).SerializeToString(deterministic=True)
-    )
+    pad, loaded = vocabulary.pad, load_model(model)
+    graph = model if is_alone else reading_ids_alone(loaded, found.inputs, pad).SerializeToString(deterministic=True)
+    rows, warnings = table_rows(loaded, ids.name) or 0, list[str]()
+    if rows > vocabulary.size and "tokens" not in found.metadata:
+        warnings.append(
+            f"{step.file} has {vocabulary.size:,} tokens, but {model} a table of {rows:,} rows, and the file does not "
+            "say what its ids stand for. Some models have rows to spare; if yours has none, this is not its tokenizer: "
+            "compare a few answers with those that it gave before"
+        )
     raw = texts_for(step, vocabulary, GOLDEN_SAMPLES, seed)
     feeds = {ids.name: apply_arithmetic(split_steps(steps)[1], raw)}
     # As long as can be, with the last of the tokens.
@@ -93,7 +114,7 @@ def network_of_texts(model: Path, found: Inspection, steps: tuple[Step, ...], se
             if not np.allclose(after[name], values, rtol=0, atol=allowed):
                 worst = float(np.abs(after[name] - values).max())
                 raise AnswerIsNo(f"{model}: with its mask made inside, {name} differs by {worst:.2g}")
-    return Network(graph, alone(ids), steps, raw, feeds)
+    return Network(graph, alone(ids), steps, raw, feeds, tuple(warnings))
 
 
 def _check_tokens(

@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.device.tokens import tokenize_step
 from edgekd.distill.endpoint import shown_url
-from edgekd.errors import ModelError, RecipeError, StageFailed, explain_os_errors, nearest
+from edgekd.errors import ModelError, RecipeError, StageFailed, UsageError, explain_os_errors, nearest
 from edgekd.files import sha256_file
 from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.references import locate
-from edgekd.spec import Array, Step
+from edgekd.spec import Array, Step, parse_steps
 from edgekd.stages import acquaintance, aware, caching, diet, lesson, masks, together, vectors
 from edgekd.stages.workspace import Workspace
 
@@ -53,6 +53,8 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
     from edgekd.distill.models import build_encoder, build_masked, build_model
 
     embeds, vocabulary = space.recipe.task == "embedding", space.prepared.vocabulary
+    step = tokenize_step(space.prepared.steps)
+    longest = None if step is None else step.max_length
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if embeds and isinstance(section, TeacherSection) and vocabulary is not None:
@@ -63,6 +65,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 args=section.args,
                 pooling=vectors.pooling_of(space.recipe, space.search_path),
                 search_path=space.search_path,
+                longest=longest,
             )
         if space.recipe.task == "masked_lm" and vocabulary is not None:
             return build_masked(
@@ -71,6 +74,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 args=section.args,
                 init=_init(section),
                 search_path=space.search_path,
+                longest=longest,
             )
         return build_model(
             section.model,
@@ -144,14 +148,12 @@ def check(space: Workspace) -> None:
     student = build(space, recipe.student, seed=recipe.seed)
     if diet.is_wanted(space) and (recipe.student.low_rank is None or recipe.student.low_rank.rank is not None):
         diet.cut(space, student, by="l1")
-    teacher = None
-    if recipe.teacher.model is not None:
-        teacher = ModuleTeacher(build(space, recipe.teacher, seed=recipe.seed))
-    for further in recipe.teachers:
-        if further.model is not None:
-            build(space, further, seed=recipe.seed)
-    for assistant in recipe.assistant:
-        build(space, assistant, seed=recipe.seed)
+    modules = {
+        name: build(space, section, seed=recipe.seed)
+        for name, section in recipe.all_teachers.items()
+        if section.model is not None
+    }
+    assistants = {name: build(space, section, seed=recipe.seed) for name, section in recipe.assistants.items()}
     for one in recipe.all_teachers.values():
         own_classes(space, one)
     few = Batches(
@@ -167,19 +169,53 @@ def check(space: Workspace) -> None:
     objective = student_objective(space)
     lesson.check(space, objective.truth_terms)
     if recipe.student.init is not None and recipe.student.init.of == "trained":
-        _take_over(space, build(space, recipe.student, seed=recipe.seed), teacher.module if teacher else None)
-    if recipe.keeps_answers and teacher is not None and space.prepared.vocabulary is not None:
-        _check_shapes(teacher, objective, few)
-    if teacher is not None or not objective.teacher_terms:
-        rehearse(
-            student,
-            teacher,
-            objective,
-            few,
-            num_outputs=dataset.num_outputs,
-            device=torch.device("cpu"),
-            seed=recipe.seed,
-        )
+        _take_over(space, build(space, recipe.student, seed=recipe.seed), modules.get("teacher"))
+    if recipe.keeps_answers and "teacher" in modules and space.prepared.vocabulary is not None:
+        _check_shapes(ModuleTeacher(modules["teacher"]), objective, few)
+    teacher, by = _untrained_teacher(space, modules), "the teachers" if recipe.teachers else "the teacher"
+    for name, pupil in {**assistants, "student": student}.items():
+        if teacher is not None or not objective.teacher_terms:
+            with _saying_who(name, by) if assistants else nullcontext():
+                rehearse(
+                    pupil,
+                    teacher,
+                    objective,
+                    few,
+                    num_outputs=dataset.num_outputs,
+                    device=torch.device("cpu"),
+                    seed=recipe.seed,
+                )
+        teacher, by = ModuleTeacher(pupil), name
+
+
+def _untrained_teacher(space: Workspace, modules: Mapping[str, nn.Module]) -> Teacher | None:
+    """Who teaches as `teacher_for_student` gives it, before it has learned; None for a black box that stands alone.
+
+    modules  the teachers that are modules, by name
+    """
+    from edgekd.distill.teachers import ModuleTeacher, TeacherToKeep, UnknownTeacher
+
+    recipe, outputs = space.recipe, space.prepared.dataset.num_outputs
+    if recipe.teachers:
+        unknown = UnknownTeacher(num_outputs=outputs)
+        names = recipe.all_teachers
+        return _together(space, [ModuleTeacher(modules[name]) if name in modules else unknown for name in names])
+    if "teacher" not in modules:
+        return None
+    teacher = ModuleTeacher(modules["teacher"])
+    if not recipe.keeps_answers:
+        return teacher
+    return TeacherToKeep(teacher, caching.store_of(space, "train"), num_outputs=outputs)
+
+
+@contextmanager
+def _saying_who(name: str, by: str) -> Iterator[None]:
+    """Errors of the block say who could not learn from whom."""
+    try:
+        yield
+    except (ModelError, UsageError) as error:
+        kind = ModelError if isinstance(error, ModelError) else UsageError
+        raise kind(f"{name}, taught by {by}: {error}") from error
 
 
 def _check_shapes(teacher: Any, objective: Objective, few: Batches) -> None:
@@ -267,22 +303,31 @@ def load_teacher(space: Workspace) -> Teacher:
     if space.recipe.teacher.url is not None:
         return caching.remembered(space, "val")
     if space.recipe.teacher.onnx is not None:
-        return OnnxTeacher(space.path / "teacher" / "teacher.onnx", threads=space.threads)
+        return OnnxTeacher(space.path / "teacher" / "teacher.onnx", threads=space.threads, task=space.recipe.task)
     return ModuleTeacher(load_trained(space, "teacher"))
 
 
 def load_teachers(space: Workspace) -> Teacher:
     """All teachers as one: each counts by its weight, and for its own labels where it names some."""
-    from edgekd.distill.teachers import EnsembleTeacher, ModuleTeacher, OnnxTeacher
+    from edgekd.distill.teachers import ModuleTeacher, OnnxTeacher
 
     if not space.recipe.teachers:
         return load_teacher(space)
     teachers: list[Teacher] = [load_teacher(space)]
     for name, section in list(space.recipe.all_teachers.items())[1:]:
         if section.onnx is not None:
-            teachers.append(OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads))
+            teachers.append(
+                OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads, task=space.recipe.task)
+            )
         else:
             teachers.append(ModuleTeacher(load_trained(space, name)))
+    return _together(space, teachers)
+
+
+def _together(space: Workspace, teachers: Sequence[Teacher]) -> Teacher:
+    """All teachers of the recipe, in its order, as one."""
+    from edgekd.distill.teachers import EnsembleTeacher
+
     sections = space.recipe.all_teachers.values()
     classes = [own_classes(space, section) for section in sections] if any(s.labels for s in sections) else None
     return EnsembleTeacher(teachers, [section.weight for section in sections], classes=classes)
@@ -311,14 +356,27 @@ def teacher_for_student(space: Workspace) -> Teacher:
 
 
 def work_on_teacher(space: Workspace, name: str = "teacher") -> tuple[dict[str, Any], str]:
-    """Train a teacher, or take the one that the recipe points to."""
+    """Train a teacher, or take the one that the recipe points to.
+
+    Of an hf: model the result holds what its configuration says: the same weights compute something else with another.
+    """
     section = space.recipe.all_teachers[name]
+    result, told = _taken_or_trained(space, name, section)
+    if (section.model or "").startswith("hf:"):
+        from edgekd.distill.models.hub import config_sha256
+
+        result["config"] = config_sha256(build(space, section, seed=space.recipe.seed))
+    return result, told
+
+
+def _taken_or_trained(space: Workspace, name: str, section: TeacherSection) -> tuple[dict[str, Any], str]:
     folder = space.path / name
     if section.onnx is not None:
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(section.onnx, folder / "teacher.onnx")
         _check_stated(space, Path(section.onnx), space.prepared.steps)
+        _check_ids(space, Path(section.onnx))
         return {"trained": False, "source": "onnx", **_scored(space, name)}, "taken from its ONNX file"
     if section.model is None:
         return _take_answers(space)
@@ -388,6 +446,29 @@ def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:
     acquaintance.check_stated(
         acquaintance.stated(path), data.labels, steps, tokens=data.tokens, where=f"the teacher {path.name}"
     )
+
+
+def _check_ids(space: Workspace, path: Path) -> None:
+    """Whether a graph that says nothing of its tokens can be the teacher of these texts."""
+    step = tokenize_step(parse_steps(space.recipe.preprocess.steps))
+    if step is None:
+        return
+    from edgekd.graph.clean import load_model
+    from edgekd.graph.text_inputs import table_rows
+
+    model, data = load_model(path), space.prepared.dataset
+    weights = {tensor.name for tensor in model.graph.initializer}
+    # One input, or it is refused as a teacher.
+    names = [value.name for value in model.graph.input if value.name not in weights]
+    warning = acquaintance.check_ids(
+        acquaintance.stated(path),
+        table_rows(model, names[0]) if names else None,
+        data.tokens,
+        cut=step.vocabulary,
+        where=f"the teacher {path.name}",
+    )
+    if warning is not None:
+        space.listener.warn(warning)
 
 
 def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -648,7 +729,7 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
     prepared, task = space.prepared, space.recipe.task
     is_black_box = space.recipe.all_teachers[name].model is None
     if name != "teacher" and is_black_box:
-        model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads)
+        model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads, task=space.recipe.task)
     else:
         model = load_teacher(space) if is_black_box else load_trained(space, name)
     outputs = evaluate(model, prepared.dataset.val, prepared.training, task=task, masking=space.masking)

@@ -146,6 +146,7 @@ def _ask(
         args=recipe.teacher.args,
         pooling=pooling_of(recipe, search_path),
         search_path=search_path,
+        longest=dataset.train.x.shape[1],
     )
     found = {name: evaluate(teacher, getattr(dataset, name), steps, task="embedding") for name in SPLITS}
     wanted, width = recipe.embedding.dimensions, found["train"].shape[1]

@@ -72,6 +72,7 @@ def _load(model: Path, **changes: Any) -> dict[str, Any]:
         "preprocess": [],
         "samples": None,
         "golden": None,
+        "texts": {"ids": 2, "longest": 32, "pad": 0, "known": False},
         "seed": 0,
         "memory": False,
         **changes,

@@ -29,7 +29,7 @@ from edgekd.distill.losses.relations import rkd
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.stored import Store
 from edgekd.distill.teachers import ModuleTeacher
-from edgekd.spec import Dataset, Layout, Scale, Split
+from edgekd.spec import Dataset, Layout, Scale, Split, Trim
 
 RNG = np.random.default_rng(5)
 SPLIT = Split(RNG.integers(0, 256, (133, 6, 6, 1), dtype=np.uint8), RNG.integers(0, 3, 133), np.arange(500, 633))
@@ -55,7 +55,14 @@ def mlp(*, seed: int, hidden: int = 12, extra: nn.Module | None = None) -> nn.Se
     )  # fmt: skip
 
 
-def trained(world: World, *terms: Term, student: nn.Module | None = None, **changed: Any) -> dict[str, Any]:
+def trained(
+    world: World,
+    *terms: Term,
+    student: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    data: Dataset = DATA,
+    **changed: Any,
+) -> dict[str, Any]:
     """Weights, history and adapters of a training."""
     student = student or mlp(seed=1)
     settings: dict[str, Any] = {
@@ -69,8 +76,8 @@ def trained(world: World, *terms: Term, student: nn.Module | None = None, **chan
         "augment": {"shift": 1},
         **changed,
     }
-    teacher = ModuleTeacher(mlp(seed=2, hidden=20))
-    result = distill(student, (teacher,), DATA, Objective(terms or (CE, KD)), world=world, **settings)
+    asked = ModuleTeacher(teacher or mlp(seed=2, hidden=20))
+    result = distill(student, (asked,), data, Objective(terms or (CE, KD)), world=world, **settings)
     weights = {f"weights.{name}": value.numpy() for name, value in result.student.state_dict().items()}
     return {
         **weights,
@@ -131,6 +138,58 @@ def dropped_out(world: World) -> dict[str, Any]:
 def averaged(world: World) -> dict[str, Any]:
     """The average of the weights, clipped gradients, and an end before the last epoch."""
     return trained(world, ema=0.9, clip_norm=0.5, epochs=6, patience=1)
+
+
+class Reader(nn.Module):
+    """Tokens (N, L) to logits, and their hidden states (N, L, D), of which padding is no part."""
+
+    def __init__(self, *, seed: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table, self.hidden, self.head = nn.Embedding(20, width), nn.Linear(width, width), nn.Linear(width, 3)
+
+    def forward(self, ids_NL: Tensor) -> Tensor:
+        hidden_NLD = self.hidden(self.table(ids_NL)).tanh()
+        counts_NL1 = (ids_NL != 0)[..., None]
+        pooled: Tensor = self.head((hidden_NLD * counts_NL1).sum(dim=1) / counts_NL1.sum(dim=1))
+        return pooled
+
+
+def texts() -> Dataset:
+    """Texts of very different lengths, one of them with a padding between its tokens."""
+    ids = RNG.integers(1, 20, (133, 16)).astype(np.int32)
+    ids[np.arange(16) >= RNG.integers(2, 17, 133)[:, None]] = 0
+    ids[5, :3] = [7, 0, 7]
+    split = Split(ids, SPLIT.y, SPLIT.ids)
+    parts = split.take(slice(0, 95)), split.take(slice(96, 133)), split.take(slice(96, 133))
+    return Dataset("words", "classification", ("a", "b", "c"), *parts, "none", "1" * 64)
+
+
+TEXTS = texts()
+
+
+def read(world: World) -> dict[str, Any]:
+    """Texts: means over tokens, over pairs of them, and terms that compare samples by all of their tokens."""
+    taps = {"student_tap": "hidden", "teacher_tap": "hidden"}
+    several = {"student_tap": ("hidden",) * 3, "teacher_tap": ("hidden",) * 3}
+    terms = (
+        CE,
+        Term("hidden", "hidden_mse", **taps),
+        Term("cosine", "cosine_embedding", **taps),
+        Term(
+            "scores", "attention_mse", **{name: tap[:2] for name, tap in several.items()},
+            adapter="attention_scores", adapter_options={"heads": 2},
+        ),
+        Term("relation", "minilm_relation", options={"heads": 2}, **several),
+        Term("dist", "dist", weight=0.5),
+    )  # fmt: skip
+    return of_texts(world, *terms)
+
+
+def of_texts(world: World, *terms: Term, **changed: Any) -> dict[str, Any]:
+    """A training on `TEXTS`."""
+    reading: dict[str, Any] = {"steps": (Trim(0),), "augment": None, "data": TEXTS, "student": Reader(seed=1, width=6)}
+    return trained(world, *terms, teacher=Reader(seed=2, width=6), **reading, **changed)
 
 
 class Killed(Exception):
@@ -245,6 +304,7 @@ CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
         per_sample,
         comparing,
         adapted,
+        read,
         accumulated,
         accumulated_comparing,
         normalized,

@@ -147,6 +147,7 @@ def test_the_average_follows_the_student_and_is_not_trained() -> None:
     _, teacher, _ = adapter(student(x), None, {"x": x})
     torch.testing.assert_close(teacher, x @ (before + 0.1).T + student.bias)
     assert not teacher.requires_grad
+    adapter(student(x), None, {"x": x})  # the next micro-batch of the same step
     with torch.no_grad():
         adapter(student(x), None, {"x": x})
     kept = adapter.state_dict()["slow.weight"]

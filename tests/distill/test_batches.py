@@ -320,3 +320,18 @@ def test_samples_that_nothing_changes_have_one_view() -> None:
 def test_a_number_of_views_below_one_is_refused() -> None:
     with pytest.raises(UsageError, match="found views = 0, expected a whole number from 1"):
         Batches(images(4), batch_size=2, views=0)
+
+
+def test_samples_that_never_change_lie_where_the_student_computes() -> None:
+    """On a GPU the data set is copied once. The device "meta" computes nothing, but says what lies where."""
+    split = Split(np.zeros((10, 4, 4, 1), np.uint8), np.arange(10) % 3, np.arange(10))
+    extras = {"labelled": np.arange(10) < 7}
+    meta = torch.device("meta")
+    still = Batches(split, (Scale(), Layout("CHW")), batch_size=4, extras=extras)
+    still.place(meta)
+    first, *_, last = still.epoch(0)
+    assert {name: value.device.type for name, value in first.items()} == dict.fromkeys(first, "meta")
+    assert (tuple(first["x"].shape), tuple(last["x"].shape)) == ((4, 1, 4, 4), (2, 1, 4, 4))
+    moving = Batches(split, (Scale(), Layout("CHW")), batch_size=4, augment={"flip": True})
+    moving.place(meta)
+    assert {value.device.type for value in next(iter(moving.epoch(0))).values()} == {"cpu"}

@@ -27,10 +27,12 @@ from edgekd.distill.cache import (
     check_hashes,
     differences,
     find_cache,
+    list_caches,
     open_cache,
 )
 from edgekd.distill.cache_build import Order, build_cache
-from edgekd.distill.cache_upkeep import list_caches, prune
+from edgekd.distill.cache_upkeep import prune
+from edgekd.distill.cache_verify import verify_cache
 from edgekd.distill.cached_teacher import CachedTeacher
 from edgekd.distill.engine import TrainResult, distill
 from edgekd.distill.mixing import Mixing
@@ -267,6 +269,33 @@ def test_features_are_kept_in_half_precision(tmp_path: Path) -> None:
     assert_same(cache, batch, teacher)
     assert torch.equal(named["body.0@input"], live["body.0@input"].half().float())
     assert named["body.0@input"].shape == (16, 3, 6)
+
+
+def test_what_holds_more_tensors_serves_who_wants_fewer(tmp_path: Path) -> None:
+    """Nothing is asked for again, what is not looked at is not read. Half a cache, or other rounding, is another."""
+    tap = "body.0@input"
+    split, teacher, wide = split_of(), Counting(WithFeatures()), Store(taps=("logits", tap))
+    facts = {store: {**FACTS, "store": store.facts()} for store in (wide, Store(), Store("float16"))}
+    with pytest.raises(StageFailed):
+        build_cache(tmp_path, facts[wide], order_of(split, Counting(WithFeatures(), limit=130), store=wide))
+    assert find_cache(tmp_path, facts[Store()]) is None, "it is not complete"
+    whole, _ = build_cache(tmp_path, facts[wide], order_of(split, teacher, store=wide))
+    cache, asked = build_cache(tmp_path, facts[Store()], order_of(split))
+    assert (cache.key, asked) == (whole.key, 0)
+    named = CachedTeacher(cache, taps=("logits",))(next(batches_of(split).epoch(0)))
+    assert set(named) == {"logits"}
+    assert set(CachedTeacher(cache)(next(batches_of(split).epoch(0)))) == {"logits", tap}
+    check = verify_cache(cache, order_of(split, Counting(WithFeatures())), samples=20)
+    assert check.ok
+    assert set(check.max_abs_diff) == {"logits"}
+    for other in ({**facts[Store()], "views": 4}, facts[Store("float16")]):
+        assert find_cache(tmp_path, other) is None
+    elsewhere = Store(taps=("logits", tap, "body.1")).facts()
+    assert find_cache(tmp_path, {**FACTS, "store": elsewhere}) is None, "one of its tensors is missing"
+    damaged = next(cache.path.glob("*.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with pytest.raises(DataError, match="is damaged"):
+        find_cache(tmp_path, facts[Store()])
 
 
 def test_features_beyond_half_precision_and_taps_that_are_not_there_are_named(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def compare(found: dict[str, Any], expected: dict[str, Any], *names: str, within
         np.testing.assert_allclose(found[name], expected[name], rtol=within, atol=within, err_msg=name)
 
 
-@pytest.mark.parametrize("case", ["per_sample", "comparing", "adapted", "accumulated", "averaged"])
+@pytest.mark.parametrize("case", ["per_sample", "comparing", "adapted", "read", "accumulated", "averaged"])
 def test_two_processes_give_the_weights_of_one(case: str, together: Results, alone: dict[str, Any]) -> None:
     first, second = together[case]
     compare(first, alone[case])
@@ -72,6 +72,13 @@ def test_the_trainings_do_not_stand_still(case: str, alone: dict[str, Any]) -> N
 def test_micro_batches_give_the_weights_of_the_whole_batch(alone: dict[str, Any]) -> None:
     compare(alone["accumulated"], alone["per_sample"])
     compare(alone["accumulated"], alone["per_sample"], "loss", "val")
+
+
+def test_micro_batches_of_texts_count_by_their_tokens(alone: dict[str, Any]) -> None:
+    terms = [Term("hidden", "hidden_mse", student_tap="hidden", teacher_tap="hidden")]
+    found, expected = (processes.of_texts(ALONE, *terms, accumulate=count) for count in (3, 1))
+    compare(found, expected)
+    compare(found, expected, "loss")
 
 
 def test_terms_that_compare_samples_do_so_within_a_micro_batch_and_say_so(

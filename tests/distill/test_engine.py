@@ -346,6 +346,25 @@ def test_tensor_or_mapping_is_the_same() -> None:
         train(mlp(), blobs(), tapped)
 
 
+class Masked(nn.Module):
+    """What models bring along: a mask that is infinite on purpose, and outputs that are no tensors of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = mlp()
+        self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+    def forward(self, x: Tensor) -> dict[str, object]:
+        return {"logits": self.body(x), "past": None, "states": (x, x), "place": torch.arange(len(x))}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_infinite_buffers_and_other_outputs_do_no_harm(precision: str) -> None:
+    result = train(Masked(), blobs(), precision=precision, epochs=2)
+    assert len(result.history) == 2
+    assert result.last is not None
+
+
 def test_batch_norm_survives_a_remainder_of_one() -> None:
     model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     assert train(model, blobs(65)).images_seen == 3 * 65

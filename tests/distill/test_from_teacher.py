@@ -14,12 +14,13 @@ import torch
 from tiny_encoders import FAMILIES, VOCABULARY, WORDS, encoder, ids_of, saved
 from torch import Tensor, nn
 
-from edgekd.distill.models import build_model
+from edgekd.distill.models import build_encoder, build_masked, build_model
 from edgekd.distill.models.from_teacher import layers_of, parse_init, student_from
+from edgekd.distill.models.hub import text_classifier
 from edgekd.distill.models.narrowing import basis, narrow_heads, narrow_inner
 from edgekd.distill.to_onnx import export
 from edgekd.errors import ModelError
-from edgekd.spec import TensorSpec
+from edgekd.spec import TensorSpec, Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -328,3 +329,23 @@ def test_other_families_are_refused_with_the_list() -> None:
         student_from(teacher, parse_init({}))
     with pytest.raises(ModelError, match="mlp_s: only a text model of Hugging Face can be made from another one"):
         build_model("mlp_s", num_outputs=2, input_shape=(4,), init={})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_texts_are_at_most_as_long_as_the_positions(family: str, tmp_path: Path) -> None:
+    """RoBERTa and its like count positions from behind the id of the padding."""
+    folder = str(saved(encoder(family), tmp_path))
+    most = 39 if "roberta" in family or family == "camembert" else 40
+    model = text_classifier(folder, num_outputs=3, vocabulary=VOCABULARY, pad=0, args={}, longest=most)
+    with torch.no_grad():
+        model(torch.ones(1, most, dtype=torch.int64))
+        with pytest.raises((IndexError, RuntimeError)):
+            model(torch.ones(1, most + 1, dtype=torch.int64))
+    told = rf"found max_length = {most + 1} in .* reads at most {most} tokens; set max_length = {most}$"
+    with pytest.raises(ModelError, match=told):
+        text_classifier(folder, num_outputs=3, vocabulary=VOCABULARY, pad=0, args={}, longest=most + 1)
+    whole = Vocabulary(VOCABULARY, 0, tuple(WORDS))
+    with pytest.raises(ModelError, match=told):
+        build_encoder(f"hf:{folder}", outputs=None, vocabulary=whole, longest=most + 1)
+    with pytest.raises(ModelError, match=told):
+        build_masked(f"hf:{folder}", vocabulary=whole, longest=most + 1)

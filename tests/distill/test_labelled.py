@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,6 +38,33 @@ def shares(count: int, share: float) -> np.ndarray:
 def linear(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     return nn.Linear(64, 10)
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "wants"),
+    [
+        ("regression_kd", {}, False),
+        ("regression_kd", {"margin": 0.5}, True),
+        ("curriculum_kd", {"share": 1.0}, False),
+        ("curriculum_kd", {"share": 0.5, "by": "loss"}, True),
+        ("cross_entropy", {}, True),
+    ],
+)
+def test_a_loss_that_does_not_look_at_the_labels_learns_from_all(
+    loss: str, options: dict[str, Any], wants: bool
+) -> None:
+    objective = Objective([Term("term", loss, options=options)])
+    assert bool(objective.truth_terms) is wants
+    student = torch.randn(4, 3, requires_grad=True)
+    classes = torch.tensor([0, 1, -1, -1])
+    y = torch.full((4, 3), torch.nan) if loss == "regression_kd" else classes
+    y = torch.where(classes[:, None] < 0, y, 0.0) if loss == "regression_kd" else y
+    batch = {"y": y, "labelled": torch.tensor([2.0, 2.0, 0.0, 0.0])}
+    objective({"logits": student}, {"logits": torch.randn(4, 3)}, batch, 0.0)[0].backward()
+    assert student.grad is not None
+    unlabelled = student.grad[2:].abs().sum()
+    assert bool(unlabelled == 0) is wants
+    assert torch.isfinite(student.grad).all()
 
 
 def test_hidden_labels_are_not_in_the_batch(digits: Dataset) -> None:

@@ -82,3 +82,41 @@ def test_likelihoods_are_the_sums_of_each_text() -> None:
 def test_a_share_of_nothing_or_all_is_refused(probability: float) -> None:
     with pytest.raises(UsageError, match="probability"):
         Masking(MASK, OTHERS, SIZE, probability)
+
+
+def test_logits_of_all_tokens_come_where_they_are_tapped() -> None:
+    """As DistilBERT's authors distil: by every token that is no padding, hidden or not."""
+    from tiny_encoders import VOCABULARY, encoder, ids_of
+
+    from edgekd.distill.models.masked import MaskedLanguageModel
+    from edgekd.distill.objective import Objective, Term
+    from edgekd.distill.taps import Taps
+    from edgekd.spec import TensorSpec
+
+    ids = ids_of(5, 9)
+    asked = torch.zeros_like(ids)
+    asked[:, 1] = 1
+    x, mask = torch.stack([ids, asked], dim=1), ids != 0
+    specs = (TensorSpec("input_ids", "int64", ("N", 2, "L")),)
+    teacher, student = (
+        MaskedLanguageModel(encoder(head="ForMaskedLM", hidden_size=size), specs, VOCABULARY, pad=0) for size in (16, 8)
+    )
+    with torch.no_grad():
+        wanted = teacher.model(input_ids=ids, attention_mask=mask.long()).logits
+        plain = teacher(x)
+        with Taps(teacher, ["token_logits"]) as taps:
+            tapped = teacher(x)
+            tapped = {**taps.read(), **tapped}
+    assert set(plain) == {"logits", "hidden"}
+    torch.testing.assert_close(tapped["token_logits"], wanted)
+    torch.testing.assert_close(tapped["logits"], wanted[:, 1])
+    torch.testing.assert_close(plain["logits"], wanted[:, 1])
+    with Taps(student, ["token_logits"]) as taps:
+        given = student(x)
+        given = {**taps.read(), **given}
+    term = Term("kd", "kd", student_tap="token_logits", teacher_tap="token_logits", options={"temperature": 2.0})
+    loss, _ = Objective([term])(given, {"token_logits": wanted}, {"x": x, "mask": mask}, 0.0)
+    p, log_q = torch.softmax(wanted / 2, -1), torch.log_softmax(given["token_logits"] / 2, -1)
+    expected = 4 * (p * (p.log() - log_q)).sum(-1)[mask].mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
+    assert expected > 0.01

@@ -133,6 +133,23 @@ def test_probabilities_of_a_black_box_become_logits(tmp_path: Path) -> None:
     assert torch.allclose(torch.softmax(logits, dim=1), hard)
 
 
+def test_what_a_black_box_gives_is_decided_once(tmp_path: Path) -> None:
+    """Rounded in 8 bits, a row may sum to 1.01; its batch speaks the same language as all others."""
+    sure, rounded = torch.tensor([[0.9, 0.1, 0.0]]), torch.tensor([[0.9, 0.1, 0.01]])
+    teacher = OnnxTeacher(graph(tmp_path / "p.onnx", "Identity"), threads=1)
+    first = teacher(batch_of(sure))["logits"]
+    second = teacher(batch_of(torch.cat([sure, rounded])))["logits"]
+    assert torch.equal(first[0], second[0])
+    assert torch.softmax(second, dim=1)[1].tolist() == pytest.approx([0.9 / 1.01, 0.1 / 1.01, 0.01 / 1.01])
+    with pytest.raises(StageFailed, match=r"gave probabilities before, and now -1; expected numbers from 0 to 1"):
+        teacher(batch_of(-sure / 0.9))
+    other = OnnxTeacher(graph(tmp_path / "l.onnx", "Identity"), threads=1)
+    assert torch.equal(other(batch_of(sure * 3))["logits"], sure * 3)
+    assert torch.equal(other(batch_of(sure))["logits"], sure), "logits stay logits"
+    shares = OnnxTeacher(graph(tmp_path / "s.onnx", "Identity"), threads=1, task="regression")
+    assert torch.equal(shares(batch_of(sure))["logits"], sure), "numbers of a regression are no probabilities"
+
+
 def test_a_graph_with_two_inputs_cannot_be_a_teacher(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"two.onnx has the inputs \['in0', 'in1'\], expected one"):
         OnnxTeacher(graph(tmp_path / "two.onnx", "Sum", inputs=2))
@@ -156,6 +173,16 @@ def test_an_ensemble_by_value() -> None:
     mixed = EnsembleTeacher(teachers, temperature=2.0)(batch)["logits"]
     expected = (torch.softmax(torch.tensor([0.0, 2.0]), 0) + torch.softmax(torch.tensor([1.0, 0.0]), 0)) / 2
     np.testing.assert_allclose(torch.softmax(mixed / 2.0, dim=1)[0].numpy(), expected.numpy(), rtol=1e-6)
+
+
+def test_each_for_its_own_classes_also_of_mixed_samples() -> None:
+    teachers = [Constant(0.0, 4.0), Constant(2.0, 0.0)]
+    ensemble = EnsembleTeacher(teachers, classes=[[0], [1]])
+    batch = {**batch_of(torch.zeros(3, 1)), "y": torch.tensor([0, 1, 5])}
+    assert ensemble(batch)["logits"].tolist() == [[0.0, 4.0], [2.0, 0.0], [1.0, 2.0]], "nobody knows the last one"
+    mixed = torch.tensor([[1.0, 0.0, 0.0], [0.25, 0.75, 0.0], [0.0, 0.0, 1.0]])
+    batch = {**batch_of(torch.zeros(3, 1)), "y": mixed}
+    assert ensemble(batch)["logits"].tolist() == [[0.0, 4.0], [1.5, 1.0], [1.0, 2.0]]
 
 
 def test_an_ensemble_that_does_not_fit() -> None:

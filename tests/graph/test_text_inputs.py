@@ -9,9 +9,10 @@ import pytest
 from graphs import build
 from onnx import TensorProto, helper
 
+from edgekd.device.texts import all_inputs, ids_of
 from edgekd.errors import InputRefused
 from edgekd.graph.inspection import inspect
-from edgekd.graph.text_inputs import all_inputs, alone, ids_of, reading_ids_alone
+from edgekd.graph.text_inputs import alone, reading_ids_alone, table_rows
 from edgekd.spec import TensorSpec
 
 PAD = 3
@@ -62,6 +63,27 @@ def test_the_graph_says_the_same_of_ids_alone(kind: int, mask: int) -> None:
     np.testing.assert_allclose(found[0], TABLE[[1, 5, 11]].sum(axis=0) + 3 * TYPES[0], rtol=1e-5)
     assert not found[2].any(), "nothing but padding"
     assert {item.name for item in model.graph.input} == {"input_ids", "attention_mask", "token_type_ids"}, "a copy"
+
+
+def test_the_rows_that_ids_are_looked_up_in() -> None:
+    model = bag()
+    assert [table_rows(model, name) for name in ("input_ids", "token_type_ids", "attention_mask")] == [12, 2, None]
+    # Behind a cast; in a table that is kept in 8 bits; of two tables the smaller one.
+    made = reading_ids_alone(bag(TensorProto.INT32), inspect(bag(TensorProto.INT32).SerializeToString()).inputs, PAD)
+    assert table_rows(made, "input_ids") == 12
+    nodes = [
+        helper.make_node("DequantizeLinear", ["small", "scale"], ["large"]),
+        helper.make_node("Gather", ["large", "x"], ["y"]),
+    ]
+    weights = {"small": np.ones((7, 4), np.int8), "scale": np.float32(0.1), "map": np.arange(5)}
+    inputs, outputs = {"x": ["N", "L"]}, {"y": ["N", "L", 4]}
+    assert table_rows(build(nodes, weights, inputs=inputs, outputs=outputs, input_type=TensorProto.INT64), "x") == 7
+    more = [*nodes, helper.make_node("Gather", ["map", "x"], ["z"])]
+    outputs["z"] = ["N", "L"]
+    assert table_rows(build(more, weights, inputs=inputs, outputs=outputs, input_type=TensorProto.INT64), "x") == 5
+    # Along the columns: nothing is known of the rows.
+    nodes[1] = helper.make_node("Gather", ["large", "x"], ["y"], axis=1)
+    assert table_rows(build(nodes, weights, inputs=inputs, outputs=outputs, input_type=TensorProto.INT64), "x") is None
 
 
 def test_axes_without_a_name_get_one() -> None:

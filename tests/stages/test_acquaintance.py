@@ -17,7 +17,7 @@ from commands import ok, refused
 from edgekd.errors import ModelError
 from edgekd.graph.metadata import meaning
 from edgekd.spec import Normalize, Scale
-from edgekd.stages.acquaintance import check_order, check_stated, places_of, stated
+from edgekd.stages.acquaintance import check_ids, check_order, check_stated, places_of, stated
 
 LABELS = ("cat", "dog", "emu")
 STEPS = (Scale(), Normalize(mean=(0.2860,), std=(0.3530,)))
@@ -203,3 +203,21 @@ def test_weights_say_what_they_mean_to_the_next_run(tmp_path: Path) -> None:
     recipe.write_text(reused + '[preprocess]\nsteps = [{op = "scale", factor = 0.5}]\n')
     told = refused(3, "distill", recipe, "--out", tmp_path / "fourth")
     assert "was made for other preprocessing than the data gets" in told
+
+
+def test_the_ids_of_a_graph_that_names_no_tokens() -> None:
+    words = ["[PAD]", "good", "bad"]
+    # It names them (and is judged by that), reads no texts, has a row for each, or its table is not known.
+    assert check_ids({"tokens": "abc"}, 2, words, cut=3, where="teacher.onnx") is None
+    assert check_ids({}, None, (), cut=None, where="teacher.onnx") is None
+    assert check_ids({}, 3, words, cut=None, where="teacher.onnx") is None
+    assert check_ids({}, None, words, cut=None, where="teacher.onnx") is None
+    with pytest.raises(
+        ModelError, match=r"preprocess.steps keep 3 of the tokenizer's \(vocabulary\), which gives them"
+    ):
+        check_ids({}, 3, words, cut=3, where="teacher.onnx")
+    with pytest.raises(ModelError, match="has a table of 2 rows, but the texts have 3 tokens: they were"):
+        check_ids({}, 2, words, cut=None, where="teacher.onnx")
+    warning = check_ids({}, 4, words, cut=None, where="teacher.onnx")
+    assert warning is not None
+    assert "a table of 4 rows, but the texts have 3 tokens, and its file does not say" in warning

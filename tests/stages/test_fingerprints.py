@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -84,7 +85,7 @@ TRAINED = {"teacher", "student", "student_alone"}
         ("student.licence=MIT", {"export", "bundle"}),
         ("description=other", {"bundle"}),
         ("distill.baseline=false", {"bundle"}),
-        ("distill.precision=bfloat16", {*TRAINED, "bundle"}),
+        ("distill.precision=bfloat16", {*TRAINED, "cache", "bundle"}),
         ("distill.terms.0.weight=0.5", {"student", "bundle"}),
         ("distill.terms.0.weight={start=0.5, end=1}", {"student", "bundle"}),
         ("distill.terms.0.student_tap='1'", {"student", "bundle"}),
@@ -157,6 +158,18 @@ def test_another_version_of_a_tool_touches_what_it_makes(
     installed = fingerprints.versions()
     monkeypatch.setattr(fingerprints, "versions", lambda: {**installed, package: "0.0.1"})
     assert changed(recipe) == expected
+
+
+@pytest.mark.parametrize("reference", ["hf:bert", "timm:resnet18", "torchvision:resnet18"])
+def test_another_version_of_a_library_of_models_trains_its_models_again(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, reference: str
+) -> None:
+    package = {"hf": "transformers"}.get(family := reference.partition(":")[0], family)
+    theirs, override = importlib.metadata.version, f"teacher.model={reference}"
+    installed = fingerprints.teacher(make_space(recipe, override))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0.1" if name == package else theirs(name))
+    assert fingerprints.teacher(make_space(recipe, override)) != installed
+    assert changed(recipe) == set(), "the recipe's own models are no such"
 
 
 def test_another_cpu_is_measured_anew_and_not_trained_anew(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:

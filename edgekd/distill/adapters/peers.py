@@ -59,12 +59,16 @@ class AverageTeacher(nn.Module):
         self.decay = decay
         # Not a part of this module: its weights belong to the student.
         self._student = (student,)
+        self._followed: int | None = None
 
     def forward(self, student: Tensor, teacher: object, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Mapping]:  # type: ignore[type-arg]
         """(student, logits of the slow copy, nothing more)."""
         self.slow.eval()
         with torch.no_grad():
-            if student.requires_grad:  # training, not a rehearsal
+            # Training, not a rehearsal; once for each step, of which there may be several micro-batches.
+            version = sum(parameter._version for parameter in self._student[0].parameters())
+            if student.requires_grad and version != self._followed:
+                self._followed = version
                 self._follow()
             answer = self.slow(batch["x"])
         return student, answer["logits"] if isinstance(answer, Mapping) else answer, {}

@@ -68,6 +68,8 @@ def _normalized(weights: Weights | None, stacked_NKC: Tensor) -> Tensor:
             f"{[num_samples, num_teachers]}"
         )
     total_N1 = weights_NK.sum(dim=1, keepdim=True)
-    if bool((weights_NK < 0).any()) or not bool((total_N1 > 0).all()):
+    # A GPU would have to wait for the answer.
+    is_near = weights_NK.device.type == "cpu"
+    if is_near and (bool((weights_NK < 0).any()) or not bool((total_N1 > 0).all())):
         raise UsageError("weights of the teachers must be 0 or more, with a sum above 0 for every sample")
     return weights_NK / total_N1

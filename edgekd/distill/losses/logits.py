@@ -232,8 +232,10 @@ def teacher_free(
 
 def _decoupled(logits_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     """Log probabilities (N, 2) of the label and of everything else, and (N, C - 1) among the others alone."""
-    is_label_NC = F.one_hot(labels_N, logits_NC.shape[1]).bool()
-    others_NC = logits_NC[~is_label_NC].reshape(logits_NC.shape[0], -1)
+    # By place, not by a mask of booleans: a GPU would have to say how many are true.
+    place = torch.arange(logits_NC.shape[1] - 1, device=logits_NC.device)[None]
+    others_NC = logits_NC.gather(1, place + (place >= labels_N[:, None]))
+    label_N = logits_NC.gather(1, labels_N[:, None])[:, 0]
     # From logits, not from 1 - p: exact even where p rounds to 1.
-    pair_N2 = torch.stack([logits_NC[is_label_NC], torch.logsumexp(others_NC, dim=-1)], dim=-1)
+    pair_N2 = torch.stack([label_N, torch.logsumexp(others_NC, dim=-1)], dim=-1)
     return F.log_softmax(pair_N2, dim=-1), F.log_softmax(others_NC, dim=-1)

@@ -40,16 +40,22 @@ def _loss(teacher_NC: Tensor, labels_N: Tensor) -> Tensor:
 EASE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"confidence": _confidence, "margin": _margin, "loss": _loss}
 
 
-def easiest(teacher_NC: Tensor, labels_N: Tensor, *, share: float, by: str = "confidence") -> Tensor:
+def easiest(teacher_NC: Tensor, labels_N: Tensor | None, *, share: float, by: str = "confidence") -> Tensor:
     """Mask (N,) of the part `share` of the batch, at least one sample, that the teacher finds easiest.
+
+    The labels are looked at by "loss" only.
 
     With a share that a schedule raises to 1 this is a curriculum (Bengio, Louradour, Collobert and Weston, "Curriculum
     Learning", ICML 2009) whose order is the teacher's, taken batch by batch.
     """
     check_rank(teacher_NC, "teacher logits", 2)
-    check_labels(teacher_NC, labels_N)
     if by not in EASE:
         raise UsageError(f"unknown measure by = '{by}'. {nearest(by, EASE)}")
+    if labels_N is None:
+        if by == "loss":
+            raise UsageError('by = "loss" needs the labels, found none')
+        labels_N = constant(teacher_NC).argmax(dim=1)
+    check_labels(teacher_NC, labels_N)
     if not 0.0 < share <= 1.0:
         raise UsageError(f"found share = {share}, expected a part of the batch above 0, at most 1")
     ease_N = EASE[by](constant(teacher_NC), labels_N)
@@ -61,7 +67,7 @@ def easiest(teacher_NC: Tensor, labels_N: Tensor, *, share: float, by: str = "co
 def curriculum_kd(
     student_NC: Tensor,
     teacher_NC: Tensor,
-    labels_N: Tensor,
+    labels_N: Tensor | None = None,
     *,
     share: float = 1.0,
     by: str = "confidence",

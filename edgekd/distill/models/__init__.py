@@ -134,7 +134,14 @@ def build_model(
             model = hugging_face_model(source, num_outputs=num_outputs, args=own)
         else:
             model = text_classifier(
-                source, num_outputs=num_outputs, vocabulary=vocabulary, pad=pad, tokens=tokens, args=own, init=init
+                source,
+                num_outputs=num_outputs,
+                vocabulary=vocabulary,
+                pad=pad,
+                tokens=tokens,
+                args=own,
+                init=init,
+                longest=input_shape[0],
             )
     elif ":" not in reference and reference not in MODELS:
         raise ModelError(
@@ -182,11 +189,17 @@ def build_encoder(
     pooling: Pooling = "mean",
     args: Mapping[str, Any] | None = None,
     search_path: str | PathLike[str] | None = None,
+    longest: int | None = None,
 ) -> SentenceEncoder:
-    """The pretrained model hf:FOLDER (or hf:ID) as a teacher of vectors with so many `outputs` (None: its own)."""
+    """The pretrained model hf:FOLDER (or hf:ID) as a teacher of vectors with so many `outputs` (None: its own).
+
+    longest  number of tokens of the longest text that it is given
+    """
     name = reference.removeprefix("hf:")
     place = str(locate(name, search_path) or name)
-    return sentence_encoder(place, outputs=outputs, vocabulary=vocabulary, pooling=pooling, args=dict(args or {}))
+    return sentence_encoder(
+        place, outputs=outputs, vocabulary=vocabulary, pooling=pooling, args=dict(args or {}), longest=longest
+    )
 
 
 def build_masked(
@@ -196,8 +209,12 @@ def build_masked(
     args: Mapping[str, Any] | None = None,
     init: Mapping[str, Any] | None = None,
     search_path: str | PathLike[str] | None = None,
+    longest: int | None = None,
 ) -> MaskedLanguageModel:
-    """The model hf:FOLDER (or hf:ID, or a fresh one of a kind, hf:bert) that guesses the tokens behind masks."""
+    """The model hf:FOLDER (or hf:ID, or a fresh one of a kind, hf:bert) that guesses the tokens behind masks.
+
+    longest  number of tokens of the longest text that it is given
+    """
     name = reference.removeprefix("hf:")
     return masked_language_model(
         str(locate(name, search_path) or name),
@@ -206,6 +223,7 @@ def build_masked(
         tokens=vocabulary.tokens,
         args=dict(args or {}),
         init=init,
+        longest=longest,
     )
 
 

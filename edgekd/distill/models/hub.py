@@ -15,13 +15,17 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgekd.device.tokens import tokens_of
 from edgekd.distill.models.from_teacher import parse_init, student_from
 from edgekd.distill.models.sentence import Pooling, SentenceEncoder
 from edgekd.distill.models.vision import import_torchvision
 from edgekd.errors import MissingExtra, ModelError, nearest
+from edgekd.files import sha256_bytes
 from edgekd.spec import Array, TensorSpec, Vocabulary
 
 _TOKENS = 16  # length of the random texts
+# What transformers calls a table of positions.
+_POSITIONS = ("position_embeddings", "wpe")
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -84,6 +88,14 @@ class HuggingFace(nn.Module):
         return table if self.rows is None else table[self.rows]
 
 
+def config_sha256(module: nn.Module) -> str:
+    """What the model of transformers inside `module` is told to compute, wherever it lies and whatever wrote it."""
+    inner: Any = module.model
+    told = json.loads(inner.config.to_json_string(use_diff=False))
+    known = {name: value for name, value in told.items() if name[0] != "_" and name != "transformers_version"}
+    return sha256_bytes(json.dumps(known, sort_keys=True).encode())
+
+
 def hugging_face_model(reference: str, *, num_outputs: int | None, args: Mapping[str, Any]) -> HuggingFace:
     """The model in the folder `reference` (config.json, with or without weights), or of that id on the hub.
 
@@ -106,6 +118,7 @@ def text_classifier(
     tokens: Sequence[str] = (),
     args: Mapping[str, Any],
     init: Mapping[str, Any] | None = None,
+    longest: int | None = None,
 ) -> HuggingFace:
     """The model of `hugging_face_model` as a classifier that reads input_ids (N, L) alone, padded with `pad`.
 
@@ -115,18 +128,27 @@ def text_classifier(
     tokens      what they stand for; none: their order is that of the weights that will be loaded
     init        a student made from it (`edgekd.distill.models.from_teacher`), with rows for these ids only. Without it
                 the model keeps all of its rows, and reads the ids of a smaller vocabulary through a map
+    longest     number of tokens of the longest text that it is given
 
-    Raises `ModelError` for ids that are not the model's and, as `from_teacher` does, for an `init` that does not fit.
+    Raises `ModelError` for ids that are not the model's, for texts that are longer than it reads and, as `from_teacher`
+    does, for an `init` that does not fit.
     """
     model = load(
         reference, head="SequenceClassification", num_outputs=num_outputs, args=args, vocabulary=vocabulary, pad=pad
     )
-    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init)
+    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init, longest=longest)
     return HuggingFace(model, (TensorSpec("input_ids", "int64", ("N", "L")),), vocabulary, pad=pad, rows=rows)
 
 
 def fitted(
-    model: Any, reference: str, *, vocabulary: int, pad: int, tokens: Sequence[str], init: Mapping[str, Any] | None
+    model: Any,
+    reference: str,
+    *,
+    vocabulary: int,
+    pad: int,
+    tokens: Sequence[str],
+    init: Mapping[str, Any] | None,
+    longest: int | None,
 ) -> tuple[Any, torch.Tensor | None]:
     """A model of texts for these ids: made smaller as `init` says, or with the map to its own ids where it needs one.
 
@@ -136,20 +158,45 @@ def fitted(
         raise ModelError(
             f"hf:{reference} reads '{model.main_input_name}', but the samples are texts; take a text model"
         )
+    check_length(model, reference, longest)
     rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary, tokens=tokens)
     return (model, rows) if init is None else (student_from(model, parse_init(init), rows=rows, pad=pad), None)
 
 
+def check_length(model: nn.Module, reference: str, longest: int | None) -> None:
+    """Raise `ModelError` for texts that are longer than the model's table of positions.
+
+    Models without one read texts of any length. Those of RoBERTa's family leave out the rows up to that of the padding.
+    """
+    tables = {name.rpartition(".")[2]: part for name, part in model.named_modules() if isinstance(part, nn.Embedding)}
+    table = next((tables[name] for name in _POSITIONS if name in tables), None)
+    if table is None or longest is None:
+        return
+    most = table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+    if longest > most:
+        raise ModelError(
+            f"hf:{reference}: found max_length = {longest} in preprocess.steps (tokenize), but the model reads at most "
+            f"{most} tokens; set max_length = {most}"
+        )
+
+
 def sentence_encoder(
-    reference: str, *, outputs: int | None, vocabulary: Vocabulary, pooling: Pooling, args: Mapping[str, Any]
+    reference: str,
+    *,
+    outputs: int | None,
+    vocabulary: Vocabulary,
+    pooling: Pooling,
+    args: Mapping[str, Any],
+    longest: int | None = None,
 ) -> SentenceEncoder:
     """The encoder in the folder `reference` with its pretrained weights, as a model of vectors of `outputs` numbers.
 
-    Raises `ModelError` for a model that reads something else than these ids, or has fewer numbers.
+    Raises `ModelError` for a model that reads something else than these ids or shorter texts, or has fewer numbers.
     """
     model = load(reference, num_outputs=None, args=args)
     if str(model.main_input_name) != "input_ids" or not isinstance(getattr(model.config, "hidden_size", None), int):
         raise ModelError(f"hf:{reference} is no encoder of texts; expected one such as all-MiniLM-L6-v2")
+    check_length(model, reference, longest)
     rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary.size, tokens=vocabulary.tokens)
     width = int(model.config.hidden_size)
     wanted = width if outputs is None else outputs
@@ -201,6 +248,21 @@ def _own_tokens(reference: str) -> dict[str, int] | None:
         return None
     lines = found.read_text(encoding="utf-8").removesuffix("\n")
     return {name: number for number, name in enumerate(lines.split("\n"))}
+
+
+def stated_tokens(reference: str, module: HuggingFace) -> tuple[str, ...]:
+    """What the ids of a model of texts stand for, by the tokenizer.json beside it; none where nothing of use is there.
+
+    One that numbers more tokens than the model has rows for is not its own.
+    """
+    found = file_of(reference, "tokenizer.json")
+    if found is None or module.inputs[0].name != "input_ids":
+        return ()
+    try:
+        tokens = tokens_of(found.read_text(encoding="utf-8"))
+    except (ModelError, MissingExtra, ValueError):
+        return ()  # the network is exported all the same, and says nothing of its tokens
+    return tokens if len(tokens) <= module.vocabulary else ()
 
 
 def file_of(reference: str, name: str) -> Path | None:

@@ -18,9 +18,14 @@ from edgekd.spec import TensorSpec
 class MaskedLanguageModel(HuggingFace):
     """Texts (N, 2, L) int64, the ids and 1 where one is asked for, to "logits" (M, V) for what is asked, row by row.
 
-    Beside them "hidden" (N, L, D), the last hidden states. Of all other tokens the head computes nothing: they are six
-    of seven, and the head of a small model costs as much as its layers.
+    Beside them "hidden" (N, L, D), the last hidden states; and where it is tapped, "token_logits" (N, L, V) of all
+    tokens. Else the head computes nothing of those that are not asked for: they are six of seven, and the head of a
+    small model costs as much as its layers.
     """
+
+    def __init__(self, *args: Any, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self.token_logits = nn.Identity()
 
     def forward(self, *args: Tensor) -> dict[str, Tensor]:
         (x_N2L,) = args
@@ -30,8 +35,14 @@ class MaskedLanguageModel(HuggingFace):
         mask = torch.ne(ids_NL, self.pad).to(torch.int64)
         base: Any = self.model.base_model
         hidden_NLD: Tensor = base(input_ids=own, attention_mask=mask, return_dict=True).last_hidden_state
-        logits_MV = _head(self.model, hidden_NLD[asked_NL])
-        return {"logits": logits_MV if self.rows is None else logits_MV[:, self.rows], "hidden": hidden_NLD}
+        if self.token_logits._forward_hooks:
+            logits_NLV: Tensor = self.token_logits(self._guess(hidden_NLD))
+            return {"logits": logits_NLV[asked_NL], "hidden": hidden_NLD}
+        return {"logits": self._guess(hidden_NLD[asked_NL]), "hidden": hidden_NLD}
+
+    def _guess(self, states: Tensor) -> Tensor:
+        logits = _head(self.model, states)
+        return logits if self.rows is None else logits[..., self.rows]
 
 
 def masked_language_model(
@@ -42,6 +53,7 @@ def masked_language_model(
     tokens: Sequence[str] = (),
     args: Mapping[str, Any],
     init: Mapping[str, Any] | None = None,
+    longest: int | None = None,
 ) -> MaskedLanguageModel:
     """The model of hf:`reference` with its head for masked words; the arguments are those of `text_classifier`.
 
@@ -49,7 +61,7 @@ def masked_language_model(
     Raises `ModelError` for a kind without such a head.
     """
     model = load(reference, head="MaskedLM", num_outputs=None, args=args, vocabulary=vocabulary, pad=pad)
-    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init)
+    model, rows = fitted(model, reference, vocabulary=vocabulary, pad=pad, tokens=tokens, init=init, longest=longest)
     inputs = (TensorSpec("input_ids", "int64", ("N", 2, "L")),)
     return MaskedLanguageModel(model, inputs, vocabulary, pad=pad, rows=rows)
 
@@ -69,14 +81,14 @@ def save_folder(module: nn.Module, folder: Path, tokenizer: str) -> None:
     (folder / "tokenizer.json").write_text(tokenizer, encoding="utf-8")
 
 
-def _head(model: Any, states_MD: Tensor) -> Tensor:
+def _head(model: Any, states: Tensor) -> Tensor:
     """The logits of states, as the model's own forward pass computes them behind its layers."""
     for name in ("cls", "lm_head"):
         if hasattr(model, name):
-            logits: Tensor = getattr(model, name)(states_MD)
+            logits: Tensor = getattr(model, name)(states)
             return logits
     if hasattr(model, "vocab_projector"):
-        inner = model.vocab_layer_norm(model.activation(model.vocab_transform(states_MD)))
+        inner = model.vocab_layer_norm(model.activation(model.vocab_transform(states)))
         projected: Tensor = model.vocab_projector(inner)
         return projected
     raise ModelError(
