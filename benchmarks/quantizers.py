@@ -35,6 +35,7 @@ from edgekd.device.machine import cpu_kind, describe, versions
 from edgekd.device.rows import launch_of_calls
 from edgekd.device.statistics import launch_ratio
 from edgekd.device.suites import Suite
+from edgekd.errors import UsageError
 from edgekd.files import write_json
 from edgekd.graph.inspection import inspect
 from edgekd.graph.quantization import VARIANTS, Int8Static, quantize
@@ -109,7 +110,10 @@ def peers(run: Path, envs: Path | None, systems: list[str], seconds: float) -> d
     loaded = load_recipe(run / "recipe.toml")
     space = Workspace(loaded.recipe, loaded.folder, run, Silence(), "cpu", 1, "", "")
     prepared, student = space.prepared, run.absolute() / "export" / "student.onnx"
-    feeds, left_out, told = calibration_feeds(space), {}, {}
+    groups, left_out, told = calibration_feeds(space), {}, {}
+    if len(groups) > 1:
+        raise UsageError(f"{run} learned from texts, which the others do not read by their lengths; expected images")
+    feeds = groups[0]
     chosen = VARIANTS[ours()]
     assert isinstance(chosen, Int8Static)
     with tempfile.TemporaryDirectory() as name:

@@ -32,7 +32,7 @@ from scipy.stats import spearmanr
 from edgekd.device.machine import describe, versions
 from edgekd.device.rejection import find_threshold, reject
 from edgekd.device.runtimes import open_session
-from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
+from edgekd.device.runtimes.chunks import answer_name, rows_at_once, run_in_chunks
 from edgekd.files import sha256_bytes, write_json
 from edgekd.graph.rejection import find_rule, without_rule
 from edgekd.pipeline import distill_and_export
@@ -55,13 +55,13 @@ def graphs(run: Path) -> dict[str, Path]:
 
 
 def answers(graph: Path | bytes, prepared: Prepared, split: Split) -> Array:
-    """Outputs (N, D) for a split, texts of like length together."""
-    session = open_session(graph, threads=1)
+    """Outputs (N, D) for a split, texts of like length together; one by one where neighbours change an answer."""
+    session, size = open_session(graph, threads=1), rows_at_once(graph, 64)
     name, answer = session.inputs[0].name, answer_name(session)
     order = np.argsort((split.x[:] != 0).sum(axis=1), kind="stable")
     found = np.empty((len(order), prepared.dataset.num_outputs), np.float32)
-    for start in range(0, len(order), 64):
-        rows = order[start : start + 64]
+    for start in range(0, len(order), size):
+        rows = order[start : start + size]
         found[rows] = run_in_chunks(session, {name: prepared.samples(split.take(rows))})[answer]
     session.close()
     return found

@@ -192,11 +192,12 @@ class StudentSection(Section):
 class EmbeddingSection(Section):
     """`[embedding]`: how an hf: teacher makes a vector of a text, and how long it is.
 
-    Fewer `dimensions` than the teacher's are its first principal components, by the training texts.
+    Fewer `dimensions` than the teacher's are its first principal components, by the training texts. Without `pooling`
+    the vector is what the teacher's 1_Pooling/config.json says (sentence-transformers), or else the mean.
     """
 
     dimensions: Annotated[int, Field(ge=2)] | None = None
-    pooling: Literal["mean", "first"] = "mean"
+    pooling: Literal["mean", "first"] | None = None
 
 
 class MaskedLmSection(Section):

@@ -119,6 +119,28 @@ def test_a_teacher_of_another_vocabulary_is_refused(run: Path, file: str, tmp_pa
     ok(*command, "--out", tmp_path / "own", "--set", reads.format(folder / "tokenizer.json"))
 
 
+@pytest.mark.parametrize("name", ["raw.txt", "raw.csv", "one_class.csv"])
+def test_texts_without_labels_teach_a_student(run: Path, name: str, tmp_path: Path) -> None:
+    """Raw texts in place of the data's: nobody but the teacher is asked about them."""
+    texts = [line.split("\t")[0] for line in (run.parent / "reviews" / "train.tsv").read_text().splitlines()[1:]]
+    quoted = [json.dumps(text.replace('"', "")) for text in texts]
+    files = {
+        "raw.txt": "\n".join(texts),
+        "raw.csv": "\n".join(["sentence", *quoted]),
+        "one_class.csv": "\n".join(["sentence,label", *(f"{text}," for text in quoted)]),
+    }
+    (tmp_path / name).write_text(files[name] + "\n", encoding="utf-8")
+    transfer = f'transfer={{kind="text", root="{tmp_path / name}", limit=200}}'
+    command = ["distill", run.parent / "recipe.toml", "--student-only", "--out", tmp_path / "run", "--set", transfer]
+    terms = 'distill.terms=[{loss="kd"}]'
+    shared = ["--set", f"teacher.weights={run / 'teacher' / 'weights.safetensors'}", "--set", "distill.epochs=1"]
+    done = edgekd(*command, *shared, "--set", terms, cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+    assert "200 samples of text in place of the data" in done.stdout + done.stderr
+    told = refused(2, *command[:4], tmp_path / "other", *command[5:], *shared, cwd=run.parent)
+    assert "the samples of [transfer] have no labels" in told
+
+
 def test_texts_are_read_from_standard_input(run: Path) -> None:
     import subprocess
     import sys
@@ -127,9 +149,9 @@ def test_texts_are_read_from_standard_input(run: Path) -> None:
     done = subprocess.run(command, input=b"good\nbad film\n\n", capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert [row["input"] for row in json.loads(done.stdout)["predictions"]] == ["good", "bad film", ""]
-    done = subprocess.run(command, input=b"good\n\xff\n", capture_output=True, timeout=120)
+    done = subprocess.run(command, input=b"good\n\xff\nbad\n" + 6 * b"\xe9\n", capture_output=True, timeout=120)
     assert done.returncode == 3
-    assert b"not valid UTF-8" in done.stderr
+    assert b"standard input, line 2, 4, 5, 6, 7 and 2 more: not valid UTF-8" in done.stderr
 
 
 def test_a_text_that_is_too_long_is_cut_and_that_is_said(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,10 @@ from commands import ok, ok_json, refused
 import edgekd
 from edgekd.device.bundle import Bundle
 from edgekd.device.metrics import contributions, drop_points, score
-from edgekd.stages.vectors import principal_components, unit
+from edgekd.errors import ModelError
+from edgekd.recipe import load_recipe
+from edgekd.stages.vectors import pooling_of, principal_components, unit
+from edgekd.stages.workspace import prepare_data
 
 tokenizers = pytest.importorskip("tokenizers", reason="models of texts need the extra text")
 transformers = pytest.importorskip("transformers", reason="a teacher of vectors needs the extra hf")
@@ -155,3 +159,51 @@ def test_a_text_that_is_a_path_is_refused_by_python(run: Path) -> None:
     with edgekd.load(run / "student.edgekd") as predictor, pytest.raises(edgekd.errors.DataError, match="found a path"):
         predictor.predict(run)
     assert refused(3, "predict", run / "nothing.edgekd", "red")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (None, "mean"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "first"),
+        ({"word_embedding_dimension": 16, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, "first"),
+        ({"pooling_mode_max_tokens": True}, "made by 'max_tokens', expected mean_tokens or cls_token"),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True}, "made by 'cls_token + mean_tokens'"),
+        ({"pooling_mode_cls_token": False}, "does not say how the teacher pools"),
+        ([], "does not say how the teacher pools"),
+    ],
+)
+def test_the_teacher_says_how_its_vectors_are_pooled(tmp_path: Path, config: object, expected: str) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    (tmp_path / "teacher" / "1_Pooling").mkdir(parents=True)
+    if config is not None:
+        (tmp_path / "teacher" / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    recipe = load_recipe(tmp_path / "recipe.toml").recipe
+    if expected in ("mean", "first"):
+        assert pooling_of(recipe, tmp_path) == expected
+    else:
+        with pytest.raises(ModelError, match=expected.replace("+", r"\+")):
+            pooling_of(recipe, tmp_path)
+    own = load_recipe(tmp_path / "recipe.toml", overrides=["embedding.pooling=first"]).recipe
+    assert pooling_of(own, tmp_path) == "first", "the recipe's word counts more"
+
+
+def test_a_teacher_of_the_first_token_is_asked_for_the_first_token(run: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+
+    shutil.copytree(run.parent / "teacher", tmp_path / "teacher")
+    (tmp_path / "teacher" / "1_Pooling").mkdir()
+    (tmp_path / "teacher" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (tmp_path / "lines.txt").write_text((run.parent / "lines.txt").read_text())
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("dimensions = 8", "").replace("epochs = 60", "epochs = 1"))
+    ok("distill", tmp_path / "recipe.toml", "--student-only", "--out", tmp_path / "run", cwd=tmp_path)
+    loaded = load_recipe(tmp_path / "recipe.toml")
+    train = prepare_data(loaded.recipe, loaded.folder).dataset.train
+    model = transformers.BertModel.from_pretrained(tmp_path / "teacher").eval()
+    ids = torch.from_numpy(train.x[:20].astype(np.int64))
+    with torch.no_grad():
+        states = model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
+    np.testing.assert_allclose(train.y[:20], unit(states[:, 0].numpy()), atol=1e-5)

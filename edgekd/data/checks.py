@@ -75,8 +75,8 @@ def check_lengths(x: Array, y: Array, *, where: str) -> None:
         raise DataError(f"{where}: there are no samples")
 
 
-def check_splits(splits: Mapping[str, Split], task: Task, *, labels: Sequence[str], name: str) -> None:
-    """The splits fit one another, and there is something to tell apart."""
+def check_splits(splits: Mapping[str, Split], task: Task | None, *, labels: Sequence[str], name: str) -> None:
+    """The splits fit one another, and there is something to tell apart, unless nobody asks for that (None)."""
     train = splits["train"]
     for other, split in splits.items():
         if split.x.shape[1:] != train.x.shape[1:] or split.x.dtype != train.x.dtype:

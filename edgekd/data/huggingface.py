@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.data.source import Request, Source
-from edgekd.data.text import NAMES, Rows, source, target_of, text_column
+from edgekd.data.text import NAMES, Rows, read_targets, source, target_of, text_column
 from edgekd.errors import DataError, MissingExtra
 
 
@@ -37,9 +37,10 @@ def read(request: Request) -> Source:
         table = next((found[name] for name in names if name in found), None)
         if table is None:
             continue
+        target = read_targets(table.column_names, target_of(request), request)
         column = text_column(place, table.column_names, request.text, target)
         labels = labels or tuple(getattr(table.features.get(next(iter(target), "")), "names", ()))
-        cells = [table[name] for name in target]
+        cells = [table[name] for name in target if request.targets]
         rows = [(text, marks) for text, *marks in zip(table[column], *cells)]
         strange = [number for number, (text, _) in enumerate(rows) if not isinstance(text, str) or not text.strip()]
         if strange:

@@ -58,6 +58,7 @@ def load_dataset(
     store: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     text: str | None = None,
+    targets: bool = True,
 ) -> Dataset:
     """Read a data set.
 
@@ -77,6 +78,7 @@ def load_dataset(
                    under them
     store          the folder where they are kept; None: edgekd's cache folder
     progress       hears how decoding goes on
+    targets        whether `y` will be read; if not, texts need no labels (`y` is 0), and one class is enough
 
     Raises `DataError` for data that is missing, corrupt, contradictory or not finite, with the place.
     """
@@ -96,12 +98,13 @@ def load_dataset(
         store=None if store is None else Path(store),
         progress=progress,
         text=text,
+        targets=targets,
     )
     source = cast(Source, getattr(importlib.import_module(module), function)(request))
     fractions = {"val": val_fraction, "test": test_fraction}
     splits = _split(source, task, fractions={k: v for k, v in fractions.items() if k not in source.pools}, seed=seed)
     read = _read({name: (pool, positions[:limit]) for name, (pool, positions) in splits.items()})
-    check_splits(read, task, labels=source.labels, name=source.name)
+    check_splits(read, task if targets else None, labels=source.labels, name=source.name)
     return Dataset(
         name=source.name,
         task=task,

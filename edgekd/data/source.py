@@ -33,8 +33,9 @@ class UnusableSamples(DataError):
 class Request:
     """What `load_dataset` was asked for, as its readers see it.
 
-    steps  what `prepare` does, in words that change with it
-    store  where data that may not fit into memory is kept decoded
+    steps    what `prepare` does, in words that change with it
+    store    where data that may not fit into memory is kept decoded
+    targets  whether somebody reads `y`; if not, texts need none, and it is 0
     """
 
     kind: str
@@ -49,6 +50,7 @@ class Request:
     store: Path | None = None
     progress: Progress | None = None
     text: str | None = None
+    targets: bool = True
 
 
 @dataclass(frozen=True)

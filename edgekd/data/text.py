@@ -4,7 +4,8 @@
     ROOT/train.tsv dev.tsv test.tsv          val may be called dev, valid or validation
 
 In .tsv every character counts (no quotes); a .jsonl has one table per line; the lines of a .txt are texts without a
-label, which students of vectors and of masked words can do without. The label is the column `data.target`
+label, which students of vectors and of masked words can do without, and so can samples that only the teacher answers to
+([transfer]). The label is the column `data.target`
 (default "label"), the text the column `data.text` (default "text", or the only other one). `sst2` and `clinc150` are
 public sets in the layout of their publishers, below `data.root`.
 """
@@ -49,14 +50,14 @@ def read(request: Request) -> Source:
         )
     files = _splits(root) if root.is_dir() else {"train": root}
     target = target_of(request)
-    parts = {name: _read(path, request.text, target) for name, path in files.items()}
+    parts = {name: _read(path, request.text, target, request) for name, path in files.items()}
     return source(parts, request, name=root.name.partition(".")[0], licence="not stated", target=target)
 
 
 def read_sst2(request: Request) -> Source:
     """The Stanford Sentiment Treebank, two classes: sst2/{train,dev,test}.tsv below the root."""
     files = _splits(_folder(request, "sst2"))
-    parts = {name: _read(path, "sentence", ("label",)) for name, path in files.items()}
+    parts = {name: _read(path, "sentence", ("label",), request) for name, path in files.items()}
     named = ("negative", "positive")
     return source(parts, request, name="sst2", licence="not stated (cite Socher et al. 2013)", labels=named)
 
@@ -93,6 +94,11 @@ def target_of(request: Request) -> tuple[str, ...]:
     return request.target or (() if request.task in UNLABELLED else ("label",))
 
 
+def read_targets(columns: Iterable[str], target: Sequence[str], request: Request) -> tuple[str, ...]:
+    """Those of the target's columns that must be there: all, or where nobody asks for labels those that are."""
+    return tuple(target) if request.targets else tuple(name for name in target if name in set(columns))
+
+
 def source(
     parts: dict[str, Rows],
     request: Request,
@@ -108,7 +114,7 @@ def source(
             f"{name} holds texts, and nothing says how they become numbers; put "
             '{op = "tokenize", file = "tokenizer.json", max_length = 64} into preprocess.steps'
         )
-    if request.task in UNLABELLED:  # the teacher says the targets, or the texts do
+    if request.task in UNLABELLED or not request.targets:  # the teacher says the targets, or the texts do
         y = {split: np.zeros((len(rows), 1), np.float32) for split, rows in parts.items()}
         given: Sequence[str] = ("0",)
     else:
@@ -168,7 +174,7 @@ def _splits(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _read(path: Path, text: str | None, target: Sequence[str]) -> Rows:
+def _read(path: Path, text: str | None, target: Sequence[str], request: Request) -> Rows:
     """(text, labels) of every line. Raises `DataError` that names the lines that cannot be used."""
     kind = Path(path.name.removesuffix(".gz")).suffix
     if kind not in SUFFIXES:
@@ -184,9 +190,10 @@ def _read(path: Path, text: str | None, target: Sequence[str]) -> Rows:
     rows: Rows = []
     problems: list[str] = []
     for line, record in _records(path, kind, lines, problems):
-        column = text_column(path, record, text, target)
-        cells = [record.get(name) for name in (column, *target)]
-        empty = [name for name, cell in zip((column, *target), cells) if cell is None or not str(cell).strip()]
+        column = text_column(path, record, text, read_targets(record, target, request))
+        wanted = (column, *(target if request.targets else ()))
+        cells = [record.get(name) for name in wanted]
+        empty = [name for name, cell in zip(wanted, cells) if cell is None or not str(cell).strip()]
         if empty:
             problems.append(f"line {line}: '{empty[0]}' is empty")
         elif not isinstance(cells[0], str):

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgekd.device import energy, memory
-from edgekd.device.bundle import Bundle
+from edgekd.device.bundle import Bundle, looks_like_bundle
 from edgekd.device.preprocess import as_fed
 from edgekd.device.profile import can_tell, profile
 from edgekd.device.runtimes import Session, open_session
-from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, run_in_chunks
+from edgekd.device.runtimes.chunks import answer_name, by_name_or_place, rows_at_once, run_in_chunks
 from edgekd.device.selftest import check_variant
 from edgekd.device.texts import TextLimits, described, random_batches, reads_texts
 from edgekd.device.timing import WINDOW, Timing, time_calls, warm_up
@@ -82,6 +82,8 @@ class State:
     """What the process holds between commands."""
 
     session: Session | None = None
+    model: str = ""
+    variant: str | None = None
     feeds: Sequence[dict[str, Array]] = ()
     steps: tuple[Step, ...] = ()
     call: Callable[[], object] = lambda: None
@@ -133,7 +135,7 @@ def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
     process = state.processes[0]
     if measures:
         peaks["load"] = memory.peak_resident_mb(process)
-    state.session = session
+    state.session, state.model, state.variant = session, command["model"], command["variant"]
     state.steps = parse_steps(command["preprocess"])
     state.feeds = make_feeds(session.inputs, command, state.steps)
     if measures:
@@ -222,13 +224,19 @@ def check_golden(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def evaluate(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
-    """The answer for every sample, through the same steps and session as the timing, into a .npy file."""
+    """The answer for every sample, through the same steps and session as the timing, into a .npy file.
+
+    One by one where a sample's answer depends on its neighbours (`rows_at_once`).
+    """
     assert state.session is not None
+    path = Path(state.model)
+    graph = Bundle.open(path).graph(variant=state.variant) if looks_like_bundle(path) else path
+    size = rows_at_once(graph, EVALUATION_BATCH)
     samples = np.load(command["samples"], mmap_mode="r")
     spec = _single_input(state.session.inputs)
     parts = []
-    for start in range(0, len(samples), EVALUATION_BATCH):
-        feed = as_fed(state.steps, np.asarray(samples[start : start + EVALUATION_BATCH]), spec.dtype)
+    for start in range(0, len(samples), size):
+        feed = as_fed(state.steps, np.asarray(samples[start : start + size]), spec.dtype)
         parts.append(run_in_chunks(state.session, {spec.name: feed})[answer_name(state.session)])
     np.save(command["out"], np.concatenate(parts))
     return {}

@@ -52,7 +52,9 @@ def substitutes_of(tokens: Sequence[str], embedding_VD: NDArray[np.float32] | No
 
     Raises `DataError` for a vocabulary that has fewer than two words.
     """
-    marked = tuple(start for start in _STARTS if any(token.startswith(start) for token in tokens))
+    counts = {mark: sum(token.startswith(mark) for token in tokens) for mark in (*_STARTS, _INSIDE)}
+    # What most tokens bear: WordPiece may know a letter such as Ġ, and byte-level BPE a heading's ##.
+    marked = tuple(start for start in _STARTS if counts[start] > counts[_INSIDE])
     if marked:
         begins = [token.startswith(marked) for token in tokens]
         texts = [token.lstrip("".join(marked)) for token in tokens]

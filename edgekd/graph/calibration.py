@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +79,8 @@ def calibrate(
     percentile  the middle 99.999 % (onnxruntime's)
     mse         the least squared error of rounding, see `edgekd.graph.least_error`
 
-    entropy and percentile keep every activation of all samples in memory. cache: a JSON file of this graph's ranges;
+    Batches may differ in any symbolic axis. entropy and percentile keep every activation of all batches of one shape in
+    memory. cache: a JSON file of this graph's ranges;
     what is there is not measured again, what is not is added. Raises `UsageError` for samples that do not fit or are
     none, `DataError` for NaN or nothing but zeros, `InputRefused` for the cache of another graph.
     """
@@ -86,7 +88,7 @@ def calibrate(
         raise UsageError(f"calibration is {method!r}; expected one of {', '.join(METHODS)}")
     groups = [samples] if isinstance(samples, Mapping) else list(samples)
     session = open_graph(graph, name="the model")
-    num_samples = _check(session, groups, method)
+    num_samples = _check(session, groups)
     model_sha256, data_sha256 = graph_sha256(graph), _hash(groups)
     symmetric = symmetric and method == "mse"
     known = [] if cache is None else load_ranges(cache, model_sha256=model_sha256, missing_ok=True)
@@ -163,18 +165,11 @@ def _bounds(low: object, high: object) -> tuple[float, float]:
     return bounds
 
 
-def _check(session: GraphSession, groups: Sequence[Feeds], method: Method) -> int:
-    """How many samples there are. Each group is whole batches of one size: the histogram methods take no other."""
-    total, size = 0, 0
+def _check(session: GraphSession, groups: Sequence[Feeds]) -> int:
+    """How many samples there are."""
+    total = 0
     for group in groups:
-        count = session.check_samples(group)
-        step, _ = _steps(session, count)
-        if method in ("entropy", "percentile") and size not in (0, step):
-            raise UsageError(
-                f"calibration '{method}' needs batches of one size, found {size} and {step} rows; "
-                "give one array per input, or batches of equal size"
-            )
-        total, size = total + count, step
+        total += session.check_samples(group)
         for name, array in group.items():
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 row = int(np.argmax(~np.isfinite(array).reshape(len(array), -1).all(axis=1)))
@@ -210,14 +205,22 @@ def _batches(session: GraphSession, groups: Sequence[Feeds]) -> Iterator[Feeds]:
 
 
 def _hash(groups: Sequence[Feeds]) -> str:
+    """Of the samples, however they are shared out among groups: what a sample looks like is told where it changes."""
     digest = hashlib.sha256()
     for name in sorted(groups[0]):
-        arrays = [group[name] for group in groups]
-        digest.update(json.dumps([name, arrays[0].dtype.str, list(arrays[0].shape[1:])]).encode())
-        for array in arrays:
+        told = ""
+        for array in (group[name] for group in groups):
+            looks = json.dumps([name, array.dtype.str, list(array.shape[1:])])
+            if looks != told:
+                digest.update(looks.encode())
+                told = looks
             for row in array:
                 digest.update(np.ascontiguousarray(row).tobytes())
     return digest.hexdigest()
+
+
+def _shapes(batch: Feeds) -> list[tuple[int, ...]]:
+    return [array.shape for array in batch.values()]
 
 
 class _Reader:
@@ -253,7 +256,9 @@ def _onnxruntime(
             calibrate_method=chosen,
             extra_options=options,
         )
-        calibrator.collect_data(_Reader(batches()))
+        # Its histograms take batches of one shape at a time, and add up.
+        for _, alike in groupby(batches(), key=_shapes):
+            calibrator.collect_data(_Reader(alike))
         data = calibrator.compute_data()
         del calibrator  # its session holds the file open
     return {name: (float(np.min(found.lowest)), float(np.max(found.highest))) for name, found in data.items()}

@@ -149,7 +149,8 @@ def quantize(
     """Write a quantized copy of `model` to `out`: one clean file, IR 8, the same names and symbolic axes.
 
     calibration  for `Int8Static` and `MixedPrecision`: input name -> (N, ...) model-ready arrays, fed up to 32 rows at
-                 a time, or ready batches of that form, or what `calibrate` measured on `graph_for(model, config)`
+                 a time, or several of that form (of texts one for each length), or what `calibrate` measured on
+                 `graph_for(model, config)`
     cache        JSON file in which ranges are kept and looked for
     evaluation   for `MixedPrecision`: what a mixture is judged by (default: the float model's own answers to the
                  calibration samples)
@@ -295,6 +296,14 @@ def _ranges(
 def _joined(batches: Feeds | list[Feeds]) -> Feeds:
     if isinstance(batches, Mapping):
         return batches
+    for name in batches[0]:
+        shapes = sorted({batch[name].shape[1:] for batch in batches})
+        if len(shapes) > 1:
+            found = " and ".join(str(list(shape)) for shape in shapes[:2])
+            raise UsageError(
+                f"MixedPrecision judges mixtures by samples of one shape, found '{name}' of {found}; give "
+                "evaluation=Evaluation(...)"
+            )
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 

@@ -18,7 +18,7 @@ from edgekd.recipe_checks import SYNTHETIC
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256, locate
 from edgekd.spec import parse_steps
-from edgekd.stages import diet, mixing
+from edgekd.stages import diet, mixing, vectors
 from edgekd.stages.aware import config as trained_config
 from edgekd.stages.aware import terms as trained_terms
 from edgekd.stages.caching import store_of
@@ -68,7 +68,7 @@ def _vectors(space: Workspace) -> Inputs:
     if recipe.task != "embedding":
         return {}
     teacher = [recipe.teacher.model, recipe.teacher.args]
-    return {"embedding": recipe.embedding.model_dump(mode="json"), "vectors_of": teacher}
+    return {"embedding": vectors.settings(recipe, space.search_path), "vectors_of": teacher}
 
 
 def teacher(space: Workspace, name: str = "teacher") -> Inputs:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from edgekd.device.calibration import calibrate, wants_calibration
 from edgekd.device.metrics import Contributions, drop_points, score_interval
 from edgekd.device.runtimes import open_session
-from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
+from edgekd.device.runtimes.chunks import answer_name, rows_at_once, run_in_chunks
 from edgekd.errors import AnswerIsNo, UsageError, explain_os_errors, nearest
 from edgekd.files import write_bytes
 from edgekd.graph.metadata import metadata as metadata_of
@@ -35,10 +35,11 @@ from edgekd.graph.quantization import (
 )
 from edgekd.graph.targets import Target, load_target
 from edgekd.graph.verification import Precision, VerifyResult, verify
-from edgekd.spec import Array, Interval
+from edgekd.spec import Array, Interval, Split
 from edgekd.stages import aware, mixing, rejecting
+from edgekd.stages.texts import of_one_length
 from edgekd.stages.training import load_teacher
-from edgekd.stages.workspace import OUTPUT, Workspace
+from edgekd.stages.workspace import OUTPUT, Prepared, Workspace
 
 FLOAT = "float32"
 PER_CHANNEL, PER_TENSOR = "int8_u8s8", "int8_u8s8_per_tensor"
@@ -190,7 +191,11 @@ def work_on_quantize(space: Workspace) -> tuple[dict[str, Any], str]:
 
 
 def _make(
-    space: Workspace, name: str, calibration: Mapping[str, Array], made: dict[str, Any], refused: dict[str, str]
+    space: Workspace,
+    name: str,
+    calibration: Sequence[Mapping[str, Array]],
+    made: dict[str, Any],
+    refused: dict[str, str],
 ) -> None:
     """One variant, into `made` or `refused`."""
     try:
@@ -247,7 +252,7 @@ def _contributions(space: Workspace, name: str) -> Contributions:
     if name == "teacher" and not space.recipe.teacher.has_graph:
         outputs = told_answers(space)
     else:
-        outputs = answers(path, prepared.feeds_in_pieces(val))
+        outputs = answers(path, prepared, val)
     return prepared.judge(outputs, val, space.teacher_post if name == "teacher" else None)
 
 
@@ -284,13 +289,17 @@ def config(space: Workspace, name: str) -> Config:
     return replace(chosen, calibration=space.recipe.quantize.calibration) if isinstance(chosen, Int8Static) else chosen
 
 
-def calibration_feeds(space: Workspace) -> dict[str, Array]:
-    """Samples of the train split, spread evenly over it, as the model sees them."""
+def calibration_feeds(space: Workspace) -> list[dict[str, Array]]:
+    """Samples of the train split, spread evenly over it, as the model sees them: one group, of texts one per length.
+
+    No text is filled up to the longest: ranges would cover what padding makes of a layer, and waste steps on it.
+    """
     prepared = space.prepared
     train = prepared.dataset.train
     count = min(space.recipe.quantize.calibration_samples, len(train))
     indices = np.linspace(0, len(train) - 1, count).astype(np.intp)
-    return prepared.feeds(train.take(indices))
+    chosen = train.take(indices)
+    return [prepared.feeds(chosen.take(rows)) for rows in of_one_length(chosen.x[:], prepared.steps)]
 
 
 def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -317,7 +326,7 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
             }
             for problem in result.problems:
                 space.listener.warn(f"variant {name} is out: {problem}")
-        outputs = told_answers(space) if path is None else answers(path, prepared.feeds_in_pieces(val))
+        outputs = told_answers(space) if path is None else answers(path, prepared, val)
         save_outputs(space, name, outputs)
         own = prepared.judge(outputs, val, space.teacher_post if name == "teacher" else None)
         teacher_rows = own if teacher_rows is None else teacher_rows
@@ -335,17 +344,15 @@ def work_on_verify(space: Workspace) -> tuple[dict[str, Any], str]:
     return told, f"{len(good)} of {len(parity)} variants hold: {', '.join(good)}"
 
 
-def answers(path: Path, feeds: Iterable[Mapping[str, Array]]) -> Array:
-    """Outputs of an ONNX file with one input for all samples of all `feeds`, (N, D)."""
+def answers(path: Path, prepared: Prepared, split: Split) -> Array:
+    """Outputs of an ONNX file with one input for all samples of `split`, (N, D); one by one where a sample's answer
+    depends on its neighbours (`rows_at_once`)."""
     session = open_session(path, threads=1)
-    name = answer_name(session)
+    name, answer, size = session.inputs[0].name, answer_name(session), rows_at_once(path, OUTPUT_BATCH)
+    parts = (split.take(slice(start, start + size)) for start in range(0, len(split), size))
     try:
         return np.concatenate(
-            [
-                run_in_chunks(session, {session.inputs[0].name: x}, size=OUTPUT_BATCH)[name]
-                for piece in feeds
-                for x in piece.values()
-            ]
+            [run_in_chunks(session, {name: prepared.samples(part)}, size=size)[answer] for part in parts]
         )
     finally:
         session.close()

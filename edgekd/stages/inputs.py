@@ -19,6 +19,8 @@ IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".p
 MOST_IMAGES = 512
 # Characters of a text that stands before its answer.
 MOST_SHOWN = 60
+# Lines that an error names.
+MOST_NAMED = 5
 
 
 def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:
@@ -38,14 +40,32 @@ def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:
 
 
 def read_texts(texts: Sequence[str]) -> Iterator[tuple[str, str | bytes]]:
-    """The texts with a name each, short enough for a line; "-" stands for those of standard input, one per line."""
+    """The texts with a name each, short enough for a line; "-" stands for those of standard input, one per line.
+
+    Raises `DataError` that names the lines that are not UTF-8, before the first of them is answered.
+    """
     for text in texts:
         if text != "-":
             yield _shown(text), text
             continue
-        for line in sys.stdin.buffer:
-            raw = line.rstrip(b"\r\n")
-            yield _shown(raw.decode("utf-8", "replace")), raw
+        lines = [line.rstrip(b"\r\n") for line in sys.stdin.buffer]
+        broken = [str(number) for number, line in enumerate(lines, start=1) if not _is_utf8(line)]
+        if broken:
+            more = f" and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+            raise DataError(
+                f"standard input, line {', '.join(broken[:MOST_NAMED])}{more}: not valid UTF-8; convert it (iconv -f "
+                "latin1 -t utf-8), or leave these lines out"
+            )
+        for line in lines:
+            yield _shown(line.decode("utf-8")), line
+
+
+def _is_utf8(line: bytes) -> bool:
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _shown(text: str) -> str:

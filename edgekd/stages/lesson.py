@@ -124,6 +124,7 @@ def _transferred(space: Workspace) -> tuple[Array, dict[str, Any]]:
         seed=recipe.seed,
         search_path=space.search_path,
         limit=section.limit,
+        targets=False,
     )
     return other.train.x[:], {"transfer": other.sha256}
 

@@ -25,8 +25,8 @@ from edgekd.spec import Array, TensorSpec, steps_to_json
 from edgekd.stages import rejecting
 from edgekd.stages.choosing import equally_good_elsewhere
 from edgekd.stages.converting import convert_bundle, platform_of
-from edgekd.stages.graphs import FLOAT, answers, target, variant_path
-from edgekd.stages.inside import Contents, Inside, put_inside
+from edgekd.stages.graphs import FLOAT, target, variant_path
+from edgekd.stages.inside import Contents, Inside, put_inside, run_graph
 from edgekd.stages.texts import bundled, random_texts, tokenizer_files
 from edgekd.stages.workspace import OUTPUT, Prepared, Workspace, blocks, figures
 from edgekd.version import __version__
@@ -103,7 +103,8 @@ def make_golden(prepared: Prepared, graphs: Mapping[str, Any], seed: int) -> dic
     feeds = {name: apply_arithmetic(prepared.arithmetic, raw)}
     golden: dict[str, Array] = {"raw": raw, f"input.{name}": feeds[name]}
     for name, path in graphs.items():
-        golden[f"output.{name}.{OUTPUT}"] = answers(path, [feeds])
+        # All samples in one call, as every loader proves them: a scale found at run time is that of the whole batch.
+        golden[f"output.{name}.{OUTPUT}"] = run_graph(path, feeds)[OUTPUT]
     return golden
 
 

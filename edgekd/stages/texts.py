@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgekd.data.vocabulary import shrink
 from edgekd.device.tokens import TOKENIZER, tokenize_step, vocabulary_of, with_tokenizers
 from edgekd.errors import DataError
 from edgekd.references import locate
-from edgekd.rows import pieces
+from edgekd.rows import Rows, pieces
 from edgekd.spec import Array, Dataset, Step, Task, Tokenize, Trim, Vocabulary
 
 INPUT_IDS = "input_ids"  # as Hugging Face's runtimes feed it
@@ -77,6 +78,23 @@ def tokenizer_files(steps: Iterable[Step], *, task: Task, labels: Sequence[str])
         TOKENIZER: step.content.encode(),
         **{name: (json.dumps(table, indent=2, ensure_ascii=False) + "\n").encode() for name, table in plain.items()},
     }
+
+
+def of_one_length(x: Array, steps: Iterable[Step]) -> list[NDArray[np.intp]]:
+    """Positions of the samples that lie in one array without padding: texts that `trim` makes equally long, the
+    largest group first; of anything else all."""
+    pad = next((step.pad for step in steps if isinstance(step, Trim)), None)
+    if pad is None:
+        return [np.arange(len(x))]
+    places = np.arange(1, x.shape[1] + 1)
+    lengths = np.where(x != pad, places, 1).max(axis=1)
+    groups = [np.flatnonzero(lengths == length) for length in np.unique(lengths)]
+    return sorted(groups, key=len, reverse=True)
+
+
+def num_cut(x: Rows, pad: int) -> int:
+    """How many texts fill their row to its end: longer ones were cut there (and those that fit just so count too)."""
+    return sum(int(np.count_nonzero(piece[:, -1] != pad)) for piece in pieces(x))
 
 
 def random_texts(train_NT: Array, vocabulary: Vocabulary, count: int, rng: np.random.Generator) -> Array:

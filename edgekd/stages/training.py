@@ -18,7 +18,7 @@ from edgekd.graph.quantization import TRAINED
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.references import locate
 from edgekd.spec import Array, Step, parse_steps
-from edgekd.stages import acquaintance, aware, caching, diet, lesson, masks, together
+from edgekd.stages import acquaintance, aware, caching, diet, lesson, masks, together, vectors
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
                 outputs=space.prepared.dataset.num_outputs,
                 vocabulary=vocabulary,
                 args=section.args,
-                pooling=space.recipe.embedding.pooling,
+                pooling=vectors.pooling_of(space.recipe, space.search_path),
                 search_path=space.search_path,
                 longest=longest,
             )

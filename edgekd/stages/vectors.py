@@ -5,10 +5,13 @@ CACHE/vectors/KEY.npz     train, val, test (N, D) float32; matrix (W, D) where t
 
 from __future__ import annotations
 
+import importlib.util
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,6 +26,61 @@ from edgekd.spec import Array, Dataset, Split, Step, Vocabulary, steps_to_json
 
 SPLITS = ("train", "val", "test")
 MATRIX = "matrix"
+# Where sentence-transformers keeps how the hidden states of a text become one vector, and its words for ours.
+POOLING = "1_Pooling/config.json"
+KINDS: dict[str, Literal["mean", "first"]] = {
+    "mean": "mean",
+    "mean_tokens": "mean",
+    "cls": "first",
+    "cls_token": "first",
+}
+
+
+def settings(recipe: Recipe, search_path: Path) -> dict[str, Any]:
+    """`[embedding]` with the pooling that is taken: what the teacher's vectors depend on."""
+    return {**recipe.embedding.model_dump(mode="json"), "pooling": pooling_of(recipe, search_path)}
+
+
+def pooling_of(recipe: Recipe, search_path: Path) -> Literal["mean", "first"]:
+    """The recipe's pooling, else that of the teacher's own file, else the mean. Raises `ModelError` for one that is
+    neither the mean nor the first token."""
+    if recipe.embedding.pooling is not None:
+        return recipe.embedding.pooling
+    path = _pooling_file((recipe.teacher.model or "").removeprefix("hf:"), search_path)
+    if path is None:
+        return "mean"
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        prefix = "pooling_mode_"
+        found = [
+            name.removeprefix(prefix) for name, value in table.items() if name.startswith(prefix) and value is True
+        ]
+        found = found or [str(table["pooling_mode"])]
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{path} does not say how the teacher pools ({type(error).__name__}: {error}); expected the file of "
+            'sentence-transformers, or say it: embedding.pooling = "mean" or "first"'
+        ) from error
+    if len(found) != 1 or found[0] not in KINDS:
+        raise ModelError(
+            f"{path}: the teacher's vectors are made by '{' + '.join(found)}', expected mean_tokens or cls_token; take "
+            'another teacher, or say how they are made: embedding.pooling = "mean" or "first"'
+        )
+    return KINDS[found[0]]
+
+
+def _pooling_file(reference: str, search_path: Path) -> Path | None:
+    """That in the teacher's folder; of an id on the hub that which was fetched, if it was."""
+    place = locate(reference, search_path)
+    if place is not None:
+        return place / POOLING if (place / POOLING).is_file() else None
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    try:
+        kept = importlib.import_module("huggingface_hub").try_to_load_from_cache(reference, POOLING)
+    except ValueError:  # no id of the hub: whoever loads the model says so
+        return None
+    return Path(kept) if isinstance(kept, str) else None
 
 
 def with_vectors(
@@ -58,7 +116,7 @@ def vectors_of(
         "teacher": recipe.teacher.model,
         "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
         "args": recipe.teacher.args,
-        "embedding": recipe.embedding.model_dump(mode="json"),
+        "embedding": settings(recipe, search_path),
         "data": dataset.sha256,
         # The data are ids: what they stand for decides what the teacher reads.
         "tokens": sha256_bytes("\0".join(vocabulary.tokens).encode()),
@@ -86,7 +144,7 @@ def _ask(
         outputs=None,
         vocabulary=vocabulary,
         args=recipe.teacher.args,
-        pooling=recipe.embedding.pooling,
+        pooling=pooling_of(recipe, search_path),
         search_path=search_path,
         longest=dataset.train.x.shape[1],
     )

@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 INPUT = "input"
 OUTPUT = "logits"
+# The share of texts that fill `max_length` up to which nothing is said.
+MOST_CUT = 0.01
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,6 @@ class Prepared:
     def samples(self, split: Split, limit: int | None = None) -> Array:
         """Model-ready samples of `split`, at most `limit` of them, (N, ...)."""
         return apply_arithmetic(self.arithmetic, split.x[:limit])
-
-    def feeds_in_pieces(self, split: Split) -> Iterator[dict[str, Array]]:
-        """Model-ready samples of `split`, so many at a time as fit into memory."""
-        for piece in pieces(split.x):
-            yield {self.input_spec.name: apply_arithmetic(self.arithmetic, piece)}
 
 
 @dataclass
@@ -329,13 +326,15 @@ def work_on_data(space: Workspace) -> tuple[dict[str, Any], str]:
     """The stage `data`: everything that later stages depend on, by content."""
     prepared = space.prepared
     dataset = prepared.dataset
-    counts = counts_of(dataset)
+    counts, step = counts_of(dataset), tokenize_step(prepared.steps)
+    cut = 0 if step is None else texts.num_cut(dataset.train.x, vocabulary_of(step).pad)
     result = {
         "name": dataset.name,
         "sha256": dataset.sha256,
         "labels": list(dataset.labels),
         "counts": counts,
         "left_out": prepared.left_out,
+        **({} if step is None else {"cut": cut}),
         "steps": steps_to_json(prepared.steps),
         "target_units": post_steps_to_json(step for step in prepared.post if isinstance(step, Denormalize)),
         "input_shape": list(prepared.input_shape),
@@ -343,4 +342,7 @@ def work_on_data(space: Workspace) -> tuple[dict[str, Any], str]:
     told = f"{dataset.name}: {counts['train']} train, {counts['val']} validation, {counts['test']} test"
     if prepared.left_out:
         told += f"; {prepared.left_out} left out, for they hold no token that could be guessed"
+    if step is not None and cut > MOST_CUT * counts["train"]:
+        share = 100 * cut / counts["train"]
+        told += f"; {share:.0f} % of the texts have {step.max_length} tokens or more: cut; raise max_length"
     return result, told

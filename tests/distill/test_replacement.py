@@ -115,3 +115,13 @@ def test_what_does_not_fit_is_named(augment: dict[str, float], images: bool, mes
     x = np.zeros((2, 4, 4, 1), np.uint8) if images else IDS
     with pytest.raises(RecipeError, match=message):
         check_augment(augment, x, substitutes_of(WORDS))
+
+
+def test_one_stray_token_does_not_change_the_kind_of_the_vocabulary() -> None:
+    wordpiece = ["[PAD]", "Ġ", "red", "cat", "##s", "##ly"]
+    assert [wordpiece[word] for word in substitutes_of(wordpiece).words] == ["Ġ", "red", "cat"]
+    assert substitutes_of(wordpiece).inside.tolist() == [False, False, False, False, True, True]
+    for start in ("Ġ", "▁"):
+        pieces = ["<pad>", "##", f"{start}red", f"{start}cat", "s", "ly"]
+        assert [pieces[word] for word in substitutes_of(pieces).words] == [f"{start}red", f"{start}cat"]
+        assert substitutes_of(pieces).inside.tolist() == [False, False, False, False, True, True]

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from graphs import cnn, mlp, samples
+from graphs import cnn, mlp, samples, transformer_block
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -157,6 +157,35 @@ def test_the_same_samples_in_batches_are_the_same_samples(tmp_path) -> None:
     whole = calibrate(ready, {"x": x})
     parts = calibrate(ready, ({"x": x[start : start + 16]} for start in range(0, 64, 16)))
     assert whole == parts
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "mse"])
+def test_batches_of_several_lengths_are_measured_as_one_set(method: str) -> None:
+    """Texts without padding: a length has its own batches, and each of them is seen."""
+    ready = prepare(transformer_block())
+    first, second = (samples(transformer_block(), count, length=length) for count, length in ((40, 6), (9, 3)))
+    alone = calibrate(ready, first, method=method)
+    both = calibrate(ready, [first, second], method=method)
+    assert (alone.num_samples, both.num_samples) == (40, 49)
+    assert both.values.keys() == alone.values.keys()
+    if method == "minmax":
+        second["x"] *= 2
+        assert calibrate(ready, [first, second]).values["x"][1] == second["x"].max()
+
+
+def test_samples_of_equal_bytes_and_other_lengths_are_others() -> None:
+    ready, x = prepare(transformer_block()), samples(transformer_block(), 12)["x"]
+    hashes = [
+        calibrate(ready, [{"x": part} for part in parts]).data_sha256
+        for parts in ([x[:6], x[6:]], [x[:6], x[6:].reshape(12, 3, 32)], [x[:6].reshape(12, 3, 32), x[6:]])
+    ]
+    assert len(set(hashes)) == 3
+
+
+def test_a_mixture_is_not_judged_by_calibration_samples_of_several_lengths(tmp_path) -> None:
+    groups = [samples(transformer_block(), 8, length=length) for length in (6, 3)]
+    with pytest.raises(UsageError, match=r"one shape, found 'x' of \[3, 32\] and \[6, 32\]; give evaluation="):
+        quantize(transformer_block(), tmp_path / "q.onnx", MixedPrecision(), calibration=groups)
 
 
 def test_the_cache_of_another_model_is_refused(tmp_path) -> None:

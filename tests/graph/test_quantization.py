@@ -296,8 +296,6 @@ def test_what_is_wrong_with_the_calibration_is_said(tmp_path):
         quantize(mlp(), out, Int8Static(), calibration={"x": x.astype(np.float64)})
     with pytest.raises(UsageError, match="the calibration holds no batch"):
         quantize(mlp(), out, Int8Static(), calibration=[])
-    with pytest.raises(UsageError, match="calibration 'entropy' needs batches of one size, found 30 and 10 rows"):
-        quantize(mlp(), out, Int8Static(calibration="entropy"), calibration=[{"x": x[:30]}, {"x": x[30:]}])
     bad = x.copy()
     bad[37, 2] = np.nan
     with pytest.raises(DataError, match=r"calibration for 'x' holds NaN or infinite numbers \(first in sample 37\)"):

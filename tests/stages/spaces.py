@@ -49,3 +49,35 @@ def make_space(recipe: Path, *overrides: str, threads: int = 1) -> Workspace:
 def record(result: dict[str, object]) -> Record:
     """A stage that ended with `result`."""
     return Record("", {}, result, 0.0)
+
+
+TEXTS = """
+[data]
+kind = "text"
+root = "texts.csv"
+[preprocess]
+steps = [{{op = "tokenize", file = "tokenizer.json", max_length = 12}}{trim}]
+[teacher]
+model = "bow_s"
+[student]
+model = "bow_s"
+"""
+
+
+def write_texts(folder: Path, *, trim: bool = True) -> Path:
+    """Texts of one to nineteen words in two classes, a tokenizer of their words, and a recipe that cuts them at 12
+    tokens, one for each word."""
+    import tokenizers
+
+    rng = np.random.default_rng(0)
+    rows = [
+        f"{' '.join(rng.choice(['good', 'fine'] if label else ['bad', 'dull'], 1 + number % 19))},{label}"
+        for number, label in enumerate(rng.integers(0, 2, 190))
+    ]
+    (folder / "texts.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    trained = tokenizers.BertWordPieceTokenizer()
+    trained.train_from_iterator(rows, vocab_size=60, show_progress=False)
+    trained.save(str(folder / "tokenizer.json"))
+    path = folder / "recipe.toml"
+    path.write_text(TEXTS.format(trim=', {op = "trim"}' if trim else ""))
+    return path

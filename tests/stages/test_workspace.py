@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spaces import make_space, write_project
+from spaces import make_space, write_project, write_texts
 
 from edgekd.device.metrics import score
 from edgekd.device.postprocess import Denormalize, apply_post
+from edgekd.stages.workspace import work_on_data
 
 
 def test_a_regression_learns_standardized_targets_and_answers_in_units(tmp_path: Path) -> None:
@@ -84,3 +85,25 @@ def test_a_depthwise_student_is_quantized_with_one_scale_per_weight_too(tmp_path
             'quantize.variants=["int8_u8s8"]',
         )
         assert variant_names(asked) == ("float32", "int8_u8s8")
+
+
+@pytest.mark.parametrize(("length", "is_told"), [(12, True), (20, False)])
+def test_texts_that_are_cut_are_counted_and_told(tmp_path: Path, length: int, is_told: bool) -> None:
+    pytest.importorskip("tokenizers", reason="models of texts need the extra text")
+    recipe = write_texts(tmp_path)
+    recipe.write_text(recipe.read_text().replace("max_length = 12", f"max_length = {length}"))
+    space = make_space(recipe)
+    result, told = work_on_data(space)
+    words = [len(line.split(",")[0].split()) for line in (tmp_path / "texts.csv").read_text().splitlines()[1:]]
+    ids = space.prepared.dataset.train.ids
+    cut = sum(words[number] >= length for number in ids)
+    assert result["cut"] == cut
+    said = f"; {100 * cut / len(ids):.0f} % of the texts have {length} tokens or more: cut; raise max_length"
+    assert told.endswith(said) == is_told
+    assert ("cut" in told) == is_told
+
+
+def test_numbers_are_not_cut(tmp_path: Path) -> None:
+    result, told = work_on_data(make_space(write_project(tmp_path, "regression")))
+    assert "cut" not in result
+    assert "cut" not in told

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -11,6 +13,23 @@ from edgekd.errors import UsageError
 from edgekd.spec import Array
 
 CHUNK = 64
+# How the operators that measure an activation in every call begin; .onnx and .ort hold the names as they are.
+_MEASURES = b"DynamicQuantize"
+
+
+def rows_at_once(model: Path | bytes, most: int) -> int:
+    """In how large batches a graph is judged: `most`, or one sample where it quantizes activations at run time.
+
+    All samples of a call share one scale then, and padding has its part in it: another batch, other answers.
+    """
+    if isinstance(model, bytes):
+        measures = _MEASURES in model
+    elif not model.is_file() or not model.stat().st_size:  # a runtime of one's own may read what it likes
+        measures = False
+    else:
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            measures = content.find(_MEASURES) >= 0
+    return 1 if measures else most
 
 
 def answer_name(session: Session) -> str:

@@ -90,7 +90,7 @@ class HuggingFace(nn.Module):
 
 def config_sha256(module: nn.Module) -> str:
     """What the model of transformers inside `module` is told to compute, wherever it lies and whatever wrote it."""
-    inner: Any = module.model
+    inner: Any = module.body if isinstance(module, SentenceEncoder) else module.model
     told = json.loads(inner.config.to_json_string(use_diff=False))
     known = {name: value for name, value in told.items() if name[0] != "_" and name != "transformers_version"}
     return sha256_bytes(json.dumps(known, sort_keys=True).encode())
