@@ -155,7 +155,7 @@ def load(state: State, command: Mapping[str, Any]) -> dict[str, Any]:
         peaks["steady"] = memory.peak_resident_mb(process)
     texts = None
     if command["samples"] is None and command["golden"] is None:
-        limits = TextLimits(**command["texts"])
+        limits = TextLimits(**command.get("texts", {}))
         texts = described(session.inputs, limits) if limits.known or reads_texts(session.inputs) else None
     on_device = session.device_memory_mb() if isinstance(session, OnDevice) else None
     return {
@@ -193,7 +193,7 @@ def make_feeds(
             known = {name: golden[f"input.{place}"] for name, place in places.items()}
         return [{name: np.ascontiguousarray(value[np.arange(batch) % len(value)]) for name, value in known.items()}]
     random = np.random.default_rng(int(command["seed"]))
-    texts = TextLimits(**command["texts"])
+    texts = TextLimits(**command.get("texts", {}))
     if texts.known or reads_texts(inputs):
         return random_batches(inputs, texts, batch=batch, count=TIMED_TEXTS, rng=random)
     return [{spec.name: _random_input(spec, batch, random) for spec in inputs}]
