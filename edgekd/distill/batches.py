@@ -105,8 +105,7 @@ class Batches:
         self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
         self._ready = None if self._augment else _ready(split, steps)
         self._pad = _padding(steps)
-        self._lengths = _lengths(split, self._pad)
-        self._tokens = _tokens(split, self._pad, self._extras)
+        self._lengths, self._tokens = _lengths_and_tokens(split, self._pad, self._extras)
         self._is_on_disk = self._ready is None and isinstance(split.x, DiskRows)
         self._axes = _image_axes(steps)
         if self._mixing is not None and self._pad is not None:
@@ -345,21 +344,18 @@ def _padding(steps: tuple[Step, ...]) -> int | None:
     return next((step.pad for step in steps if isinstance(step, Trim)), None)
 
 
-def _lengths(split: Split, pad: int | None) -> NDArray[np.int64] | None:
-    """(N,) how many columns each text needs, at least one."""
-    if pad is None:
-        return None
-    used_NL = split.x[: len(split)] != pad
-    columns_L = np.arange(1, used_NL.shape[1] + 1)
-    lengths: NDArray[np.int64] = (used_NL * columns_L).max(axis=1).clip(min=1)
-    return lengths
+def _lengths_and_tokens(
+    split: Split, pad: int | None, extras: Mapping[str, Tensor]
+) -> tuple[NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    """(N,) how many columns each text needs, at least one, and (N,) how many tokens of each sample count.
 
-
-def _tokens(split: Split, pad: int | None, extras: Mapping[str, Tensor]) -> NDArray[np.int64] | None:
-    """(N,) how many tokens of each sample count; None for samples that have no mask."""
+    None for samples that are no texts, or have no mask.
+    """
+    lengths = tokens = None
+    if pad is not None:
+        used_NL = split.x[: len(split)] != pad
+        tokens = used_NL.sum(axis=1)
+        lengths = np.where(tokens > 0, used_NL.shape[1] - used_NL[:, ::-1].argmax(axis=1), 1)
     if "mask" in extras:
-        return extras["mask"].bool().sum(dim=1).numpy()
-    if pad is None:
-        return None
-    tokens: NDArray[np.int64] = (split.x[: len(split)] != pad).sum(axis=1)
-    return tokens
+        tokens = extras["mask"].bool().sum(dim=1).numpy()
+    return lengths, tokens

@@ -128,6 +128,7 @@ def train_epoch(
         if plan.clip_norm is not None:
             nn.utils.clip_grad_norm_(trained, plan.clip_norm)
         optimizer.step()
+        objective.after_step()
         if pupil.average is not None:
             pupil.average.update(done)
         ledger.add(rows[0] if len(rows) == 1 else torch.stack(rows).sum(dim=0), sizes[step])

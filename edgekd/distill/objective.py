@@ -99,6 +99,12 @@ class Objective:
         # A module's name may hold no dot, and not be one of a module's own attributes.
         return nn.ModuleDict({f"term {n}".replace(".", "/"): module for n, module in self._adapters.items()})
 
+    def after_step(self) -> None:
+        """Tell the adapters that want to know it that the optimizer has made a step."""
+        for module in self._adapters.values():
+            if (after := getattr(module, "after_step", None)) is not None:
+                after()
+
     def describe(self) -> list[dict[str, Any]]:
         """The terms as plain values: equal for objectives that compute the same."""
         return [bound.describe() for bound in self._terms]

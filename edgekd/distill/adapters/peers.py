@@ -51,7 +51,7 @@ def peers(
 
 
 class AverageTeacher(nn.Module):
-    """Gives as the teacher's tensor the logits of a slow copy of the student, whose weights follow at each step."""
+    """Gives as the teacher's tensor the logits of a slow copy of the student, whose weights follow after each step."""
 
     def __init__(self, student: nn.Module, decay: float) -> None:
         super().__init__()
@@ -59,21 +59,17 @@ class AverageTeacher(nn.Module):
         self.decay = decay
         # Not a part of this module: its weights belong to the student.
         self._student = (student,)
-        self._followed: int | None = None
 
     def forward(self, student: Tensor, teacher: object, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Mapping]:  # type: ignore[type-arg]
         """(student, logits of the slow copy, nothing more)."""
         self.slow.eval()
         with torch.no_grad():
-            # Training, not a rehearsal; once for each step, of which there may be several micro-batches.
-            version = sum(parameter._version for parameter in self._student[0].parameters())
-            if student.requires_grad and version != self._followed:
-                self._followed = version
-                self._follow()
             answer = self.slow(batch["x"])
         return student, answer["logits"] if isinstance(answer, Mapping) else answer, {}
 
-    def _follow(self) -> None:
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Follow the student, whose weights have just changed."""
         slow, fast = self.slow.state_dict(), self._student[0].state_dict()
         for name, value in slow.items():
             if value.is_floating_point():
