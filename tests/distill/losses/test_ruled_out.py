@@ -107,3 +107,25 @@ def test_nan_where_the_mask_is_false_stays_there(loss: Callable[..., Tensor]) ->
     assert dirty.grad is not None
     assert torch.equal(clean.grad, dirty.grad)
     assert float(clean.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_tokens_over_a_vocabulary_that_no_cache_holds(is_masked: bool) -> None:
+    # Computed in parts, the last of which is a short one.
+    shape = (3, 23, 4000)
+    mask = RNG.random(shape[:2]) < 0.7 if is_masked else np.ones(shape[:2], bool)
+    s, t = RNG.normal(scale=2.0, size=(2, *shape))
+    t[..., 3990:] = -np.inf
+    t[0, 0, 7] = s[0, 0, 7] = -np.inf
+    p, q = softmax(t / 3), softmax(s / 3)
+    expected = 9.0 * kl(p, q)[mask].mean()
+    slope = 3.0 * (q - p) * mask[..., None] / mask.sum()
+    dirty = [torch.from_numpy(np.where(mask[..., None], values, np.nan)) for values in (s, t)]
+    student = (
+        dirty[0].transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    )  # in no order that is taken as given
+    value = kd(student, dirty[1], temperature=3.0, mask=torch.from_numpy(mask) if is_masked else None)
+    assert value.item() == pytest.approx(expected, rel=1e-10)
+    value.backward()
+    assert student.grad is not None
+    np.testing.assert_allclose(student.grad.numpy(), slope, atol=1e-12)
