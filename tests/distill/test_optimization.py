@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekd.distill.execution import choose_device, choose_precision, placed, resume_threads
+from edgekd.distill.execution import choose_device, choose_precision, faster_layout, placed, resume_threads
 from edgekd.distill.models import build_model
 from edgekd.distill.optimization import SCHEDULES, build_optimizer, lr_factor
 from edgekd.errors import UsageError
@@ -102,14 +106,45 @@ def test_devices() -> None:
 
 
 def test_convolutions_get_their_layout_and_lose_it_again() -> None:
-    conv = nn.Sequential(nn.Conv2d(2, 4, 3))
+    conv = nn.Sequential(nn.Conv2d(2, 16, 3))
     with placed(conv, CPU) as layout:
         assert layout is torch.channels_last
         assert conv[0].weight.is_contiguous(memory_format=torch.channels_last)
         assert not conv[0].weight.is_contiguous()
     assert conv[0].weight.is_contiguous()
-    with placed(nn.Linear(2, 2), CPU) as layout:
-        assert layout is torch.contiguous_format
+    for other in (nn.Linear(2, 2), nn.Sequential(nn.Conv2d(2, 12, 3), nn.Conv2d(12, 24, 3))):
+        with placed(other, CPU) as layout:
+            assert layout is torch.contiguous_format
+    assert faster_layout(nn.Conv2d(2, 12, 3), torch.device("cuda")) is torch.channels_last
+
+
+# Blocks of 4 to 20 MB in sizes that change, as a training's are.
+TRAINING = """
+import resource
+import torch
+from edgekd.distill.execution import contained
+
+with contained(torch.device("cpu"), threads=1):
+    for step in range(60):
+        if step == 20:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        kept = [torch.ones((1 + (step + part) % 5) << 20) for part in range(8)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's settings")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    def faults(**settings: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINING], env={**os.environ, **settings}, capture_output=True, text=True, check=True
+        )
+        return int(done.stdout)
+
+    # The user's own word counts: these are about glibc's own beginnings.
+    given_back = faults(MALLOC_MMAP_THRESHOLD_="131072")
+    assert given_back > 40 * 8  # each block anew
+    assert faults() < given_back / 5
 
 
 def test_threads() -> None:
