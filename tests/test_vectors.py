@@ -207,3 +207,17 @@ def test_a_teacher_of_the_first_token_is_asked_for_the_first_token(run: Path, tm
     with torch.no_grad():
         states = model(input_ids=ids, attention_mask=(ids != 0).long()).last_hidden_state
     np.testing.assert_allclose(train.y[:20], unit(states[:, 0].numpy()), atol=1e-5)
+
+
+def test_a_teacher_told_to_compute_something_else_is_asked_anew(tmp_path: Path) -> None:
+    folder = write_project(tmp_path)
+    config = folder / "teacher" / "config.json"
+
+    def targets() -> np.ndarray:
+        loaded = load_recipe(folder / "recipe.toml")
+        return np.asarray(prepare_data(loaded.recipe, loaded.folder).dataset.train.y)
+
+    before = targets()
+    np.testing.assert_array_equal(targets(), before)
+    config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
+    assert not np.allclose(targets(), before), "the same weights under another configuration"

@@ -19,7 +19,7 @@ from edgekd.data.download import cache_folder
 from edgekd.data.npz import read_npz
 from edgekd.device.machine import versions
 from edgekd.errors import ModelError
-from edgekd.files import canonical_json, sha256_bytes, write_bytes
+from edgekd.files import canonical_json, sha256_bytes, sha256_file, write_bytes
 from edgekd.recipe import Recipe
 from edgekd.references import locate
 from edgekd.spec import Array, Dataset, Split, Step, Vocabulary, steps_to_json
@@ -112,16 +112,20 @@ def vectors_of(
     reference = (recipe.teacher.model or "").removeprefix("hf:")
     place = locate(reference, search_path)
     weights = [] if place is None else sorted([*place.glob("*.safetensors"), *place.glob("*.bin")])
+    config = None if place is None else place / "config.json"
+    installed = versions()
     facts = {
         "teacher": recipe.teacher.model,
         "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in weights],
+        # The same weights compute something else with another.
+        "config": None if config is None or not config.is_file() else sha256_file(config),
         "args": recipe.teacher.args,
         "embedding": settings(recipe, search_path),
         "data": dataset.sha256,
         # The data are ids: what they stand for decides what the teacher reads.
         "tokens": sha256_bytes("\0".join(vocabulary.tokens).encode()),
         "steps": steps_to_json(steps),
-        "torch": versions().get("torch"),
+        **{name: installed.get(name) for name in ("torch", "transformers")},
     }
     path = cache_folder("vectors") / f"{sha256_bytes(canonical_json(facts).encode())[:24]}.npz"
     if path.is_file():
