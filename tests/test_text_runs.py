@@ -152,6 +152,19 @@ def test_texts_are_read_from_standard_input(run: Path) -> None:
     done = subprocess.run(command, input=b"good\n\xff\nbad\n" + 6 * b"\xe9\n", capture_output=True, timeout=120)
     assert done.returncode == 3
     assert b"standard input, line 2, 4, 5, 6, 7 and 2 more: not valid UTF-8" in done.stderr
+    done = subprocess.run([*command[:-2], "good", b"caf\xe9"], capture_output=True, timeout=120)
+    assert done.returncode == 2
+    assert b"is not text in utf-8" in done.stderr
+
+
+def test_a_label_that_training_never_saw_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\ngood,1\nbad,0\n" * 30)
+    (tmp_path / "test.csv").write_text("text,label\nnew,perhaps\n")
+    told = refused(
+        3, "distill", run.parent / "recipe.toml", "--set", f"data={{kind='text', root='{tmp_path}'}}", cwd=run.parent
+    )
+    assert "perhaps" in told
+    assert "training samples of it" in told
 
 
 def test_a_text_that_is_too_long_is_cut_and_that_is_said(run: Path) -> None:

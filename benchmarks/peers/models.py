@@ -1,4 +1,4 @@
-"""The two pairs that the engine's cost is measured on: plain torch modules that every loop trains alike."""
+"""The pairs that the engine's cost is measured on: plain torch modules that every loop trains alike."""
 
 from __future__ import annotations
 
@@ -17,6 +17,17 @@ def cnn_teacher() -> nn.Module:
 def cnn_student() -> nn.Module:
     """14 thousand parameters, (N, 1, 28, 28) to (N, 10)."""
     return nn.Sequential(*_stage(1, 12), *_stage(12, 24), *_stage(24, 48), *_head(48))
+
+
+strided_teacher = cnn_teacher
+
+
+def strided_student() -> nn.Module:
+    """14 thousand parameters, (N, 1, 28, 28) to (N, 10): it begins at half the size, as students for a device do."""
+    first = [nn.Conv2d(1, 16, 5, stride=2, padding=2, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    second = [nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+    third = [nn.Conv2d(32, 30, 3, padding=1, bias=False), nn.BatchNorm2d(30), nn.ReLU()]
+    return nn.Sequential(*first, *second, *third, *_head(30))
 
 
 def mlp_teacher() -> nn.Module:

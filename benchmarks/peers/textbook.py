@@ -23,14 +23,14 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-FOLDERS = {"cnn": "FashionMNIST", "mlp": "MNIST"}
-MEAN_STD = {"cnn": (0.2860, 0.3530), "mlp": (0.1307, 0.3081)}
+FOLDERS = {"cnn": "FashionMNIST", "strided": "FashionMNIST", "mlp": "MNIST"}
+MEAN_STD = {"FashionMNIST": (0.2860, 0.3530), "MNIST": (0.1307, 0.3081)}
 BATCH = 128
 TEMPERATURE = 4.0
 
 
 class Images(Dataset[tuple[Tensor, int]]):
-    """As torchvision's: a PIL image per item, then to a tensor, normalized, and flipped at random for the CNN.
+    """As torchvision's: a PIL image per item, then to a tensor, normalized, and clothes flipped at random.
 
     (torchvision's own ToTensor, Normalize and RandomHorizontalFlip do the same in more Python.)
     """
@@ -39,8 +39,8 @@ class Images(Dataset[tuple[Tensor, int]]):
         folder = root / FOLDERS[task] / "raw"
         self.images = _read(folder / "train-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)[:count]
         self.labels = _read(folder / "train-labels-idx1-ubyte.gz", 8)[:count]
-        self.mean, self.std = MEAN_STD[task]
-        self.flips = task == "cnn"
+        self.mean, self.std = MEAN_STD[FOLDERS[task]]
+        self.flips = FOLDERS[task] == "FashionMNIST"
 
     def __len__(self) -> int:
         return len(self.labels)

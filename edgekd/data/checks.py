@@ -102,7 +102,11 @@ def _classes(y: Array, labels: Sequence[str], where: str) -> Array:
         index = {label: number for number, label in enumerate(labels)}
         unknown = sorted({str(value) for value in y} - set(index))
         if unknown:
-            raise DataError(f"{where}: y holds {_listed(unknown)}, which is not in labels = {list(labels)}")
+            raise DataError(
+                f"{where}: y holds {_listed(unknown)}, which is not in labels = [{_listed(labels)}] "
+                f"({len(labels)}: those of the recipe, else of the training data); give training samples of it, remove "
+                "these samples, or correct data.labels"
+            )
         return np.array([index[str(value)] for value in y], dtype=np.int64)
     if y.dtype.kind not in "fiub":
         raise DataError(f"{where}: y holds {y.dtype}, expected class numbers or texts")
