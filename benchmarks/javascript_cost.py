@@ -192,7 +192,8 @@ def main() -> int:
             package: json.loads((npm / "node_modules" / package / "package.json").read_text())["version"]
             for package in ("onnxruntime-node", "onnxruntime-web")
         }
-    results: dict[str, Any] = {"machine": describe(), "versions": {**versions(), **packages}, "cases": {}}
+    facts = {"bundle": arguments.bundle.name, "variant": arguments.variant}
+    results: dict[str, Any] = {**facts, "machine": describe(), "versions": {**versions(), **packages}, "cases": {}}
     print(f"{'':26}{'start ms':>20}{'peak MB':>20}{'a call, us':>22}")
     for case, measured in samples.items():
         row: dict[str, Any] = {"samples": measured}

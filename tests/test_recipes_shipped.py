@@ -15,7 +15,13 @@ from edgekd.recipe import load_recipe, recipe_to_toml
 
 MAIN = ("arrays", "digits", "fashion_mnist", "image_folder", "mnist", "webdataset")
 TEXTS = ("intents_clinc150", "mlm_distilbert", "sentence_embedding", "sst2", "text_csv")
-RECIPE_DATA = {"sst2": "sst2", "sentence_embedding": "clinc150", "mlm_distilbert": "gutenberg_en"}
+RECIPE_DATA = {
+    "sst2": "sst2",
+    "sentence_embedding": "clinc150",
+    "intents_clinc150": "clinc150",
+    "mlm_distilbert": "gutenberg_en",
+    "text_csv": "sst2",
+}
 # One for each programme of distillation, on few digits: seconds each.
 PROGRAMMES = tuple(
     f"digits_{name}"
@@ -107,6 +113,8 @@ def test_a_pretrained_encoder_teaches_a_student_of_texts(
     is_fresh = name == "mlm_distilbert"
     found = real_data(RECIPE_DATA[name])
     sets = {"data.root": found if is_fresh else found.parent, "data.limit": 60, "distill.epochs": 1, "threads": 1}
+    if name == "text_csv":  # a file of one's own, with its own names for the columns
+        sets |= {"data.root": found / "dev.tsv", "data.text": "sentence", "data.target": "label"}
     sets |= {} if name == "sentence_embedding" else {"teacher.train.epochs": 1}
     sets |= {"teacher.train.warmup_epochs": 0} if is_fresh else {}
     told = ok_json("distill", name, *(f"--set={key}={value}" for key, value in sets.items()), "--out", tmp_path / "run")

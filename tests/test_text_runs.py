@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import edgekd, ok, ok_json, refused
-from ends import SUITE
+from ends import SUITE, rows_of
+from in_optimum import through_optimum
 from real_data import real_data
 
 import edgekd as package
 from edgekd.device.bundle import Bundle
+from edgekd.results import read_results
 
 tokenizers = pytest.importorskip("tokenizers", reason="models of texts need the extra text")
 
@@ -141,6 +143,26 @@ def test_texts_without_labels_teach_a_student(run: Path, name: str, tmp_path: Pa
     assert "the samples of [transfer] have no labels" in told
 
 
+def test_a_top_k_of_answers_to_texts_teaches(run: Path, tmp_path: Path) -> None:
+    largest = '{loss="topk_cross_entropy", teacher_tap=["topk_indices", "topk_probabilities"]}'
+    sets = ["distill.cache=true", "distill.cache_top_k=1", f"distill.terms=[{largest}]", "distill.epochs=1"]
+    sets += [f"teacher.weights={run / 'teacher' / 'weights.safetensors'}"]
+    options = [part for setting in sets for part in ("--set", setting)]
+    command = ["distill", run.parent / "recipe.toml", "--student-only", "--cache", tmp_path / "answers", *options]
+    done = edgekd(*command, "--out", tmp_path / "run", cwd=run.parent)
+    assert done.returncode == 0, done.stderr
+
+
+def test_layers_of_a_student_of_texts_go_back_into_float(run: Path, tmp_path: Path) -> None:
+    sets = ['quantize.variants=["int8_u8s8", "mixed"]', "distill.epochs=1", "distill.baseline=false"]
+    sets += [f"teacher.weights={run / 'teacher' / 'weights.safetensors'}", "student.model=text_cnn_s"]
+    options = [part for setting in sets for part in ("--set", setting)]
+    ok("distill-and-export", run.parent / "recipe.toml", "--out", tmp_path / "run", *options, cwd=run.parent)
+    results = read_results(tmp_path / "run")
+    assert "mixed" in rows_of(results)
+    assert results["run"]["mixtures"]["mixed"]
+
+
 def test_texts_are_read_from_standard_input(run: Path) -> None:
     import subprocess
     import sys
@@ -245,35 +267,20 @@ from edgekd.distill.models.vision import import_torchvision
 import_torchvision()  # before transformers does: the CPU build needs help
 from optimum.onnxruntime import ORTModelForSequenceClassification
 from transformers import AutoTokenizer, pipeline
-bundle, texts = sys.argv[1], json.loads(sys.argv[2])
-model = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="graphs", file_name="float32.onnx")
+bundle, texts, variant = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+model = ORTModelForSequenceClassification.from_pretrained(bundle, subfolder="graphs", file_name=f"{variant}.onnx")
 tokenizer = AutoTokenizer.from_pretrained(bundle)
 answer = pipeline("text-classification", model=model, tokenizer=tokenizer)
 print(json.dumps(answer(texts, truncation=True, padding=True)))
 """
 
 
-def test_the_bundle_opens_in_a_pipeline_of_transformers_through_optimum(run: Path) -> None:
-    import os
-    import subprocess
-
-    python = os.environ.get("EDGEKD_OPTIMUM_PYTHON")
-    if python is None:
-        reason = "EDGEKD_OPTIMUM_PYTHON is not set: tests/make_optimum.sh makes such an environment"
-        pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
+@pytest.mark.parametrize("variant", ["float32", "int8_dynamic", "int8_u8s8"])
+def test_the_bundle_opens_in_a_pipeline_of_transformers_through_optimum(run: Path, variant: str) -> None:
     texts = ["a wonderful film", "", "dull " * 100]
-    root = Path(package.__file__).parents[1]
-    done = subprocess.run(
-        [python, "-c", OPTIMUM, str(run / "student.edgekd"), json.dumps(texts)],
-        capture_output=True,
-        text=True,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"},
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    with package.load(run / "student.edgekd", variant="float32") as predictor:
-        for found, text in zip(json.loads(done.stdout.splitlines()[-1]), texts):
+    answers = through_optimum(OPTIMUM, run / "student.edgekd", json.dumps(texts), variant)
+    with package.load(run / "student.edgekd", variant=variant) as predictor:
+        for found, text in zip(answers, texts):
             own = predictor.predict(text)
             assert found["label"] == own.label
             if "calibrated" not in str(predictor.bundle.manifest["postprocess"]):

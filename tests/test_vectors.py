@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import ok, ok_json, refused
+from in_optimum import through_optimum
 
 import edgekd
 from edgekd.device.bundle import Bundle
@@ -116,6 +122,36 @@ def test_the_shortened_vectors_are_those_of_the_teachers_graph(run: Path) -> Non
     assert float(np.linalg.norm(found)) == pytest.approx(1.0, abs=1e-5)
 
 
+OPTIMUM = """
+import json, sys
+from edgekd.distill.models.vision import import_torchvision
+import_torchvision()
+from optimum.onnxruntime import ORTModelForCustomTasks
+from transformers import AutoTokenizer
+bundle, texts, variant = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+model = ORTModelForCustomTasks.from_pretrained(bundle, subfolder="graphs", file_name=f"{variant}.onnx")
+tokenizer = AutoTokenizer.from_pretrained(bundle)
+print(json.dumps([model(**tokenizer(text, return_tensors="pt"))["logits"][0].tolist() for text in texts]))
+"""
+
+
+@pytest.mark.parametrize("variant", ["float32", "int8_dynamic"])
+def test_the_bundle_opens_in_optimum(run: Path, variant: str) -> None:
+    texts = ["red cat runs", "here"]
+    found = through_optimum(OPTIMUM, run / "student.edgekd", json.dumps(texts), variant)
+    with edgekd.load(run / "student.edgekd", variant=variant) as predictor:
+        own = [predictor.predict(text).outputs["logits"] for text in texts]
+    np.testing.assert_allclose(found, own, atol=1e-5)
+
+
+def test_vectors_are_learned_by_their_squared_error_too(run: Path, tmp_path: Path) -> None:
+    terms = "distill.terms=[{loss='cosine_embedding', weight=0.5}, {loss='logit_mse', weight=0.5}]"
+    sets = ("--set", terms, "--set", "distill.epochs=20")
+    command = ["distill", run.parent / "recipe.toml", "--student-only", "--out", tmp_path / "run", *sets]
+    told = ok_json(*command, cwd=run.parent)["stages"]["student"]
+    assert told["history"][-1]["terms"]["logit_mse"] < 0.5 * told["history"][0]["terms"]["logit_mse"]
+
+
 def test_principal_components_are_those_of_numpy_and_ordered() -> None:
     random = np.random.default_rng(1)
     vectors = (random.standard_normal((400, 6)) * [5, 4, 3, 2, 1, 0.1]).astype(np.float32)
@@ -221,3 +257,55 @@ def test_a_teacher_told_to_compute_something_else_is_asked_anew(tmp_path: Path) 
     np.testing.assert_array_equal(targets(), before)
     config.write_text(config.read_text().replace('"hidden_act": "gelu"', '"hidden_act": "relu"'))
     assert not np.allclose(targets(), before), "the same weights under another configuration"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """What Hugging Face's hub says of one file: of me/first there is one, of me/none there is none."""
+
+    def do_HEAD(self) -> None:
+        content = b'{"pooling_mode_cls_token": true}'
+        is_there = self.path == "/me/first/resolve/main/1_Pooling/config.json"
+        self.send_response(200 if is_there else 404)
+        self.send_header("X-Repo-Commit", "0" * 40)
+        self.send_header("Content-Length", str(len(content) if is_there else 0))
+        if is_there:
+            self.send_header("ETag", '"1"')
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith("/me/none") else "RepoNotFound")
+        self.end_headers()
+        if is_there and self.command == "GET":
+            self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_how_a_teacher_on_the_hub_pools_is_asked_there(tmp_path: Path) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+
+    def pools(name: str) -> str:
+        code = "import sys; from pathlib import Path; from edgekd.recipe import load_recipe\n"
+        code += "from edgekd.stages.vectors import pooling_of; from edgekd.errors import EdgekdError\n"
+        code += "recipe = load_recipe('recipe.toml', overrides=[f'teacher.model=hf:{sys.argv[1]}']).recipe\n"
+        code += "try: print(pooling_of(recipe, Path()))\nexcept EdgekdError as error: print(error)"
+        address = f"http://127.0.0.1:{server.server_port}"
+        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub")}
+        environment = {name: value for name, value in environment.items() if name != "HF_HUB_OFFLINE"}
+        command = [sys.executable, "-c", code, name]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    assert pools("me/first") == "first"
+    assert pools("me/none") == "mean"
+    assert pools("me/nobody") == "mean", "whoever loads the model says that there is none"
+    server.shutdown()
+    server.server_close()
+    assert pools("me/first") == "first", "what was fetched is kept"
+    assert pools("me/none") == "mean", "and what is not there, too"
+    assert "the hub cannot be asked" in pools("me/other")

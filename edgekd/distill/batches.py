@@ -180,16 +180,18 @@ class Batches:
             width = None if self._lengths is None or count == 1 else int(self._lengths[rows].max())
             parts = [self.at(rows[part::count], view=view, width=width) for part in own]
             if self._tokens is not None and count > 1:
-                parts = [{**part, SHARES: self._shares(rows, j, len(own), count)} for j, part in zip(own, parts)]
+                counts_3N = self._counts(rows, view, width)
+                parts = [{**part, SHARES: _shares(counts_3N, j, len(own), count)} for j, part in zip(own, parts)]
             yield parts
 
-    def _shares(self, rows: Positions, part: int, own: int, count: int) -> Tensor:
-        """(2,) what a mean over the tokens of a part counts, and one over the pairs of tokens of its texts, so that
-        over the parts of a process summed, over the processes averaged, they are the means of the batch."""
+    def _counts(self, rows: Positions, view: int, width: int | None) -> NDArray[np.int64]:
+        """(3, N) tokens of each sample, pairs of them, and of masked texts the tokens that are asked for."""
         assert self._tokens is not None
-        counts_2N = np.stack([self._tokens[rows], self._tokens[rows] ** 2])
-        shares_2 = counts_2N[:, part::count].sum(axis=1) / np.maximum(counts_2N.sum(axis=1), 1)
-        return torch.from_numpy((shares_2 * (count // own)).astype(np.float32))
+        tokens_N = self._tokens[rows]
+        asked_N = np.zeros_like(tokens_N)
+        if self._masking is not None:  # which ones are follows from the view: nobody has to be asked
+            asked_N = self.at(rows, view=view, width=width)[ASKED].numpy()
+        return np.stack([tokens_N, tokens_N**2, asked_N])
 
     def _bucketed(self, order: Positions) -> Positions:
         """`order` with texts of like length in one batch: those of `_BUCKET` batches are sorted by length, and then
@@ -342,6 +344,13 @@ def _ready(split: Split, steps: tuple[Step, ...]) -> Tensor | None:
 def _padding(steps: tuple[Step, ...]) -> int | None:
     """The id of the padding of texts; None for samples of something else, and for texts that are not trimmed."""
     return next((step.pad for step in steps if isinstance(step, Trim)), None)
+
+
+def _shares(counts_3N: NDArray[np.int64], part: int, own: int, count: int) -> Tensor:
+    """(3,) what means over the tokens of a part count, over the pairs of tokens of its texts and over what is asked
+    there, so that over the parts of a process summed, over the processes averaged, they are the means of the batch."""
+    shares_3 = counts_3N[:, part::count].sum(axis=1) / np.maximum(counts_3N.sum(axis=1), 1)
+    return torch.from_numpy((shares_3 * (count // own)).astype(np.float32))
 
 
 def _lengths_and_tokens(

@@ -86,7 +86,11 @@ class Cache:
     @property
     def size_bytes(self) -> int:
         """What its files take on the disk."""
-        return sum(path.stat().st_size for path in self.path.iterdir() if path.is_file())
+        total = 0
+        with suppress(FileNotFoundError):  # another process may remove it meanwhile
+            for path in self.path.iterdir():
+                total += path.stat().st_size
+        return total
 
     @property
     def used_at(self) -> float:
@@ -150,11 +154,12 @@ def _taps_and_others(facts: Facts) -> tuple[frozenset[str], dict[str, Any]]:
 
 def list_caches(root: Path) -> list[Cache]:
     """The caches below `root`, the last used first; folders that are none, or cannot be read, are left out."""
-    found = []
+    found: list[tuple[float, int, Cache]] = []
     for path in sorted(root.iterdir()) if root.is_dir() else []:
-        with suppress(DataError, StorageError):
-            found.append(open_cache(path))
-    return sorted(found, key=lambda cache: -cache.used_at)
+        with suppress(DataError, StorageError, FileNotFoundError):  # another process may remove one meanwhile
+            cache = open_cache(path)
+            found.append((-cache.used_at, len(found), cache))
+    return [cache for _, _, cache in sorted(found)]
 
 
 def open_cache(path: Path, facts: Facts | None = None) -> Cache:

@@ -20,14 +20,15 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from edgekd.distill.answers import LOGITS
 from edgekd.distill.batches import Batches, Positions
 from edgekd.distill.cache import IDS, INDEX, JOURNAL, VERSION, Cache, Facts, building, cache_key, find_cache, open_cache
 from edgekd.distill.distribution import ALONE, World
 from edgekd.distill.execution import autocast
 from edgekd.distill.journal import Journal
-from edgekd.distill.stored import PIXELS, Store, encode, pixels_of, shown
-from edgekd.distill.teachers import Teacher
-from edgekd.errors import EdgekdError, StorageError, UsageError
+from edgekd.distill.stored import PIXELS, TOPK_LOGITS, Store, encode, pixels_of, shown
+from edgekd.distill.teachers import Teacher, check_finite
+from edgekd.errors import DataError, EdgekdError, StorageError, UsageError
 from edgekd.files import TEMPORARY, sha256_file, write_atomically, write_json
 from edgekd.spec import Array
 
@@ -101,6 +102,8 @@ class Order:
         missing = [tap for tap in self.store.taps if tap not in named]
         if missing:
             raise UsageError(f"the teacher gives {', '.join(sorted(named))}; {', '.join(missing)} cannot be kept")
+        if LOGITS in named:  # on a GPU the teacher itself does not look each time
+            check_finite(named[LOGITS], batch, "the teacher")
         answers = encode(named, self.store, num_outputs=self.num_outputs)
         return {**answers, PIXELS: pixels_of(shown(batch)).numpy()}
 
@@ -142,6 +145,11 @@ def _build(
     row = index["shards"][-1]["stop"] if index["shards"] else 0
     journal = Journal(path / JOURNAL) if order.journal else None
     given = {} if journal is None else {(start, end): arrays for start, end, arrays in journal.replay(row)}
+    if any(TOPK_LOGITS in names for names in (index["tensors"], *given.values())):
+        raise DataError(
+            f"the teacher cache {path} was begun by an earlier edgekd, which kept a top-k in another form; finish it "
+            "with that one (what is complete can be read), or delete it to ask the teacher anew"
+        )
     asked = 0
 
     def note(piece: Piece, arrays: Mapping[str, Array]) -> None:

@@ -31,7 +31,8 @@ from edgekd.errors import MissingExtra, ProcessLost, UsageError
 
 T = TypeVar("T")
 
-# In a part of a batch of texts: what means over its tokens, and over pairs of them, count (`Batches.parts`).
+# In a part of a batch of texts: what means over its tokens, over pairs of them, and over those that are asked for count
+# (`Batches.parts`).
 SHARES = "shares"
 
 # The others wait while the first one caches answers or measures; a process that dies is noticed at once all the same.

@@ -200,6 +200,12 @@ def distill(
     teacher_bfloat16 = chosen == {"bfloat16"}
     division = Division(world, accumulate)
     check_division(division, train, student, num_val=len(data.val), sync_batch_norm=sync_batch_norm, device=place)
+    if masking is not None and not world.is_alone and objective.comparing_terms:
+        raise UsageError(
+            f"{', '.join(objective.comparing_terms)} compare samples with one another; several processes cannot put "
+            "masked texts together, each of which has another number of tokens that are asked for: train on one "
+            "process, or drop these terms"
+        )
     settings = {
         "data": data.sha256,
         "samples": [len(data.train), len(data.val)],

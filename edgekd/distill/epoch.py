@@ -47,12 +47,16 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pupil:
-    """What changes with every step: the student, what looks into it, and what remembers."""
+    """What changes with every step: the student, what looks into it, and what remembers.
+
+    after_step  called after each step of the optimizer
+    """
 
     student: nn.Module
     taps: Taps
     optimizer: Optimizer
     average: Average | None
+    after_step: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +132,7 @@ def train_epoch(
         if plan.clip_norm is not None:
             nn.utils.clip_grad_norm_(trained, plan.clip_norm)
         optimizer.step()
-        objective.after_step()
+        pupil.after_step()
         if pupil.average is not None:
             pupil.average.update(done)
         ledger.add(rows[0] if len(rows) == 1 else torch.stack(rows).sum(dim=0), sizes[step])

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.distribution import SHARES, Portion
 from edgekd.distill.labelled import LABELLED, labelled_only
+from edgekd.distill.masking import ASKED
 from edgekd.distill.randomness import key, preserved
 from edgekd.distill.terms import MASK, BoundTerm, Schedule, Term, always_zero, bind, tap_names
 from edgekd.errors import ModelError, UsageError, nearest
@@ -251,7 +252,8 @@ class Objective:
     ) -> Tensor:
         """The term's loss of the rows of all processes: each of them computes the same."""
         adapter = bound.term.name in self._adapters
-        needed = [name for name in batch if adapter or name in ("y", MASK, LABELLED)]
+        # (Shares are those of this part, and no rows.)
+        needed = [name for name in batch if name in ("y", MASK, LABELLED) or (adapter and name != SHARES)]
         student = portion.gather({tap: student[tap] for tap in tap_names(bound.term.student_tap) if tap in student})
         teacher = portion.gather({tap: teacher[tap] for tap in tap_names(bound.term.teacher_tap) if tap in teacher})
         batch = portion.gather({name: batch[name] for name in needed})
@@ -300,8 +302,13 @@ class Objective:
 
 
 def _share(bound: BoundTerm, student: Named, batch: Named, portion: Portion) -> float | Tensor:
-    """What a term of these rows counts in the loss of the batch: their share of the samples, or of the tokens."""
-    if bound.share is None or SHARES not in batch or MASK not in batch:
+    """What a term of these rows counts in the loss of the batch: their share of the samples, or of the tokens, or of
+    those of them that are asked for."""
+    if SHARES not in batch:
+        return portion.own
+    if ASKED in batch and bound.term.student_tap == "logits":  # a row for each token that is asked for
+        return batch[SHARES][2]
+    if bound.share is None or MASK not in batch:
         return portion.own
     value = _look(student, bound.term.student_tap, "student", bound.term.name)
     return batch[SHARES][bound.share] if _is_of_tokens(value) else portion.own

@@ -16,8 +16,10 @@ from edgekd.spec import Array
 
 # What the teacher saw, in one number: answers belong to exactly these pixels.
 PIXELS = "pixels"
+# How a top-k was kept before: the logits, and the logsumexp of all. Read, but no longer written.
+TOPK_LOGITS, LOGSUMEXP = "topk_logits", "logsumexp"
 # Whatever else is stored is a feature, by its tap.
-_NO_FEATURES = (LOGITS, INDICES, LOG_PROBABILITIES, LOG_REST, PIXELS)
+_NO_FEATURES = (LOGITS, INDICES, LOG_PROBABILITIES, LOG_REST, PIXELS, TOPK_LOGITS, LOGSUMEXP)
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def encode(named: Mapping[str, Tensor], store: Store, *, num_outputs: int) -> di
     elif store.top_k is None:
         kept[LOGITS] = _cast(named[LOGITS], store.dtype, LOGITS)
     else:
-        logits_NC = named[LOGITS].float()
+        logits_NC = named[LOGITS].float().cpu()
         if store.top_k >= logits_NC.shape[1]:
             raise UsageError(
                 f"distill.cache_top_k = {store.top_k}, but there are {logits_NC.shape[1]} classes; remove it"
@@ -86,6 +88,9 @@ def pixels_of(x: Tensor) -> Tensor:
 def decode(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Named tensors, float32, from stored ones: the logits, or the top-k that they were reduced to, and features."""
     named = {name: value.float() for name, value in stored.items() if name not in (INDICES, PIXELS)}
+    if TOPK_LOGITS in named:
+        log_p_NK = named.pop(TOPK_LOGITS) - named.pop(LOGSUMEXP)[:, None]
+        named[LOG_PROBABILITIES] = log_p_NK.clamp(min=NOTHING, max=0.0)
     if INDICES in stored:
         named[INDICES] = stored[INDICES].long()
     return named

@@ -48,7 +48,8 @@ class ModuleTeacher:
     """A torch module as a teacher. The module is put in eval mode and its parameters are frozen, for good.
 
     It computes on the device where its parameters are. Inside `tapped` it gives its taps beside the logits. Raises
-    `StageFailed` when a logit is NaN or infinite, naming the samples.
+    `StageFailed` when a logit is NaN or infinite, naming the samples; on a GPU, which would have to wait for that, it
+    looks at some of its answers only.
     """
 
     def __init__(self, module: nn.Module) -> None:

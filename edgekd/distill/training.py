@@ -115,7 +115,7 @@ def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best
     steps, epochs = len(run.train), run.phases[-1].end
     adapters, world = objective.modules, run.plan.division.world
     # Each process has made its own statistics of batch norm.
-    buffers = [*student.buffers(), *adapters.buffers()]
+    buffers = [*student.buffers(), *run.objective.modules.buffers()]
     optimizer = build_optimizer(
         run.optimizer, student.parameters(), adapters.parameters(), lr=phase.lr, weight_decay=run.weight_decay
     )
@@ -130,10 +130,13 @@ def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best
     every = math.ceil(MEASURE_STEPS / steps)
     with ExitStack() as stack:
         hooked = [tap for tap in objective.student_taps if tap not in run.own_outputs]
-        taps = stack.enter_context(Taps(student, hooked))
+        taps = Taps(student, hooked)
+        if is_compiled(student):  # code that was compiled does not see hooks come and go
+            stack.enter_context(taps)
         if teacher is not None:
             stack.enter_context(tapped(teacher, objective.teacher_taps, run.example))
-        pupil = Pupil(student, taps, optimizer, average)
+        # Adapters follow the student through all stages, also those without their terms.
+        pupil = Pupil(student, taps, optimizer, average, run.objective.after_step)
         for epoch in range(len(record.history), phase.end):
             if _is_over(run, phase, record):
                 break
@@ -144,9 +147,19 @@ def _train_phase(run: Run, phase: Phase, start: Checkpoint, record: Record, best
 
             started = run.clock()
             measure = (epoch - phase.first) % every == 0 and not is_compiled(student)
-            result = train_epoch(
-                pupil, teacher, phase, run.train, run.plan, epoch=epoch, seed=run.seed, measure=measure, report=report
-            )
+            # Not while it is validated: what nobody reads would be computed and kept.
+            with nullcontext() if is_compiled(student) else taps:
+                result = train_epoch(
+                    pupil,
+                    teacher,
+                    phase,
+                    run.train,
+                    run.plan,
+                    epoch=epoch,
+                    seed=run.seed,
+                    measure=measure,
+                    report=report,
+                )
             world.broadcast(buffers)
             if result.broken is not None or not all(world.collect(_is_finite(student))):
                 student.load_state_dict(best_state)

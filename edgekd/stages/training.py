@@ -223,9 +223,10 @@ def _check_shapes(teacher: Any, objective: Objective, few: Batches) -> None:
     from edgekd.distill.teachers import tapped
 
     batch = next(few.epoch(0))
-    with tapped(teacher, objective.teacher_taps, batch):
+    taps = caching.features(objective.teacher_taps)
+    with tapped(teacher, taps, batch):
         named = teacher(batch)
-    long = [tap for tap in objective.teacher_taps if tap in named and named[tap].ndim > 2]
+    long = [tap for tap in taps if tap in named and named[tap].ndim > 2]
     if long:
         raise RecipeError(
             f"distill.cache keeps answers of one shape, but '{long[0]}' of the teacher is as long as each text; set "

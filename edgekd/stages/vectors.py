@@ -70,17 +70,28 @@ def pooling_of(recipe: Recipe, search_path: Path) -> Literal["mean", "first"]:
 
 
 def _pooling_file(reference: str, search_path: Path) -> Path | None:
-    """That in the teacher's folder; of an id on the hub that which was fetched, if it was."""
+    """That in the teacher's folder, or on the hub, from where it is fetched as the model is; None where there is none.
+
+    Raises `ModelError` when the hub cannot be asked.
+    """
     place = locate(reference, search_path)
     if place is not None:
         return place / POOLING if (place / POOLING).is_file() else None
     if importlib.util.find_spec("huggingface_hub") is None:
         return None
+    hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
     try:
-        kept = importlib.import_module("huggingface_hub").try_to_load_from_cache(reference, POOLING)
-    except ValueError:  # no id of the hub: whoever loads the model says so
-        return None
-    return Path(kept) if isinstance(kept, str) else None
+        kept = hub.try_to_load_from_cache(reference, POOLING)
+        if kept is not None:  # or the mark of a file that is not there
+            return Path(kept) if isinstance(kept, str) else None
+        return Path(hub.hf_hub_download(reference, POOLING))
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"how {reference} pools stands in its {POOLING}, which is not on this machine, and the hub cannot be asked "
+            'for it; try again with a network, or say it: embedding.pooling = "mean" or "first"'
+        ) from error
+    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, ValueError):
+        return None  # of no id of the hub whoever loads the model says so
 
 
 def with_vectors(

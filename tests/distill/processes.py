@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edgekd.distill import cache_build
@@ -26,6 +27,7 @@ from edgekd.distill.distribution import ALONE, Division, World, joined
 from edgekd.distill.engine import distill
 from edgekd.distill.execution import contained
 from edgekd.distill.losses.relations import rkd
+from edgekd.distill.masking import Masking
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.stored import Store
 from edgekd.distill.teachers import ModuleTeacher
@@ -155,12 +157,20 @@ class Reader(nn.Module):
         return pooled
 
 
-def texts() -> Dataset:
+def text_ids() -> NDArray[np.int32]:
     """Texts of very different lengths, one of them with a padding between its tokens."""
     ids = RNG.integers(1, 20, (133, 16)).astype(np.int32)
     ids[np.arange(16) >= RNG.integers(2, 17, 133)[:, None]] = 0
     ids[5, :3] = [7, 0, 7]
-    split = Split(ids, SPLIT.y, SPLIT.ids)
+    return ids
+
+
+TEXT_IDS = text_ids()
+
+
+def texts() -> Dataset:
+    """These with classes."""
+    split = Split(TEXT_IDS, SPLIT.y, SPLIT.ids)
     parts = split.take(slice(0, 95)), split.take(slice(96, 133)), split.take(slice(96, 133))
     return Dataset("words", "classification", ("a", "b", "c"), *parts, "none", "1" * 64)
 
@@ -190,6 +200,39 @@ def of_texts(world: World, *terms: Term, **changed: Any) -> dict[str, Any]:
     """A training on `TEXTS`."""
     reading: dict[str, Any] = {"steps": (Trim(0),), "augment": None, "data": TEXTS, "student": Reader(seed=1, width=6)}
     return trained(world, *terms, teacher=Reader(seed=2, width=6), **reading, **changed)
+
+
+def read_adapted(world: World) -> dict[str, Any]:
+    """Texts and a term that compares samples through an adapter; the last batch holds one text for each of two."""
+    compared = Term("compared", "correlation_congruence", adapter="unit", weight=0.1)
+    return of_texts(world, CE, compared, batch_size=31)
+
+
+class Guesser(nn.Module):
+    """Masked texts (N, 2, L) to the logits (M, V) of what is asked for, and hidden states (N, L, D)."""
+
+    def __init__(self, *, seed: int, width: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.table, self.hidden, self.head = nn.Embedding(20, width), nn.Linear(width, width), nn.Linear(width, 20)
+
+    def forward(self, x_N2L: Tensor) -> dict[str, Tensor]:
+        hidden_NLD = self.hidden(self.table(x_N2L[:, 0])).tanh()
+        return {"logits": self.head(hidden_NLD[x_N2L[:, 1].bool()]), "hidden": hidden_NLD}
+
+
+def masked(world: World, *, more: tuple[Term, ...] = (), **changed: Any) -> dict[str, Any]:
+    """Masked texts: means over the tokens that are asked for, of which each text has another number."""
+    zeros = np.zeros((133, 1), np.float32)
+    split = Split(TEXT_IDS, zeros, SPLIT.ids)
+    parts = split.take(slice(0, 95)), split.take(slice(96, 133)), split.take(slice(96, 133))
+    data = Dataset("words", "masked_lm", tuple(map(str, range(20))), *parts, "none", "2" * 64)
+    hidden = Term("hidden", "hidden_mse", student_tap="hidden", teacher_tap="hidden")
+    masking = Masking(1, np.arange(2, 20), 20, 0.4)
+    return trained(
+        world, CE, KD, hidden, *more, steps=(Trim(0),), augment=None, data=data, masking=masking,
+        student=Guesser(seed=1, width=6), teacher=Guesser(seed=2, width=6), **changed,
+    )  # fmt: skip
 
 
 class Killed(Exception):
@@ -305,6 +348,8 @@ CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
         comparing,
         adapted,
         read,
+        read_adapted,
+        masked,
         accumulated,
         accumulated_comparing,
         normalized,

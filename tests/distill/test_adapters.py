@@ -19,6 +19,7 @@ from edgekd.distill.engine import distill
 from edgekd.distill.losses import ADAPTER_OF, DEFAULT_WEIGHTS, LOSSES
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.optimization import OPTIMIZERS
+from edgekd.distill.programme import Stage
 from edgekd.distill.teachers import ModuleTeacher
 from edgekd.errors import UsageError
 from edgekd.spec import Dataset, Split
@@ -188,6 +189,47 @@ def test_the_average_follows_each_step_of_the_engine(
     torch.testing.assert_close(adapter.slow.head.weight, expected)
 
 
+class Tied(nn.Module):
+    """One table at both ends, and a mask of minus infinity as those of causal attention are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(5, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("never", torch.full((2,), -torch.inf))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.table(x)).mean(dim=1)
+        return result
+
+
+def test_the_average_follows_a_tied_weight_once_and_leaves_infinite_buffers_alone() -> None:
+    student = Tied()
+    adapter = find_adapter("average_teacher")((5,), (5,), student_module=student, decay=0.9)
+    before = student.table.weight.detach().clone()
+    with torch.no_grad():
+        student.table.weight.add_(1.0)
+    adapter.after_step()
+    torch.testing.assert_close(adapter.slow.table.weight, before + 0.1)
+    assert adapter.slow.never.isneginf().all()
+
+
+def test_the_average_follows_through_stages_without_its_term(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[AverageTeacher] = []
+    follow = AverageTeacher.after_step
+
+    def counting(self: AverageTeacher) -> None:
+        made.append(self)
+        follow(self)
+
+    monkeypatch.setattr(AverageTeacher, "after_step", counting)
+    terms = [Term("it", "kd", adapter="average_teacher"), Term("ce", "cross_entropy")]
+    stages = [Stage("first", 1, ("ce",)), Stage("then", 1, ("it", "ce"))]
+    distill(Net(4), [], data(), Objective(terms), epochs=2, stages=stages, batch_size=16, lr=1e-2, device="cpu")
+    assert len(made) == 2 * 3
+    assert len(set(map(id, made))) == 1
+
+
 def memory() -> ContrastiveMemory:
     torch.manual_seed(0)
     adapter = find_adapter("contrastive_memory")((8,), (16,), num_samples=50, width=6, negatives=12)
@@ -323,3 +365,23 @@ def test_a_student_learns_from_it(name: str) -> None:
         assert history[-1] < history[0]
     assert result.history[0]["gradients"]["it"] > 0, "it teaches the student"
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+class Watched(Net):
+    """Notes, by whether it trains, whether anybody looks into its second normalization."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.seen: set[tuple[bool, bool]] = set()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.add((self.training, bool(self.norm2._forward_hooks)))
+        return super().forward(x)
+
+
+def test_nobody_looks_into_a_student_that_is_validated() -> None:
+    student = Watched()
+    terms = [Term("hint", "hint", **LAST), Term("ce", "cross_entropy")]
+    teacher = ModuleTeacher(Net(8))
+    distill(student, [teacher], data(), Objective(terms), epochs=2, batch_size=16, lr=1e-2, device="cpu")
+    assert student.seen == {(True, True), (False, False), (False, True)}  # the last: the check before the training

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgekd.distill import cache as cache_module
 from edgekd.distill import cache_build, cached_teacher
 from edgekd.distill.answers import dense_logits, with_logits
 from edgekd.distill.batches import Batches
@@ -35,9 +37,10 @@ from edgekd.distill.cache_upkeep import prune
 from edgekd.distill.cache_verify import verify_cache
 from edgekd.distill.cached_teacher import CachedTeacher
 from edgekd.distill.engine import TrainResult, distill
+from edgekd.distill.journal import Journal
 from edgekd.distill.mixing import Mixing
 from edgekd.distill.objective import Objective, Term
-from edgekd.distill.stored import Store, decode, encode
+from edgekd.distill.stored import Store, decode, encode, needed
 from edgekd.distill.teachers import ModuleTeacher
 from edgekd.errors import DataError, StageFailed, StorageError, UsageError
 from edgekd.spec import Array, Dataset, Layout, Scale, Split
@@ -543,6 +546,55 @@ def test_list_and_prune(tmp_path: Path) -> None:
         assert prune(tmp_path, keys=[two.key]) == [], "it is being built"
     assert [key for key, _ in prune(tmp_path, keys=[two.key, "broken"])] == [two.key, "broken"]
     assert [path.name for path in tmp_path.iterdir()] == ["no_cache"]
+
+
+def test_one_that_another_process_removes_meanwhile_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, _ = build_cache(tmp_path, FACTS, order_of(split_of()))
+    other, _ = build_cache(tmp_path, {**FACTS, "data": "other"}, order_of(split_of()))
+    opened = cache_module.open_cache
+
+    def then_removed(path: Path, facts: Any = None) -> Cache:
+        found = opened(path, facts)
+        if path == other.path:
+            shutil.rmtree(path)
+        return found
+
+    monkeypatch.setattr(cache_module, "open_cache", then_removed)
+    assert [found.path for found in cache_module.list_caches(tmp_path)] == [cache.path]
+    assert other.size_bytes == 0
+
+
+def test_a_top_k_as_it_was_kept_before_is_still_read(tmp_path: Path) -> None:
+    logits = torch.randn(6, 5)
+    largest, indices = logits.topk(2, dim=1)
+    before = {"topk_indices": indices.to(torch.int16), "topk_logits": largest, "logsumexp": logits.logsumexp(dim=1)}
+    assert set(needed(before, ("logits",))) == set(before)
+    found = with_logits(decode(before), 5)
+    expected = logits.softmax(dim=1).gather(1, indices)
+    torch.testing.assert_close(found["topk_probabilities"], expected)
+    torch.testing.assert_close(found["logits"].exp().sum(dim=1), torch.ones(6))
+    # One that is half done would have both forms.
+    order = order_of(split_of(), Counting(limit=10), journal=True, batch_size=6)
+    with pytest.raises(StageFailed):
+        build_cache(tmp_path, FACTS, order)
+    journal = Journal(tmp_path / cache_key(FACTS) / JOURNAL)
+    journal.clear()
+    journal.append(0, 6, {name: value.numpy() for name, value in before.items()})
+    with pytest.raises(DataError, match="begun by an earlier edgekd"):
+        build_cache(tmp_path, FACTS, order)
+
+
+def test_what_is_not_finite_is_named_whoever_was_asked(tmp_path: Path) -> None:
+    def broken(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        logits = network()(batch["x"])
+        logits[batch["id"] == split.ids[3]] = torch.nan
+        return {"logits": logits.detach()}
+
+    split = split_of()
+    with pytest.raises(StageFailed, match=f"NaN or infinite logits for 1 of .* with the ids {split.ids[3]};"):
+        build_cache(tmp_path, FACTS, order_of(split, broken))
 
 
 def test_learning_from_a_cache_makes_it_young(tmp_path: Path) -> None:

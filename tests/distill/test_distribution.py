@@ -54,7 +54,10 @@ def compare(found: dict[str, Any], expected: dict[str, Any], *names: str, within
         np.testing.assert_allclose(found[name], expected[name], rtol=within, atol=within, err_msg=name)
 
 
-@pytest.mark.parametrize("case", ["per_sample", "comparing", "adapted", "read", "accumulated", "averaged"])
+SAME = ("per_sample", "comparing", "adapted", "read", "read_adapted", "masked", "accumulated", "averaged")
+
+
+@pytest.mark.parametrize("case", SAME)
 def test_two_processes_give_the_weights_of_one(case: str, together: Results, alone: dict[str, Any]) -> None:
     first, second = together[case]
     compare(first, alone[case])
@@ -79,6 +82,17 @@ def test_micro_batches_of_texts_count_by_their_tokens(alone: dict[str, Any]) -> 
     found, expected = (processes.of_texts(ALONE, *terms, accumulate=count) for count in (3, 1))
     compare(found, expected)
     compare(found, expected, "loss")
+
+
+def test_micro_batches_of_masked_texts_count_by_what_they_ask(alone: dict[str, Any]) -> None:
+    found = processes.masked(ALONE, accumulate=3)
+    compare(found, alone["masked"])
+    compare(found, alone["masked"], "loss")
+
+
+def test_masked_texts_and_terms_that_compare_samples_are_for_one_process() -> None:
+    with pytest.raises(UsageError, match="train on one process, or drop these terms"):
+        processes.masked(World(rank=0, size=2), more=(Term("dist", "dist", weight=0.5),))
 
 
 def test_terms_that_compare_samples_do_so_within_a_micro_batch_and_say_so(

@@ -70,12 +70,11 @@ class AverageTeacher(nn.Module):
     @torch.no_grad()
     def after_step(self) -> None:
         """Follow the student, whose weights have just changed."""
-        slow, fast = self.slow.state_dict(), self._student[0].state_dict()
-        for name, value in slow.items():
-            if value.is_floating_point():
-                value.lerp_(fast[name], 1.0 - self.decay)
-            else:
-                value.copy_(fast[name])
+        student = self._student[0]
+        for weight, fast in zip(self.slow.parameters(), student.parameters()):
+            weight.lerp_(fast, 1.0 - self.decay)
+        for buffer, own in zip(self.slow.buffers(), student.buffers()):  # batch norm's are an average already
+            buffer.copy_(own)
 
 
 def average_teacher(
