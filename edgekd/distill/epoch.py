@@ -174,8 +174,12 @@ def _outputs(
 def to_device(batch: Named, plan: Plan) -> dict[str, Tensor]:
     """The batch where the student computes, images in the layout that its convolutions like."""
     moved = {name: value.to(plan.device, non_blocking=True) for name, value in batch.items()}
-    if plan.layout is torch.channels_last and moved["x"].dim() == 4:
-        moved["x"] = moved["x"].contiguous(memory_format=torch.channels_last)
+    x = moved["x"]
+    if x.dim() == 4 and plan.layout is torch.channels_last:
+        moved["x"] = x.contiguous(memory_format=torch.channels_last)
+    elif x.dim() == 4 and x.shape[1] == 1:
+        # With one channel both layouts are the same bytes; convolutions go by the strides.
+        moved["x"] = x.contiguous().flatten().view(x.shape)
     return moved
 
 
