@@ -13,7 +13,7 @@ from edgekd.distill.averaging import Average
 from edgekd.distill.batches import Batches
 from edgekd.distill.distribution import WHOLE, Division
 from edgekd.distill.evaluation import Named, named
-from edgekd.distill.execution import autocast
+from edgekd.distill.execution import autocast, in_layout
 from edgekd.distill.ledger import Ledger, gradient_norms
 from edgekd.distill.optimization import lr_factor
 from edgekd.distill.programme import Phase
@@ -174,13 +174,7 @@ def _outputs(
 def to_device(batch: Named, plan: Plan) -> dict[str, Tensor]:
     """The batch where the student computes, images in the layout that its convolutions like."""
     moved = {name: value.to(plan.device, non_blocking=True) for name, value in batch.items()}
-    x = moved["x"]
-    if x.dim() == 4 and plan.layout is torch.channels_last:
-        moved["x"] = x.contiguous(memory_format=torch.channels_last)
-    elif x.dim() == 4 and x.shape[1] == 1:
-        # With one channel both layouts are the same bytes; convolutions go by the strides.
-        moved["x"] = x.contiguous().flatten().view(x.shape)
-    return moved
+    return {**moved, "x": in_layout(moved["x"], plan.layout)}
 
 
 def ask(teacher: Teacher, batch: Named, taps: Sequence[str]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from os import PathLike
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from edgekd.distill.randomness import preserved
 from edgekd.errors import MissingHere, StageFailed, UsageError, nearest
@@ -182,6 +182,22 @@ def faster_layout(network: nn.Module, device: torch.device) -> torch.memory_form
     if not widths or (device.type == "cpu" and min(widths) < 16):
         return torch.contiguous_format
     return torch.channels_last
+
+
+def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """Images (N, C, H, W) in that layout, anything else as it is.
+
+    With one channel both layouts are the same bytes, and convolutions go by the strides.
+    """
+    if x.dim() != 4:
+        return x
+    x = x.contiguous(memory_format=layout)
+    if x.shape[1] != 1:
+        return x
+    count, _, height, width = x.shape
+    if layout is torch.channels_last:
+        return x.flatten().view(count, height, width, 1).permute(0, 3, 1, 2)
+    return x.flatten().view(x.shape)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from edgekd.device.runtimes import Session, open_session
 from edgekd.device.runtimes.chunks import answer_name, run_in_chunks
 from edgekd.distill.answers import LOGITS, SUM_TOLERANCE, TOLD
 from edgekd.distill.cached_teacher import CachedTeacher
+from edgekd.distill.execution import faster_layout, in_layout
 from edgekd.distill.losses.ensembles import Weights, mean_logits, mean_probabilities
 from edgekd.distill.models import logits_of
 from edgekd.distill.stored import Store, as_kept
@@ -56,11 +57,15 @@ class ModuleTeacher:
         self.module = module.eval().requires_grad_(requires_grad=False)
         self._taps: Taps | None = None
         self._calls = 0
+        self._layout: torch.memory_format | None = None
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         assert not any(part.training for part in self.module.modules()), "somebody put a teacher back in train mode"
         parameter = next(self.module.parameters(), None)
         x = batch["x"] if parameter is None else batch["x"].to(parameter.device)
+        if self._layout is None:
+            self._layout = faster_layout(self.module, x.device)
+        x = in_layout(x, self._layout)
         with torch.inference_mode():
             output = self.module(x)
         named = dict(output) if isinstance(output, Mapping) else {}

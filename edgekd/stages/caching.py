@@ -25,7 +25,6 @@ from edgekd.stages import together
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from edgekd.distill.batches import Batches
@@ -319,22 +318,13 @@ def _computing(space: Workspace, batches: Batches, taps: Sequence[str]) -> Itera
                 raise UsageError(f"the teacher is a black box: it has logits, and no {', '.join(taps)} to tap")
             yield teacher, dict, False
             return
-        layout = stack.enter_context(placed(teacher.module, device))
+        stack.enter_context(placed(teacher.module, device))
 
         def place(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-            return _moved(batch, device, layout)
+            return {name: value.to(device) for name, value in batch.items()}
 
         stack.enter_context(tapped(teacher, taps, place(batches.at(np.arange(2), view=0))))
         yield teacher, place, _precision(space, teacher.module) == "bfloat16"
-
-
-def _moved(batch: dict[str, Tensor], device: torch.device, layout: torch.memory_format) -> dict[str, Tensor]:
-    import torch
-
-    moved = {name: value.to(device) for name, value in batch.items()}
-    if layout is torch.channels_last and moved["x"].dim() == 4:
-        moved["x"] = moved["x"].contiguous(memory_format=layout)
-    return moved
 
 
 def file_teacher(space: Workspace) -> LogitsFile:

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from edgekd.distill.execution import choose_device, choose_precision, faster_layout, placed, resume_threads
+from edgekd.distill.execution import choose_device, choose_precision, faster_layout, in_layout, placed, resume_threads
 from edgekd.distill.models import build_model
 from edgekd.distill.optimization import SCHEDULES, build_optimizer, lr_factor
 from edgekd.errors import UsageError
@@ -116,6 +116,19 @@ def test_convolutions_get_their_layout_and_lose_it_again() -> None:
         with placed(other, CPU) as layout:
             assert layout is torch.contiguous_format
     assert faster_layout(nn.Conv2d(2, 12, 3), torch.device("cuda")) is torch.channels_last
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_brought_into_a_layout_whatever_they_come_in(channels: int) -> None:
+    conv = nn.Conv2d(channels, 16, 3)
+    x = torch.randn(2, channels, 8, 8)
+    if channels == 1:  # as a camera gives them: pixel by pixel
+        x = x.flatten().view(2, 8, 8, 1).permute(0, 3, 1, 2)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        changed = in_layout(x, layout)
+        assert torch.equal(changed, x)
+        assert conv(changed).is_contiguous(memory_format=layout), "what comes out of it follows"
+    assert in_layout(x[0], torch.channels_last).stride() == x[0].stride()
 
 
 # Blocks of 4 to 20 MB in sizes that change, as a training's are.
