@@ -231,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--budget", choices=sorted(BUDGETS), default="small")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), help="default: those of the budget")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="students at a time, of one core each")
     parser.add_argument("--out", type=Path, default=None)
@@ -240,7 +241,7 @@ def main() -> None:
     teacher = train_teacher(args.work, budget, args.workers)
     print(f"teacher: {json.dumps(teacher)}", flush=True)
     # The first arm takes longest, and comes first.
-    arms = list(ARMS)[: -3 if args.budget == "small" else None]
+    arms = args.arms or list(ARMS)[: -3 if args.budget == "small" else None]
     jobs = [(seed, arm) for arm in arms for seed in range(args.seeds)]
     parts: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
