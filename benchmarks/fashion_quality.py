@@ -12,6 +12,9 @@ weights and the order of the images; the images and the teacher stay the same, s
 training. A killed run goes on where it stopped.
 
 augment  everybody cycles through four views of each image, mirrored or not and moved by up to a pixel
+views    how many of each image, for `--augment` and for the methods called mixed: those students, the one that is
+         alone too, see each image blended with another one, and the teacher answers the blend (Beyer et al.,
+         "Knowledge distillation: A good teacher is patient and consistent", 2022, arXiv:2106.05237)
 labels   true; wrong: 20 % of the training labels are another class; few: a tenth of the images is labelled: teacher and
          student alone see no others, taught students see all images and no label; none: students see no label
 """
@@ -38,6 +41,7 @@ from edgekd.device.machine import describe, versions
 from edgekd.distill.augmentation import Augment
 from edgekd.distill.batches import Batches
 from edgekd.distill.engine import distill, evaluate
+from edgekd.distill.mixing import Mixing
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.programme import Stage
 from edgekd.distill.teachers import ModuleTeacher, tapped
@@ -52,7 +56,9 @@ IMAGES = {"small": 15_000, "full": 58_000}
 EPOCHS = 20
 RATES = (5e-3, 1e-2)
 WRONG, FEW = 0.2, 0.1
-AUGMENT, VIEWS = {"flip": True, "shift": 1}, 4
+AUGMENT: Augment = {"flip": True, "shift": 1}
+VIEWS = 4
+MIXED, MIXUP = ", mixed", 1.0
 # Tensors of the teacher beside its logits: maps of 14x14 and 7x7, and the last hidden layer.
 EARLY, LATE, HIDDEN = "6", "14", "19"
 
@@ -87,6 +93,9 @@ METHODS: dict[str, list[Term]] = {
     "fitnets": hot(Term("hint", "hint", weight=1.0, adapter="regressor", **MAPS)),
     "rkd": hot(Term("rkd", "rkd", weight=0.1, **VECTORS)),
     "similarity": hot(Term("similarity", "similarity_preserving", weight=100.0, **MAPS)),
+    "alone, mixed": [Term("cross_entropy", "cross_entropy")],
+    "kd_hot, mixed": hot(),
+    "soft, mixed": [Term("kd", "kd", options={"temperature": 2.0})],
 }
 
 
@@ -101,17 +110,16 @@ def stages_of(method: str, epochs: int) -> tuple[Stage, ...]:
 class Remembered:
     """What the teacher gave, by view and sample id."""
 
-    def __init__(self, module: torch.nn.Module, split: Split, taps: list[str], seed: int, augment: Augment) -> None:
-        teacher = ModuleTeacher(module)
-        batches = Batches(split, STEPS, batch_size=512, seed=seed, augment=augment, views=VIEWS)
+    def __init__(self, module: torch.nn.Module, batches: Batches, taps: list[str]) -> None:
+        teacher, size = ModuleTeacher(module), batches.num_samples
         parts: dict[str, list[Tensor]] = {}
-        rows = [np.arange(start, min(start + 512, len(split))) for start in range(0, len(split), 512)]
+        rows = [np.arange(start, min(start + 512, size)) for start in range(0, size, 512)]
         with tapped(teacher, taps, batches.at(rows[0][:2], view=0)):
             for view, positions in itertools.product(range(batches.views or 1), rows):
                 for name, value in teacher(batches.at(positions, view=view)).items():
                     parts.setdefault(name, []).append(value if name == "logits" else value.half())
         self._values = {name: torch.cat(found) for name, found in parts.items()}
-        self._size = len(split)
+        self._size = size
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         place = batch["view"] * self._size + batch["index"]
@@ -149,12 +157,18 @@ def network(name: str, seed: int) -> torch.nn.Module:
     return found
 
 
+def views_of(args: argparse.Namespace, name: str) -> tuple[Augment, float, int | None]:
+    """What a method's images go through: augmentation, alpha of mixup, and how many views there are."""
+    mixes = name.endswith(MIXED)
+    return AUGMENT if args.augment else {}, MIXUP if mixes else 0.0, args.views if args.augment or mixes else None
+
+
 def settings(
-    args: argparse.Namespace, epochs: int, folder: Path, seed: int, lr: float, threads: int = 1
+    args: argparse.Namespace, name: str, epochs: int, folder: Path, seed: int, lr: float, threads: int = 1
 ) -> dict[str, Any]:
     """What all trainings share."""
     common = {"batch_size": 128, "optimizer": "adamw", "weight_decay": 0.01, "schedule": "cosine", "threads": threads}
-    common |= {"augment": AUGMENT, "views": VIEWS} if args.augment else {}
+    common |= dict(zip(("augment", "mixup", "views"), views_of(args, name), strict=True))
     return {"steps": STEPS, "epochs": epochs, "run_dir": folder, "seed": seed, "lr": lr, "keep": "last", **common}
 
 
@@ -170,7 +184,7 @@ def teach(args: argparse.Namespace) -> torch.nn.Module:
     # As many steps as with all labels.
     epochs = args.epochs * (round(1 / FEW) if args.labels == "few" else 1)
     hard = Objective(METHODS["alone"])
-    distill(teacher, (), data, hard, **settings(args, epochs, args.work / "teacher", 0, 2e-3, args.workers))
+    distill(teacher, (), data, hard, **settings(args, "teacher", epochs, args.work / "teacher", 0, 2e-3, args.workers))
     return teacher
 
 
@@ -189,12 +203,16 @@ def train(job: tuple[str, int, float, argparse.Namespace]) -> dict[str, Any]:
         objective = Objective([term for term in terms if term.loss != "cross_entropy"])
     if objective.teacher_terms:
         taps = [tap for tap in objective.teacher_taps if tap != "logits"]
-        teachers = (Remembered(teach(args), data.train, taps, seed, AUGMENT if args.augment else {}),)
+        augment, mixup, views = views_of(args, name)
+        mixing = Mixing(mixup, 0.0, data.num_outputs)
+        seen = Batches(data.train, STEPS, batch_size=512, seed=seed, augment=augment, views=views, mixing=mixing)
+        teachers = (Remembered(teach(args), seen, taps),)
     elif args.labels == "few":
         data, epochs = labelled(data, args.labels), args.epochs * round(1 / FEW)
     student = network("fashion_student", seed)
     stages = stages_of(name, args.epochs)
-    result = distill(student, teachers, data, objective, stages=stages, **settings(args, epochs, folder, seed, lr))
+    common = settings(args, name, epochs, folder, seed, lr)
+    result = distill(student, teachers, data, objective, stages=stages, **common)
     found = {"method": name, "lr": lr, "seed": seed, "val": 100 * (result.last or 0.0)}
     found |= {"test": accuracy(student, data.test), "seconds": result.seconds}
     write_json(done, found)
@@ -225,12 +243,16 @@ def main() -> None:
     parser.add_argument("--budget", choices=sorted(IMAGES), default="small")
     parser.add_argument("--labels", choices=("true", "wrong", "few", "none"), default="true")
     parser.add_argument("--augment", action="store_true")
+    parser.add_argument("--views", type=int, default=VIEWS)
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the teacher and of every student")
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument(
+        "--methods", nargs="+", choices=list(METHODS), default=None, help="default: all but the mixed ones"
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2, help="processes, of one thread each")
     args = parser.parse_args()
-    names = ["alone", *(name for name in args.methods if name != "alone")]
+    methods = args.methods or [name for name in METHODS if not name.endswith(MIXED)]
+    names = ["alone", *(name for name in methods if name != "alone")]
     if args.labels == "none":
         names = [name for name in names if Objective(METHODS[name]).teacher_terms]
     torch.set_num_threads(args.workers)
@@ -254,6 +276,7 @@ def main() -> None:
         "budget": args.budget,
         "labels": args.labels,
         "augment": args.augment,
+        "views": args.views,
         "images": len(data.train),
         "epochs": args.epochs,
     }

@@ -5,8 +5,9 @@
 FOLDER holds node_modules with onnxruntime-web and onnxruntime-node (tests/javascript/package.json). Every case runs in
 fresh processes, in turns, one at a time, on one thread, float32, with the same sample. In Node, start is from before
 the process is made to its first answer, memory its own peak resident set. In Chromium (headless, a fresh profile, a
-server on this machine) it is from the navigation to the first answer; "installed" is the page's second visit, out of
-its service worker's cache, with the server gone. A call is the median of many. The bare runtime is handed a
+server on this machine) it is from the navigation to the first answer, memory the peak of the process that runs the
+page, beside that of an empty page; "installed" is the page's second visit, out of its service worker's cache, with the
+server gone. A call is the median of many. The bare runtime is handed a
 preprocessed array; the apps also check hashes, preprocess, postprocess and name the label; of texts the sample is one
 sentence, which they tokenize as well. Browsers round their clocks
 to 0.1 ms (5 us where isolated): their calls are timed in blocks of a hundred.
@@ -121,24 +122,47 @@ def prepare(bundle: Path, variant: str, npm: Path, folder: Path, calls: int) -> 
             f'<!doctype html><link rel="icon" href="data:,"><script type="module">{filled(code + IN_PAGE)}</script>'
         )
         (web / f"{title}.html").write_text(script)
+    (web / "empty.html").write_text('<!doctype html><link rel="icon" href="data:,">')
     return node, web
 
 
-def measure_page(web: Path, title: str) -> tuple[float, float]:
-    """Milliseconds from the navigation to the first answer, and microseconds per call, in a fresh browser."""
+def peak_of(page: Any) -> float:
+    """The largest peak resident set of the browser's renderers, in MB: the page's, as the spare ones are empty."""
+    from edgekd.device.memory import peak_resident_mb
+
+    return max(peak_resident_mb(str(process)) or 0.0 for process in page.renderers())
+
+
+def measure_page(web: Path, title: str) -> tuple[float, float, float]:
+    """Milliseconds from the navigation to the first answer, microseconds per call and the page's peak memory in MB, in
+    a fresh browser."""
     from browser import Server, browser
 
     server = Server(web)
     try:
         with tempfile.TemporaryDirectory() as profile, browser(Path(profile)) as page:
             page.open(f"{server.address}{title}.html", "globalThis.call > 0")
-            return page.run("return first"), page.run("return globalThis.call")
+            return page.run("return first"), page.run("return globalThis.call"), peak_of(page)
     finally:
         server.stop()
 
 
-def measure_installed(web: Path) -> float:
-    """Milliseconds from the navigation until the page has answered once, offline, on its second visit."""
+def measure_empty(web: Path) -> float:
+    """Peak memory of a page with nothing in it, in MB: what a page costs before it has a model."""
+    from browser import Server, browser
+
+    server = Server(web)
+    try:
+        with tempfile.TemporaryDirectory() as profile, browser(Path(profile)) as page:
+            page.open(f"{server.address}empty.html", "document.readyState === 'complete'")
+            return peak_of(page)
+    finally:
+        server.stop()
+
+
+def measure_installed(web: Path) -> tuple[float, float]:
+    """Milliseconds from the navigation until the page has answered once, offline, on its second visit; and the peak of
+    its memory in MB, over both visits if one process served both."""
     from browser import Server, browser
 
     server = Server(web)
@@ -147,7 +171,7 @@ def measure_installed(web: Path) -> float:
         server.stop()
         page.open(f"{server.address}?", "document.body.dataset.ready")
         found: float = page.run("return performance.getEntriesByName('student-ready')[0].startTime")
-        return found
+        return found, peak_of(page)
 
 
 def main() -> int:
@@ -182,12 +206,14 @@ def main() -> int:
                 if turn:  # the first fills the caches of the file system
                     note(case, start_ms=start, call_us=call, peak_mb=peak)
             for title, case in (("bare", "onnxruntime-web alone"), ("glue", "web app")):
-                start, call = measure_page(web, title)
+                start, call, peak = measure_page(web, title)
                 if turn:
-                    note(case, start_ms=start, call_us=call)
-            installed = measure_installed(web)
+                    note(case, start_ms=start, call_us=call, peak_mb=peak)
+            installed, peak = measure_installed(web)
+            empty = measure_empty(web)
             if turn:
-                note("web page, installed", start_ms=installed)
+                note("web page, installed", start_ms=installed, peak_mb=peak)
+                note("an empty page", peak_mb=empty)
         packages = {
             package: json.loads((npm / "node_modules" / package / "package.json").read_text())["version"]
             for package in ("onnxruntime-node", "onnxruntime-web")
@@ -203,7 +229,7 @@ def main() -> int:
             row[key] = interval.to_json() if interval is not None else {"value": statistics.median(values)}
             cells[key] = f"{row[key]['value']:.1f} [{row[key].get('low', 0):.1f}, {row[key].get('high', 0):.1f}]"
         results["cases"][case] = row
-        print(f"{case:26}{cells['start_ms']:>20}{cells.get('peak_mb', ''):>20}{cells.get('call_us', ''):>22}")
+        print(f"{case:26}{cells.get('start_ms', ''):>20}{cells.get('peak_mb', ''):>20}{cells.get('call_us', ''):>22}")
     if arguments.out:
         arguments.out.write_text(json.dumps(results) + "\n")
     return 0

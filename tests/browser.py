@@ -39,7 +39,7 @@ class Browser:
         self.requests: list[str] = []
         self.console: list[str] = []
         self._chromium = Chromium(profile, flags=FLAGS, heard=self._note)
-        self.send = self._chromium.send
+        self.send, self.renderers = self._chromium.send, self._chromium.renderers
         self.close = self._chromium.close
         for domain in ("Runtime", "Network", "Log"):
             self.send(f"{domain}.enable")

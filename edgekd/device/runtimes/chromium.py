@@ -102,6 +102,11 @@ class Browser:
             raise ModelError(f"the page failed: {said}")
         return found["result"].get("value")
 
+    def renderers(self) -> list[int]:
+        """The processes that run pages: the page's own, and spare ones."""
+        told = self.send("SystemInfo.getProcessInfo", to_browser=True)["processInfo"]
+        return [int(item["id"]) for item in told if item["type"] == "renderer"]
+
     def close(self) -> None:
         """End the browser by closing its pipe."""
         os.close(self._to)
@@ -155,8 +160,7 @@ class Page:
 
     def processes(self) -> list[int]:
         """The renderers: one of them is the page's."""
-        told = self._browser.send("SystemInfo.getProcessInfo", to_browser=True)["processInfo"]
-        return [int(item["id"]) for item in told if item["type"] == "renderer"]
+        return self._browser.renderers()
 
     def close(self) -> None:
         """End the browser and the server."""
