@@ -398,6 +398,12 @@ def _check_stages(recipe: Recipe) -> None:
     idle = [name for name in known if all(name not in stage.terms for stage in distill.stages)]
     if distill.stages and idle:
         raise RecipeError(f"distill.stages: no stage learns the term '{idle[0]}'; name it in one, or drop the term")
+    for number, one in enumerate(recipe.assistant if distill.stages else ()):
+        if one.epochs is not None:
+            raise RecipeError(
+                f"assistant.{number}.epochs = {one.epochs}, but an assistant goes through the student's "
+                "distill.stages; remove one of the two"
+            )
     total = sum(stage.epochs for stage in distill.stages)
     if distill.stages and "epochs" in distill.model_fields_set and distill.epochs != total:
         raise RecipeError(

@@ -23,7 +23,7 @@ from odd_images import STEP_LISTS, images, picture
 from other_tasks import OTHER_TASKS, with_task
 from PIL import Image, ImageOps
 from test_embed import make_bundle
-from text_bundle import TEXTS, make_text_bundle
+from text_bundle import TEXTS, UNEVEN, make_text_bundle
 from tokenizer_files import character_tokenizer, hostile_texts
 
 import edgekd
@@ -247,6 +247,17 @@ def test_texts_are_answered_as_edgekd_answers_them(for_texts, classes, tmp_path)
             assert float(uncertainty) == pytest.approx(wanted.uncertainty, abs=1e-5)
             assert top[::2] == [name for name, _ in wanted.top]
             assert [float(score) for score in top[1::2]] == pytest.approx([s for _, s in wanted.top], abs=1e-5)
+
+
+def test_texts_together_are_texts_alone(for_texts, classes, tmp_path):
+    """Where a graph measures its activations in every call, its neighbours and its padding would change an answer."""
+    (tmp_path / "texts.json").write_text(json.dumps(UNEVEN))
+    done = drive(classes, "together", for_texts / "student.edgekd", "int8_dynamic", tmp_path / "texts.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.split("\t") for line in done.stdout.splitlines()]
+    assert len(lines) == len(UNEVEN)
+    for together, as_ids, alone in lines:
+        assert together == as_ids == alone
 
 
 def test_plain_java_reads_the_tokenizer(for_texts):

@@ -19,7 +19,7 @@ from odd_images import STEP_LISTS, images
 from other_tasks import OTHER_TASKS, with_task
 from PIL import Image
 from test_embed import make_bundle
-from text_bundle import TEXTS, make_text_bundle
+from text_bundle import TEXTS, UNEVEN, make_text_bundle, said_of
 from tokenizer_files import character_tokenizer, hostile_texts
 
 import edgekd
@@ -61,6 +61,28 @@ int main() {
     }
     std::cout << alike << " of 800 alike\\n";
     return 0;
+}
+"""
+# The scores of each text in the arguments, run with all others, then alone.
+TOGETHER = """
+#include "edgekd.hpp"
+#include <iostream>
+
+int main(int argc, char **argv) {
+    edgekd::Options options;
+    options.variant = "int8_dynamic";
+    const edgekd::Student student(argv[1], options);
+    const std::vector<std::string> texts(argv + 2, argv + argc);
+    const std::vector<edgekd::Answer> together = student.predict_batch(texts, 3);
+    std::cout.precision(9);
+    for (std::size_t i = 0; i < texts.size(); i++) {
+        for (const edgekd::Answer &answer : {together[i], student.predict(texts[i], 3)}) {
+            for (const auto &[label, score] : answer.top) {
+                std::cout << label << ' ' << score << ' ';
+            }
+            std::cout << '\\n';
+        }
+    }
 }
 """
 SOURCE = assets.folder("export", "apps") / "cpp"
@@ -229,6 +251,29 @@ def test_texts_are_answered_as_edgekd_answers_them(for_texts, on_onnxruntime):
     with edgekd.load(for_texts) as student:
         ids = preprocess(student.bundle.steps(), "book a Äble")
     assert done.stdout.split() == [str(number) for number in ids]
+
+
+def test_texts_together_are_texts_alone(for_texts, tmp_path):
+    """Where a graph measures its activations in every call, its neighbours and its padding would change an answer."""
+    (tmp_path / "together.cpp").write_text(TOGETHER)
+    root = cpp_builds.onnxruntime_root(tmp_path)
+    flags = (f"-I{SOURCE}", "-DEDGEKD_ONNXRUNTIME", "-isystem", f"{root}/include")
+    library = (f"-L{root}/lib", "-Wl,--no-as-needed", "-lonnxruntime", f"-Wl,-rpath,{root}/lib")
+    program = cpp_builds.compile_cpp(tmp_path / "together.cpp", tmp_path / "together", *flags, *library)
+    done = run(program, for_texts, *UNEVEN)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 * len(UNEVEN)
+    assert lines[::2] == lines[1::2]
+
+
+def test_of_a_vector_the_command_line_says_how_it_begins(on_onnxruntime, tmp_path):
+    place = make_text_bundle(tmp_path / "made", vectors=True)
+    done = run(on_onnxruntime, "book", "a", "--bundle", place)
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(place) as student:
+        vectors = [student.predict(text).outputs["logits"] for text in ("book", "a")]
+    assert done.stdout == f"book: {said_of(vectors[0])}\na: {said_of(vectors[1])}\n"
 
 
 BAD_TEXT_BUNDLES = {

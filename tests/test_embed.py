@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from c_builds import WARNINGS, compile_c, compiler
 from commands import edgekd, ok, ok_json, refused
-from text_bundle import TEXTS, make_text_bundle
+from text_bundle import TEXTS, make_text_bundle, said_of
 
 from edgekd import assets, load
 from edgekd.device.bundle import Bundle
@@ -147,6 +147,16 @@ def test_the_python_app_reads_texts_as_edgekd_does(for_texts, tmp_path):
         place.write_text(json.dumps(changed))
         done = python_app("student.py", "--self-test", cwd=tmp_path)
         assert (done.returncode, text in done.stderr) == (code, True), done.stderr
+
+
+def test_the_python_app_says_how_a_vector_begins(tmp_path):
+    place = make_text_bundle(tmp_path / "made", vectors=True)
+    ok("embed", place, "--app", "python", "--out", tmp_path / "app")
+    done = python_app("student.py", "book", "a", cwd=tmp_path / "app")
+    assert (done.returncode, done.stderr) == (0, "")
+    with load(place) as student:
+        vectors = [student.predict(text).outputs["logits"] for text in ("book", "a")]
+    assert done.stdout == f"book: {said_of(vectors[0])}\na: {said_of(vectors[1])}\n"
 
 
 def test_apps_without_a_tokenizer_refuse_students_of_texts(for_texts, tmp_path):

@@ -22,7 +22,7 @@ from javascript import node, node_modules, run_module, run_node
 from odd_images import STEP_LISTS, encoded, images, picture
 from PIL import Image
 from test_embed import make_bundle
-from text_bundle import MAX_LENGTH, TEXTS, make_text_bundle
+from text_bundle import MAX_LENGTH, TEXTS, UNEVEN, make_text_bundle, said_of
 from tokenizer_files import hostile_texts
 
 import edgekd
@@ -220,6 +220,21 @@ console.log(JSON.stringify({ alone, maxTokens: student.maxTokens, bytes: bytes.l
     assert 5 < sum(answer.truncated for answer in wanted) < 200
 
 
+def test_texts_together_are_texts_alone(for_texts, app):
+    """Where a graph measures its activations in every call, its neighbours and its padding would change an answer."""
+    code = """
+import { openStudent } from "./index.js";
+const student = await openStudent(given.place, { variant: "int8_dynamic" });
+const alone = [];
+for (const text of given.texts) alone.push(await student.predict(text, { topK: 3 }));
+const together = await student.predictBatch(given.texts, { topK: 3 });
+console.log(JSON.stringify([alone, together].map((all) => all.map(({ top, outputs }) => [top, outputs.logits.data]))));
+"""
+    alone, together = run_module(code, app, given={"place": str(for_texts), "texts": UNEVEN})
+    assert len(alone) == len(UNEVEN)
+    assert together == alone
+
+
 def test_the_app_for_texts_proves_itself_and_says_what_it_did_not_read(for_texts, tmp_path):
     app = tmp_path / "app"
     assert "student.edgekd/tokenizer.json" in ok_json("embed", for_texts, "--app", "node", "--out", app)["files"]
@@ -239,6 +254,15 @@ def test_the_app_for_texts_proves_itself_and_says_what_it_did_not_read(for_texts
     assert [line.split(b": ")[0] for line in done.stdout.splitlines()] == [b"book a table", b"", b"x"]
     done = subprocess.run(command, input=b"book \xff\n", cwd=app, capture_output=True)
     assert (done.returncode, done.stderr) == (3, b"error: the standard input is not valid UTF-8; convert it first\n")
+
+
+def test_of_a_vector_the_command_line_says_how_it_begins(app, tmp_path):
+    place = make_text_bundle(tmp_path / "made", vectors=True)
+    done = run_node("cli.js", "book", "a", "--bundle", place, cwd=app)
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(place) as student:
+        vectors = [student.predict(text).outputs["logits"] for text in ("book", "a")]
+    assert done.stdout == f"book: {said_of(vectors[0])}\na: {said_of(vectors[1])}\n"
 
 
 def test_another_padding_fails_the_self_test_and_another_tokenizer_is_refused(for_texts, app, tmp_path):

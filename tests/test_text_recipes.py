@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,11 @@ import pytest
 from commands import ok, refused
 from real_data import real_data
 from safetensors.torch import load_file
+
+from edgekd.recipe import load_recipe
+from edgekd.run_folder import Silence
+from edgekd.stages.training import substitutes
+from edgekd.stages.workspace import Workspace
 
 sys.path.append(str(Path(__file__).parent / "distill"))
 from tiny_encoders import encoder, saved
@@ -127,6 +133,29 @@ def test_texts_are_augmented_and_the_teachers_answers_to_them_kept(folder: Path)
     cached = ("data.augment.replace_similar=0.4", "data.views=2", "distill.cache=true")
     found = history(folder, *cached, "distill.terms=[{loss='kd'}]", "distill.stages=[]")
     assert [epoch["terms"].keys() for epoch in found] == [{"kd"}, {"kd"}]
+
+
+def test_alike_words_are_those_of_weights_that_were_trained(folder: Path) -> None:
+    (folder / "bare").mkdir()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(folder / "bert" / name, folder / "bare" / name)
+    augment = "data.augment.replace_similar=0.4"
+    for model in ("hf:bare", "hf:electra"):  # a folder without weights, and a kind of transformers
+        sets = ("--set", augment, "--set", f"teacher.model={model}")
+        told = refused(2, "distill", folder / "recipe.toml", "--out", folder / "run", *sets, cwd=folder)
+        assert f"found teacher.model = '{model}' without weights, whose words lie at random" in told
+        assert "teacher.weights = FILE; or replace_random" in told
+
+    def found(*sets: str) -> Any:
+        known = load_recipe(folder / "recipe.toml", overrides=[augment, *sets])
+        space = Workspace(known.recipe, known.folder, folder / "run", Silence(), "cpu", 1, "", "")
+        return substitutes(space)
+
+    encoder(vocab_size=4000, num_labels=2).save_pretrained(folder / "bert")
+    weights = ("teacher.model=hf:bare", f"teacher.weights={folder / 'bert' / 'model.safetensors'}", "teacher.train={}")
+    pretrained = found()
+    assert pretrained.similar is not None
+    assert found(*weights).sha256 == pretrained.sha256
 
 
 def test_another_vocabulary_than_the_teachers_is_refused_before_anything_is_trained(folder: Path) -> None:

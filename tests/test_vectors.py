@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import ok, ok_json, refused
 from in_optimum import through_optimum
+from safetensors.numpy import load_file, save_file
+from text_bundle import said_of
 
 import edgekd
 from edgekd.device.bundle import Bundle
@@ -27,6 +31,7 @@ tokenizers = pytest.importorskip("tokenizers", reason="models of texts need the 
 transformers = pytest.importorskip("transformers", reason="a teacher of vectors needs the extra hf")
 
 WORDS = ("red", "green", "blue", "cat", "dog", "bird", "runs", "sleeps", "sings", "here", "there", "now")
+NEVER_SAID = ("sun", "moon")
 
 RECIPE = """
 version = 1
@@ -61,7 +66,7 @@ def write_project(folder: Path) -> Path:
     random = np.random.default_rng(0)
     lines = {" ".join(random.choice(WORDS, random.integers(2, 7))) for _ in range(500)}
     (folder / "lines.txt").write_text("\n".join(sorted(lines)) + "\n\n")
-    tokens = {token: at for at, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS))}
+    tokens = {token: at for at, token in enumerate(("[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS, *NEVER_SAID))}
     made = tokenizers.Tokenizer(tokenizers.models.WordPiece(tokens, unk_token="[UNK]"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     made.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
@@ -110,6 +115,9 @@ def test_a_prediction_is_a_vector_of_length_one(run: Path) -> None:
     assert float(vectors[0][0] @ vectors[0][1]) > float(vectors[1][0] @ vectors[1][1])
     told = ok_json("predict", run / "student.edgekd", "red cat runs")["predictions"][0]
     np.testing.assert_allclose(told["outputs"]["logits"], vectors[0][0], atol=1e-5)
+    told = ok("predict", run / "student.edgekd", "red cat runs", "here")
+    assert told.splitlines()[0] == f"red cat runs: {said_of(vectors[0][0])} (--json: all)"
+    assert told.splitlines()[1].startswith("here: 8 numbers: ")
 
 
 def test_the_shortened_vectors_are_those_of_the_teachers_graph(run: Path) -> None:
@@ -153,6 +161,35 @@ def test_vectors_are_learned_by_their_squared_error_too(run: Path, tmp_path: Pat
     assert history[-1]["terms"]["logit_mse"] < 0.5 * history[0]["terms"]["logit_mse"]
 
 
+@pytest.mark.parametrize("changes", [(), ("embedding.pooling=first",), ("embedding={}",)])
+def test_a_student_of_all_layers_of_its_teacher_begins_as_its_teacher(
+    run: Path, tmp_path: Path, changes: tuple[str, ...]
+) -> None:
+    made = (*changes, "student={model='hf:teacher', init={of='trained'}}", "distill.epochs=1", "distill.lr=1e-9")
+    sets = [part for change in made for part in ("--set", change)]
+    ok("distill", run.parent / "recipe.toml", "--student-only", "--out", tmp_path / "run", *sets, cwd=run.parent)
+    told = json.loads((tmp_path / "run" / "student" / "history.json").read_text())
+    assert told["history"][-1]["val"] == pytest.approx(1.0, abs=1e-5), "the same layers, pooling and dimensions"
+
+
+def test_a_student_made_of_its_teacher_becomes_a_bundle(run: Path, tmp_path: Path) -> None:
+    steps = 'preprocess.steps=[{op="tokenize", file="teacher", max_length=12, vocabulary=16}, {op="trim"}]'
+    student = 'student={model="hf:teacher", init={intermediate_size=16, of="trained"}}'
+    sets = ("--set", steps, "--set", student, "--set", "distill.epochs=5")
+    command = ("distill-and-export", run.parent / "recipe.toml", "--out", tmp_path / "run", *sets)
+    ok(*command, cwd=run.parent)
+    weights = load_file(tmp_path / "run" / "student" / "weights.safetensors")
+    assert weights["body.embeddings.word_embeddings.weight"].shape == (16, 16)
+    assert weights["project.weight"].shape == (8, 16)
+    assert not [name for name in weights if "pooler" in name or "classifier" in name], "nothing would learn them"
+    for variant in ("float32", "int8_dynamic"):
+        with edgekd.load(tmp_path / "run" / "student.edgekd", variant=variant) as predictor:
+            near, far = (predictor.predict_batch(["red cat runs", text]) for text in ("cat runs red", "blue bird"))
+        vectors = [one.outputs["logits"] for one in (*near, *far)]
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-5)
+        assert vectors[0] @ vectors[1] > vectors[2] @ vectors[3]
+
+
 def test_principal_components_are_those_of_numpy_and_ordered() -> None:
     random = np.random.default_rng(1)
     vectors = (random.standard_normal((400, 6)) * [5, 4, 3, 2, 1, 0.1]).astype(np.float32)
@@ -176,6 +213,7 @@ def test_the_metric_is_the_mean_cosine() -> None:
     ("change", "told"),
     [
         ("embedding.dimensions=17", "the teacher's vectors have 16 numbers"),
+        ("teacher.model=hf:empty", "hf:empty comes without weights, so its vectors say nothing"),
         ("teacher.model=bow_s", "takes one teacher"),
         ("teacher.weights=teacher/model.safetensors", "without teacher.weights"),
         ("task=classification", "embedding is for task"),
@@ -184,6 +222,8 @@ def test_the_metric_is_the_mean_cosine() -> None:
 )
 def test_what_cannot_be_learned_is_refused(tmp_path: Path, change: str, told: str) -> None:
     folder = write_project(tmp_path)
+    (folder / "empty").mkdir()
+    shutil.copyfile(folder / "teacher" / "config.json", folder / "empty" / "config.json")
     from commands import edgekd as command
 
     done = command("distill-and-export", folder / "recipe.toml", "--out", folder / "run", "--set", change, cwd=folder)
@@ -227,8 +267,6 @@ def test_the_teacher_says_how_its_vectors_are_pooled(tmp_path: Path, config: obj
 
 
 def test_a_teacher_of_the_first_token_is_asked_for_the_first_token(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     import torch
 
     shutil.copytree(run.parent / "teacher", tmp_path / "teacher")
@@ -310,3 +348,58 @@ def test_how_a_teacher_on_the_hub_pools_is_asked_there(tmp_path: Path) -> None:
     assert pools("me/first") == "first", "what was fetched is kept"
     assert pools("me/none") == "mean", "and what is not there, too"
     assert "the hub cannot be asked" in pools("me/other")
+
+
+class Models(SimpleHTTPRequestHandler):
+    """A hub with the files of `folder` as the one commit of every model, named by what they are."""
+
+    folder: Path
+
+    def do_HEAD(self) -> None:
+        path = self.folder / self.path.partition("/resolve/")[2].partition("/")[2]
+        is_there = path.is_file()
+        content = path.read_bytes() if is_there else b""
+        self.send_response(200 if is_there else 404)
+        self.send_header("X-Repo-Commit", hashlib.sha1((self.folder / "model.safetensors").read_bytes()).hexdigest())
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        if not is_there:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_teacher_that_changes_on_the_hub_is_asked_anew(tmp_path: Path) -> None:
+    from commands import edgekd as command
+
+    folder = write_project(tmp_path)
+    handler = type("Handler", (Models,), {"folder": folder / "teacher"})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
+    sets = ("--set", "teacher.model=hf:me/teacher", "--set", "distill.epochs=1")
+
+    def distil(out: Path) -> float:
+        done = command("distill", folder / "recipe.toml", "--out", out, *sets, cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+        state = json.loads((out / "stages" / "teacher.json").read_text())
+        return float(state["result"]["best"])
+
+    run, other = folder / "run", folder / "other"
+    assert distil(run) == pytest.approx(1.0, abs=1e-5)
+    weights = folder / "teacher" / "model.safetensors"
+    save_file({name: value[::-1].copy() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    assert distil(other) == pytest.approx(1.0, abs=1e-5), "scored against its own vectors, not its predecessor's"
+    server.shutdown()
+    server.server_close()
+    assert distil(run) == pytest.approx(1.0, abs=1e-5), "without a network the model on this machine counts"
+    taken = [(one / "teacher" / "weights.safetensors").read_bytes() for one in (run, other)]
+    assert taken[0] == taken[1], "a run that goes on takes the new one too"

@@ -18,7 +18,7 @@ from javascript import node_modules
 from odd_images import STEP_LISTS, encoded, images, picture
 from PIL import Image
 from test_embed import make_bundle
-from text_bundle import make_text_bundle
+from text_bundle import UNEVEN, make_text_bundle
 
 import edgekd
 from edgekd.device.bundle import Bundle
@@ -307,6 +307,16 @@ def test_texts_are_written_answered_and_kept_for_offline(tmp_path):
                 assert text(page, "label") == answer.label
                 cut = text(page, "time").startswith("only the first 24 tokens were read · ")
                 assert cut == answer.truncated == (len(sample) > 100)
+        told = page.run(f"""
+            const {{ openStudent }} = await import("./web.js");
+            const student = await openStudent("student.edgekd", {{ variant: "int8_dynamic" }});
+            const texts = {json.dumps(UNEVEN)}, alone = [];
+            for (const text of texts) alone.push((await student.predict(text)).top);
+            const together = (await student.predictBatch(texts)).map(({{ top }}) => top);
+            return [alone, together];
+        """)
+        assert len(told[0]) == len(UNEVEN)
+        assert told[0] == told[1], "neighbours would change what a graph measures in every call"
         page.run(write.format("''"))
         page.wait("document.getElementById('label').textContent == '–'")
         assert page.console == []

@@ -1,4 +1,4 @@
-"""A small bundle for texts: embeddings, their mean over what is no padding, and three classes."""
+"""A small bundle for texts: embeddings, their mean over what is no padding, then three classes or eight numbers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from edgekd.device.tokens import with_tokenizers
 from edgekd.spec import parse_steps
 
 LABELS = ["book", "cancel", "weather"]
+WIDTH = 8
 MAX_LENGTH = 24
 STEPS = [{"op": "tokenize", "file": "tokenizer.json", "max_length": MAX_LENGTH}, {"op": "trim", "pad": 0}]
 TEXTS = (
@@ -32,8 +33,18 @@ TEXTS = (
 )
 
 
-def make_text_bundle(folder: Path, *, more: bool = True) -> Path:
-    """float32 and int8_dynamic, with golden vectors of the short ones of the texts above."""
+# In one call the scale of int8_dynamic would be that of the largest of them all.
+UNEVEN = ("", "a", "book a table for two", "a" * 20, "Ätsch! Ätsch! [MASK]", "漢", "zzz")
+
+
+def said_of(vector: np.ndarray) -> str:
+    """What every command line prints of a longer vector."""
+    first = " ".join(f"{value:.4f}" for value in vector[:3])
+    return f"{len(vector)} numbers: {first} ..."
+
+
+def make_text_bundle(folder: Path, *, more: bool = True, vectors: bool = False) -> Path:
+    """float32 and int8_dynamic, with golden vectors of the short ones of the texts above; `vectors`: an embedding."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -44,7 +55,10 @@ def make_text_bundle(folder: Path, *, more: bool = True) -> Path:
     steps = with_tokenizers(parse_steps(STEPS), lambda name: tokenizer)
     random = np.random.default_rng(0)
     size = 2 * (0x250 - 0x20) + 16
-    values = {"table": random.normal(size=(size, 8)), "w": random.normal(size=(8, 3)), "b": random.normal(size=3)}
+    labels = [str(number) for number in range(WIDTH)] if vectors else LABELS
+    count = len(labels)
+    values = {"table": random.normal(size=(size, WIDTH)), "w": random.normal(size=(WIDTH, count))}
+    values["b"] = random.normal(size=count)
     node = helper.make_node
     nodes = [
         node("Equal", ["input_ids", "pad"], ["is_pad"]),
@@ -66,7 +80,7 @@ def make_text_bundle(folder: Path, *, more: bool = True) -> Path:
         nodes,
         "texts",
         [helper.make_tensor_value_info("input_ids", onnx.TensorProto.INT64, ["N", "L"])],
-        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 3])],
+        [helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", count])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
@@ -84,14 +98,14 @@ def make_text_bundle(folder: Path, *, more: bool = True) -> Path:
     manifest = {
         "version": 1,
         "name": "small texts",
-        "task": "classification",
+        "task": "embedding" if vectors else "classification",
         "licence": "MIT",
         "intended_use": "tests",
-        "labels": LABELS,
+        "labels": labels,
         "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["N", "L"]}],
-        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["N", 3]}],
+        "outputs": [{"name": "logits", "dtype": "float32", "shape": ["N", count]}],
         "preprocess": STEPS,
-        "postprocess": [{"op": "softmax"}, {"op": "top_k", "k": 1}],
+        "postprocess": [] if vectors else [{"op": "softmax"}, {"op": "top_k", "k": 1}],
         "variants": {name: {"tolerance": {"abs": 1e-4, "rel": 1e-3, "label_agreement": 1.0}} for name in names},
         "default": {"*": "float32"},
         "golden": {

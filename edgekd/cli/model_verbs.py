@@ -348,11 +348,13 @@ def predict(
 ) -> None:
     """What the student says: label and score for images, arrays or texts. Needs no torch."""
     from edgekd.device.predictor import load
+    from edgekd.device.programs import embed
     from edgekd.stages.inputs import read_inputs, read_texts
 
     with load(path, variant=variant, threads=common.threads) as predictor:
         rows: list[dict[str, Any]] = []
-        reads_text = any(step["op"] == "tokenize" for step in predictor.bundle.manifest["preprocess"])
+        manifest = predictor.bundle.manifest
+        reads_text = any(step["op"] == "tokenize" for step in manifest["preprocess"])
         samples: Iterable[tuple[str, Any]] = read_texts(inputs) if reads_text else read_inputs([*map(Path, inputs)])
         for name, sample in samples:
             answer = predictor.predict(sample, top_k=top_k)
@@ -372,6 +374,8 @@ def predict(
         return
     for row in rows:
         said = "  ".join(f"{label} {score:.4g}" for label, score in row["top"])
+        if manifest["task"] == "embedding":
+            said = f"{embed.shown(row['outputs'][manifest['outputs'][0]['name']])} (--json: all)"
         common.say(f"{row['input']}: {said}")
         if row.get("truncated"):
             common.warn("this text is longer than the model reads: its end was not looked at")

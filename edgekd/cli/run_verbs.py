@@ -178,7 +178,7 @@ def distill(
 
 def recipes(
     common: Common,
-    name: Annotated[str | None, typer.Argument(help="Show this recipe.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show this recipe; with --losses, this loss or adapter.")] = None,
     copy: Annotated[Path | None, typer.Option("--copy", metavar="FILE", help="Copy it to FILE, to change it.")] = None,
     models: Annotated[
         bool,
@@ -186,8 +186,18 @@ def recipes(
             "--models", help="List the built-in students and teachers with parameters and MACs (needs torch)."
         ),
     ] = False,
+    losses: Annotated[
+        bool,
+        typer.Option(
+            "--losses", help="List the losses and adapters of [[distill.terms]]; with NAME, its formula (needs torch)."
+        ),
+    ] = False,
 ) -> None:
     """List the shipped recipes, show one, or copy one to start from."""
+    if losses:
+        require("train", purpose="listing losses")
+        tables.print_losses(common) if name is None else tables.print_loss(common, name)
+        return
     if models:
         require("train", purpose="building models")
         tables.print_models(common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -256,6 +257,60 @@ def print_models(common: Common) -> None:
     ]
     common.out.print(plain_table(("model", "input", "parameters", "MACs"), cells, left=2))
     common.say("10 outputs, batch 1; use one as student.model or teacher.model, or your own package.module:function")
+
+
+def print_losses(common: Common) -> None:
+    """The losses and adapters that a recipe's terms may name."""
+    from edgekd.distill import catalogue
+
+    losses, adapters = catalogue.losses(), catalogue.adapters()
+    if common.as_json:
+        common.print_json(
+            {
+                part: [choice.to_json() for choice in found]
+                for part, found in (("losses", losses), ("adapters", adapters))
+            }
+        )
+        return
+    cells = [
+        (
+            loss.name,
+            ", ".join(loss.needs) or "-",
+            "" if loss.usual_weight is None else f"{loss.usual_weight:g}",
+            loss.adapter or "",
+        )
+        for loss in losses
+    ]
+    common.out.print(plain_table(("loss", "needs", "usual weight", "its adapter"), cells, left=4))
+    others = [(adapter.name, _settings(adapter.options)) for adapter in adapters]
+    common.out.print(plain_table(("adapter", "adapter_options"), others, left=2))
+    common.say("a term without a weight has 1; formula, shapes, source and options of one:")
+    print_next(common, command("recipes", "--losses", "kd"))
+
+
+def print_loss(common: Common, name: str) -> None:
+    """One loss or adapter: what it computes, and how a recipe asks for it."""
+    from edgekd.distill import catalogue
+
+    choice = catalogue.one(name)
+    if common.as_json:
+        common.print_json(choice.to_json())
+        return
+    common.say(choice.description)
+    lines = ["", "[[distill.terms]]"]
+    if choice.kind == "adapter":
+        lines += ['loss = "..."', f'adapter = "{name}"']
+        lines += [f"adapter_options = {{{_settings(choice.options)}}}"] if choice.options else []
+    else:
+        lines += [f'loss = "{name}"']
+        lines += [] if choice.usual_weight is None else [f"weight = {choice.usual_weight:g}"]
+        lines += [f"options = {{{_settings(choice.options)}}}"] if choice.options else []
+    common.say("\n".join(lines))
+
+
+def _settings(options: Mapping[str, Any]) -> str:
+    """`temperature = 4.0, by = "confidence"`: as a recipe writes it."""
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in options.items())
 
 
 def print_diagnosis(common: Common, diagnosis: Diagnosis) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgekd.data.source import Request, Source
-from edgekd.data.text import NAMES, Rows, read_targets, source, target_of, text_column
+from edgekd.data.text import NAMES, Rows, listed, marks_of, problem_of, read_targets, source, target_of, text_column
 from edgekd.errors import DataError, MissingExtra
 
 
@@ -40,18 +40,18 @@ def read(request: Request) -> Source:
         target = read_targets(table.column_names, target_of(request), request)
         column = text_column(place, table.column_names, request.text, target)
         labels = labels or tuple(getattr(table.features.get(next(iter(target), "")), "names", ()))
-        cells = [table[name] for name in target if request.targets]
-        rows = [(text, marks) for text, *marks in zip(table[column], *cells)]
-        strange = [number for number, (text, _) in enumerate(rows) if not isinstance(text, str) or not text.strip()]
-        if strange:
+        wanted = (column, *(target if request.targets else ()))
+        rows = list(zip(*(table[name] for name in wanted)))
+        # Test sets of competitions hide their labels: -1, or none.
+        if split != "train" and all(marks in ([-1], [None]) for _, *marks in rows):
+            continue
+        problems = [f"row {number}: {told}" for number, row in enumerate(rows) if (told := problem_of(wanted, row))]
+        if problems:
             raise DataError(
-                f"huggingface: {place}, {split}: {len(strange)} of {len(rows)} rows have no text in '{column}' (row "
-                f"{', '.join(map(str, strange[:3]))}{', ...' if len(strange) > 3 else ''}); filter them out, and give "
-                "the folder of what is left"
+                f"huggingface: {place}, {split}: {len(problems)} of {len(rows)} rows cannot be used; filter them out, "
+                f"and give the folder of what is left:{listed(problems)}"
             )
-        # Test sets of competitions hide their labels behind -1.
-        if split == "train" or not all(marks == [-1] for _, marks in rows):
-            parts[split] = [(text, tuple(marks)) for text, marks in rows]
+        parts[split] = [(text, marks_of(marks)) for text, *marks in rows]
     if "train" not in parts:
         raise DataError(f"huggingface: {place} has the splits {', '.join(found)}, expected 'train'")
     name = Path(place).name

@@ -16,6 +16,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +36,8 @@ OUT_OF_SCOPE = "oos"
 # Tasks whose targets are in no file.
 UNLABELLED = ("embedding", "masked_lm")
 MAX_PROBLEMS = 5
+# Characters of a cell that an error repeats.
+MAX_SHOWN = 60
 # Of one field; the csv module's own limit is 128 kB, and reviews are longer.
 MAX_FIELD = 10_000_000
 
@@ -193,20 +196,39 @@ def _read(path: Path, text: str | None, target: Sequence[str], request: Request)
         column = text_column(path, record, text, read_targets(record, target, request))
         wanted = (column, *(target if request.targets else ()))
         cells = [record.get(name) for name in wanted]
-        empty = [name for name, cell in zip(wanted, cells) if cell is None or not str(cell).strip()]
-        if empty:
-            problems.append(f"line {line}: '{empty[0]}' is empty")
-        elif not isinstance(cells[0], str):
-            problems.append(f"line {line}: '{column}' is {cells[0]!r}, expected a text")
+        if problem := problem_of(wanted, cells):
+            problems.append(f"line {line}: {problem}")
         else:
-            rows.append((cells[0], tuple(int(cell) if isinstance(cell, bool) else cell for cell in cells[1:])))
+            rows.append((str(cells[0]), marks_of(cells[1:])))
     if problems:
-        more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
-        listed = "\n  ".join([*problems[:MAX_PROBLEMS], *more])
-        raise DataError(f"{path}: lines that cannot be used; repair or remove them:\n  {listed}")
+        raise DataError(f"{path}: lines that cannot be used; repair or remove them:{listed(problems)}")
     if not rows:
         raise DataError(f"{path} holds no texts")
     return rows
+
+
+def problem_of(names: Sequence[str], cells: Sequence[Any]) -> str | None:
+    """What is wrong with a row, the column of its text first and then those of its targets; None where nothing is."""
+    for number, (name, cell) in enumerate(zip(names, cells)):
+        if cell is None or not str(cell).strip():
+            return f"'{name}' is empty"
+        found = f"'{name}' is {repr(cell)[:MAX_SHOWN]}"
+        if number == 0 and not isinstance(cell, str):
+            return f"{found}, expected a text"
+        if not isinstance(cell, (str, int, float)) or (isinstance(cell, float) and not math.isfinite(cell)):
+            return f"{found}, expected one text or number; several marks have a column each (data.target)"
+    return None
+
+
+def marks_of(cells: Iterable[Any]) -> tuple[Any, ...]:
+    """The targets of a row; true is 1."""
+    return tuple(int(cell) if isinstance(cell, bool) else cell for cell in cells)
+
+
+def listed(problems: Sequence[str]) -> str:
+    """A line for each of the first problems."""
+    more = [f"and {len(problems) - MAX_PROBLEMS} more"] if len(problems) > MAX_PROBLEMS else []
+    return "".join(f"\n  {one}" for one in (*problems[:MAX_PROBLEMS], *more))
 
 
 def _records(path: Path, kind: str, text: str, problems: list[str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -16,7 +16,7 @@ from edgekd.device.preprocess import Raw, as_fed, prepare, split_steps
 from edgekd.device.programs import classify, embed, multilabel, regress
 from edgekd.device.programs.answer import Program
 from edgekd.device.runtimes import Session, open_session
-from edgekd.device.runtimes.chunks import run_in_chunks
+from edgekd.device.runtimes.chunks import CHUNK, rows_at_once, run_in_chunks
 from edgekd.device.tokens import is_cut, tokenize_step
 from edgekd.errors import BundleError, DataError, ModelError, UsageError
 from edgekd.spec import Array
@@ -61,20 +61,24 @@ def load(
     variant or runtime or too many threads, `MissingExtra` when the runtime is not installed.
     """
     bundle = Bundle.open(path)
-    return Predictor(bundle, open_session(bundle, variant=variant, runtime=runtime, threads=threads))
+    graph = bundle.graph(variant=variant)
+    session = open_session(graph, runtime=runtime, threads=threads)
+    return Predictor(bundle, session, one_by_one=rows_at_once(graph, CHUNK) == 1)
 
 
 class Predictor:
     """A loaded bundle. Threads may share it; `close` (or a `with` block) frees the model.
 
-    bundle    the opened bundle
-    session   the loaded graph
+    bundle       the opened bundle
+    session      the loaded graph
+    one_by_one   whether a sample's answer would depend on its neighbours in a call (`rows_at_once`)
     """
 
-    def __init__(self, bundle: Bundle, session: Session) -> None:
+    def __init__(self, bundle: Bundle, session: Session, *, one_by_one: bool = False) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.session = session
+        self.one_by_one = one_by_one
         if len(session.inputs) != 1:
             names = ", ".join(spec.name for spec in session.inputs)
             raise UsageError(f"predict works on models with one input, this one has {names}; use edgekd.open_session")
@@ -110,13 +114,18 @@ class Predictor:
         return await asyncio.to_thread(self.predict, x, top_k=top_k)
 
     def predict_batch(self, xs: Iterable[Raw], *, top_k: int = 1) -> list[Prediction]:
-        """The answers for several samples, in their order; run together, a chunk at a time."""
+        """The answers for several samples, in their order; run together, a chunk at a time.
+
+        One by one where the graph measures its activations in every call (int8_dynamic): the same answers as `predict`.
+        """
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise UsageError(f"top_k is {top_k!r}, expected a whole number from 1")
         if isinstance(xs, (str, bytes, Path)):
             raise UsageError(f"predict_batch found one {type(xs).__name__}, expected a list of samples; use predict")
         started = time.perf_counter()
         xs = list(xs)
+        if self.one_by_one and len(xs) > 1:
+            return [self.predict(x, top_k=top_k) for x in xs]
         prepared = [prepare(self._spatial, x) for x in xs]
         if not prepared:
             return []

@@ -37,6 +37,9 @@ _UNREADABLE = (
     RuntimeError, OSError, pickle.UnpicklingError, EOFError, LookupError, TypeError, ValueError, AttributeError
 )  # fmt: skip
 
+# Settings that older trainings did not write: what they were is not known.
+_LATER = frozenset({"teachers"})
+
 State = dict[str, Tensor]
 
 _STATES = ("student", "best_student", "adapters", "average", "optimizer")
@@ -188,7 +191,7 @@ class RunFiles:
                     path.unlink(missing_ok=True)
 
     def _compare(self, there: Mapping[str, Any], what: str, free: frozenset[str]) -> None:
-        names = sorted((there.keys() | self.settings.keys()) - free)
+        names = sorted((there.keys() | self.settings.keys()) - free - (_LATER - there.keys()))
         other = [
             f"{name} {there.get(name)!r} there, {self.settings.get(name)!r} here"
             for name in names

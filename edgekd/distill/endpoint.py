@@ -9,10 +9,11 @@ import ipaddress
 import json
 import math
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
@@ -39,7 +40,7 @@ class RequestOptions:
     """How an endpoint is asked.
 
     batch_size  samples per request
-    timeout_s   for one request, from connecting to the last byte
+    timeout_s   for one request, from connecting to the last byte, however slowly they come
     retries     further attempts after a failure that may pass
     per_s       requests per second at most; None: as fast as it answers
     encoding    inputs as nested lists ("json") or as a base64 text of an .npy file ("npy")
@@ -64,10 +65,51 @@ class _Again(Exception):
         self.wait_s = wait_s
 
 
-class Endpoint:
-    """Posts JSON to one URL, from several threads at once too.
+class _Line:
+    """A client with one connection, which stays open from request to request and is ended when one takes too long.
 
-    `sleep`, `clock` (seconds that only grow) and `now` (seconds since 1970) are the world.
+    The HTTP library's limits are for each part of an answer alone: who sends a byte now and then keeps to them.
+    """
+
+    def __init__(self, client: httpx2.Client) -> None:
+        self.client = client
+        self.is_over = False
+        self._socket: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def limited(self, seconds: float) -> Iterator[None]:
+        """End the connection when the block takes longer; `is_over` then says so."""
+        self.is_over = False
+        timer = threading.Timer(seconds, self._end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            timer.join()  # or it would end the next request
+
+    def notice(self, event: str, info: Mapping[str, Any]) -> None:
+        """Take the socket from what the HTTP library tells of each of its steps (its extension `trace`)."""
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            with self._lock:
+                self._socket = info["return_value"].get_extra_info("socket")
+            if self.is_over:
+                self._end()
+
+    def _end(self) -> None:
+        self.is_over = True
+        with self._lock, suppress(OSError):  # closed already
+            if self._socket is not None:
+                # Not the method of a TLS socket: that one forgets its keys, and whoever reads is surprised.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+class Endpoint:
+    """Posts JSON to one URL, from several threads at once too, each on a connection of its own.
+
+    `sleep`, `clock` (seconds that only grow) and `now` (seconds since 1970) are the world; `timeout_s` is real time.
 
     Raises `UsageError` for a URL that must not be used, `MissingExtra` without the HTTP library, and `StageFailed`
     when there is no answer after all retries, or one that cannot be read: what was answered before is kept.
@@ -84,10 +126,6 @@ class Endpoint:
         seed: int = 0,
     ) -> None:
         check_url(url, insecure=options.insecure)
-        try:
-            import httpx2
-        except ImportError as error:
-            raise MissingExtra("httpx2", "http", purpose="a teacher behind a URL") from error
         self.name = shown_url(url)
         self._url = url
         self._options = options
@@ -95,12 +133,11 @@ class Endpoint:
         self._random = random.Random(seed)
         self._next = -math.inf
         self._turn = threading.Lock()
-        self._client = httpx2.Client(
-            headers={"accept": "application/json", **options.headers},
-            timeout=options.timeout_s,
-            follow_redirects=False,  # neither the samples nor the headers go anywhere else
-            trust_env=not is_local(urlsplit(url).hostname or ""),
-        )
+        self._lines: list[_Line] = []
+        try:
+            self._free = [self._open_line()]
+        except ImportError as error:
+            raise MissingExtra("httpx2", "http", purpose="a teacher behind a URL") from error
 
     def post(self, body: Mapping[str, Any]) -> Any:
         """The JSON that the endpoint answers `body` with."""
@@ -121,26 +158,56 @@ class Endpoint:
         raise AssertionError("every attempt returns or raises")
 
     def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
+        """Close the connections."""
+        for line in self._lines:
+            line.client.close()
 
     def _attempt(self, content: bytes) -> Any:
         import httpx2
 
-        headers = {"content-type": "application/json"}
-        deadline = self._clock() + self._options.timeout_s
-        try:
-            with self._client.stream("POST", self._url, content=content, headers=headers) as response:
-                body = self._read(response, deadline)
-        except httpx2.TimeoutException as error:
-            raise _Again(f"no answer within {self._options.timeout_s:g} s") from error
-        except httpx2.TransportError as error:
-            raise _Again(f"the connection failed ({str(error) or type(error).__name__})") from error
-        except httpx2.DecodingError as error:
-            raise StageFailed(f"{self.name} answered what cannot be unpacked ({error})") from error
+        too_late = f"no whole answer within {self._options.timeout_s:g} s"
+        with self._line() as line:
+            try:
+                with line.limited(self._options.timeout_s):
+                    response, body = self._ask(line, content)
+            except httpx2.RequestError as error:
+                if line.is_over or isinstance(error, httpx2.TimeoutException):
+                    raise _Again(too_late) from error
+                if isinstance(error, httpx2.DecodingError):
+                    raise StageFailed(f"{self.name} answered what cannot be unpacked ({error})") from error
+                raise _Again(f"the connection failed ({str(error) or type(error).__name__})") from error
+            if line.is_over:  # an answer without a length ends with its connection: this may be half of it
+                raise _Again(too_late)
         return self._judge(response, body)
 
-    def _read(self, response: httpx2.Response, deadline: float) -> bytes:
+    def _ask(self, line: _Line, content: bytes) -> tuple[httpx2.Response, bytes]:
+        headers, extensions = {"content-type": "application/json"}, {"trace": line.notice}
+        with line.client.stream("POST", self._url, content=content, headers=headers, extensions=extensions) as response:
+            return response, self._read(response)
+
+    @contextmanager
+    def _line(self) -> Iterator[_Line]:
+        """A connection that nobody else uses until the end of the block."""
+        with self._turn:
+            line = self._free.pop() if self._free else self._open_line()
+        try:
+            yield line
+        finally:
+            self._free.append(line)
+
+    def _open_line(self) -> _Line:
+        import httpx2
+
+        client = httpx2.Client(
+            headers={"accept": "application/json", **self._options.headers},
+            timeout=self._options.timeout_s,
+            follow_redirects=False,  # neither the samples nor the headers go anywhere else
+            trust_env=not is_local(urlsplit(self._url).hostname or ""),
+        )
+        self._lines.append(_Line(client))
+        return self._lines[-1]
+
+    def _read(self, response: httpx2.Response) -> bytes:
         parts: list[bytes] = []
         size = 0
         for part in response.iter_bytes():
@@ -150,8 +217,6 @@ class Endpoint:
                     f"{self.name} answered more than {MAX_RESPONSE_BYTES >> 20} MiB to one request; expected numbers "
                     f"for {self._options.batch_size} samples. Is this the right URL?"
                 )
-            if self._clock() > deadline:
-                raise _Again(f"no whole answer within {self._options.timeout_s:g} s")
             parts.append(part)
         return b"".join(parts)
 
@@ -181,16 +246,19 @@ class Endpoint:
             ) from error
 
     def _wait(self, attempt: int, error: _Again) -> float:
-        """Seconds until the next attempt: what the server asked for, else twice as long each time, with jitter."""
-        if error.wait_s is not None:
-            if error.wait_s > MAX_WAIT_S:
-                raise StageFailed(
-                    f"{self.name} wants us to wait {error.wait_s:.0f} s ({error}); run the same command again then: "
-                    "answers so far are kept"
-                ) from error
-            return error.wait_s
+        """Seconds until the next attempt: twice as long each time, with jitter, and what the server asked for at least.
+
+        It may ask for none, or for a time that by our clock is over.
+        """
+        asked_s = 0.0 if error.wait_s is None else error.wait_s
+        if asked_s > MAX_WAIT_S:
+            raise StageFailed(
+                f"{self.name} wants us to wait {asked_s:.0f} s ({error}); run the same command again then: "
+                "answers so far are kept"
+            ) from error
         # Full jitter over the upper half: many clients that failed together do not come back together.
-        return min(FIRST_WAIT_S * 2.0**attempt, MAX_WAIT_S) * (0.5 + 0.5 * self._random.random())
+        own_s = min(FIRST_WAIT_S * 2.0**attempt, MAX_WAIT_S) * (0.5 + 0.5 * self._random.random())
+        return max(own_s, asked_s)
 
     def _keep_rate(self) -> None:
         if self._options.per_s is None:

@@ -28,6 +28,7 @@ from edgekd.distill.distribution import ALONE, Division, World
 from edgekd.distill.epoch import Plan
 from edgekd.distill.evaluation import BATCH, MASKED_BATCH, evaluate
 from edgekd.distill.execution import choose_device, choose_precision, contained, placed, resume_threads
+from edgekd.distill.identity import identities
 from edgekd.distill.masking import Masking
 from edgekd.distill.mixing import Mixing
 from edgekd.distill.modules import synchronized
@@ -118,7 +119,8 @@ def distill(
     """Train `student` on `data.train`, look after each epoch at `data.val`, leave `data.test` alone.
 
     teachers           none, one, or several whose logits are averaged (and can be tapped one by one: "0/layer2");
-                       asked only if a term wants a teacher
+                       asked only if a term wants a teacher. `run_dir` remembers who they were by their weights or
+                       files; one of your own may say it with an attribute `fingerprint`, a text
     steps              the arithmetic preprocessing steps
     threads            None: as many as torch has now, or as the checkpoint was trained with
     substitutes        the words that augmentation puts in the place of others, for texts
@@ -135,7 +137,7 @@ def distill(
     clip_norm          the most that the gradient of all weights together may measure
     accumulate         micro-batches into which each process divides its part of a batch, to need less memory; terms
                        that compare samples then compare those within one, which the result's warnings say
-    sync_batch_norm    batch norm over the batches of all processes (on GPUs)
+    sync_batch_norm    batch norm over the batches of all processes, the adapters' too (on GPUs)
     world              the processes that train together (`edgekd.distill.distribution`), each of which calls this with
                        the same arguments; all get the same result, and process 0 writes
     run_dir            where checkpoints go, and in the end the weights with the labels and steps that they mean. A
@@ -206,6 +208,7 @@ def distill(
             "masked texts together, each of which has another number of tokens that are asked for: train on one "
             "process, or drop these terms"
         )
+    writes = run_dir is not None and world.leads
     settings = {
         "data": data.sha256,
         "samples": [len(data.train), len(data.val)],
@@ -215,6 +218,7 @@ def distill(
         "views": views,
         "student": {name: list(value.shape) for name, value in student.state_dict().items()},
         "num_teachers": len(teachers) if objective.teacher_terms else 0,
+        **({"teachers": identities(teachers)} if writes and objective.teacher_terms else {}),
         "objective": objective.describe(),
         "stages": describe(stages),
         "stage_lr": [stage.lr for stage in stages],
@@ -267,6 +271,8 @@ def distill(
             task=data.task,
             masking=masking,
         )
+        if sync_batch_norm and not world.is_alone:
+            stack.enter_context(synchronized(rehearsal.objective.modules))
         for batches in (train, val):
             batches.place(place)
         run = Run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +98,7 @@ def train_epoch(
     trained = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     teacher_taps = objective.teacher_taps
     ledger = Ledger(objective.names, world)
+    networks = partial(autocast, plan.device, bfloat16=plan.bfloat16)
     reseed(seed, epoch)
     draws = None if world.is_alone else CommonDraws(plan.device)
     if world.rank > 0:
@@ -116,7 +118,7 @@ def train_epoch(
         for raw, portion in zip(pieces, division.portions(sizes[step], draws)):
             batch, student_out, teacher_out = _outputs(pupil, teacher, teacher_taps, raw, plan)
             is_all = None if division.count == 1 else portion
-            parts = objective.parts(student_out, teacher_out, batch, done / total, is_all)
+            parts = objective.parts(student_out, teacher_out, batch, done / total, is_all, networks=networks)
             if measure and step == steps // 2 and not rows:
                 norms = gradient_norms(parts, student, world)
                 norms = {name: norm / portion.whole for name, norm in norms.items()}

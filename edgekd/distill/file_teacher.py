@@ -10,7 +10,7 @@
     classes                                 (C,) names of the columns; optional, then compared with those of the data
 
 Parquet: a column of lists where the arrays above have two axes; `classes` is a comma-separated text in the file's
-metadata.
+metadata. Other columns may hold anything: they are not read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from edgekd.data.npz import read_npz
-from edgekd.distill.answers import CLASSES, Ids, named_ids, read_answers, with_logits
+from edgekd.distill.answers import CLASSES, KINDS, Ids, named_ids, read_answers, with_logits
 from edgekd.errors import DataError, MissingExtra, UsageError
 from edgekd.spec import Array, Split, Task
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pyarrow import ChunkedArray, Table
 
 IDS = "ids"
+_READ = frozenset({IDS, *(name for ways in KINDS.values() for names in ways for name in names)})
 
 
 class LogitsFile:
@@ -99,11 +100,14 @@ def _read_parquet(path: Path) -> dict[str, Array]:
     except ImportError as error:
         raise MissingExtra("pyarrow", "hf", purpose=f"reading {path.name}") from error
     try:
-        table: Table = pyarrow.parquet.read_table(path)
+        schema = pyarrow.parquet.read_schema(path)
+        table: Table = pyarrow.parquet.read_table(path, columns=[name for name in schema.names if name in _READ])
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"{path} cannot be read as Parquet: {error}; write it with pyarrow or pandas") from error
     arrays = {name: _column(table.column(name), name, path) for name in table.column_names}
-    stated: Mapping[bytes, bytes] = table.schema.metadata or {}
+    # What is not read is named where nothing else is found.
+    arrays |= {name: np.empty(0) for name in schema.names if name not in {*_READ, CLASSES}}
+    stated: Mapping[bytes, bytes] = schema.metadata or {}
     if CLASSES.encode() in stated:
         arrays[CLASSES] = np.array([text.strip() for text in stated[CLASSES.encode()].decode().split(",")])
     return arrays

@@ -4,13 +4,14 @@ One POST per batch, `content-type: application/json`:
 
     {"ids": [17, 4], "shape": [2, 1, 8, 8], "encoding": "json", "inputs": [[[[0.0, ...]]], ...]}
 
-`inputs` are the samples as a model sees them, float32 after every preprocessing step: nested lists, or with
-`"encoding": "npy"` a base64 text of one .npy file. The answer, status 200, is one of
+`inputs` are the samples as a model sees them, float32 after every preprocessing step; of texts their token ids, whole
+numbers (int64), by the recipe's tokenizer. Nested lists, or with `"encoding": "npy"` a base64 text of one .npy file.
+The answer, status 200, is one of
 
     {"logits": [[...], [...]]}                          (N, C); for a regression its numbers
     {"probabilities": [[...], [...]]}                   (N, C), each row sums to 1
     {"topk": {"indices": [[3, 5], ...], "probabilities": [[0.9, 0.05], ...]}}   or "log_probabilities"
-    {"labels": [3, "cat"]}                              class numbers or names
+    {"labels": [3, "cat"]}                              class numbers or names, also mixed
 
 with the samples in the order in which they were sent. Arrays may be base64 texts of .npy files too. Optional:
 `"ids"`, the ids that it answers to, and `"classes"`, the names of its classes; both are then compared with ours.
@@ -28,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from edgekd.device.tokens import is_ids
 from edgekd.distill.answers import (
     CLASSES,
     INDICES,
@@ -66,7 +68,8 @@ class HttpTeacher:
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         ids_N: Ids = batch["id"].cpu().numpy()
-        x = np.ascontiguousarray(batch["x"].detach().cpu().numpy(), dtype=np.float32)
+        x = batch["x"].detach().cpu().numpy()
+        x = np.ascontiguousarray(x, dtype=np.int64 if is_ids(x) else np.float32)
         body = {
             "ids": ids_N.tolist(),
             "shape": list(x.shape),
@@ -76,7 +79,7 @@ class HttpTeacher:
         where = self._endpoint.name
         try:
             answers = read_answers(
-                _arrays(self._endpoint.post(body), ids_N, where),
+                _arrays(self._endpoint.post(body), ids_N, self._labels, where),
                 ids_N,
                 labels=self._labels,
                 task=self._task,
@@ -87,13 +90,15 @@ class HttpTeacher:
         return with_logits({name: torch.from_numpy(array) for name, array in answers.items()}, len(self._labels))
 
 
-def _arrays(answer: object, ids_N: Ids, where: str) -> dict[str, Array]:
+def _arrays(answer: object, ids_N: Ids, labels: Sequence[str], where: str) -> dict[str, Array]:
     """The arrays of an answer by the names of `read_answers`; its ids compared with ours."""
     if not isinstance(answer, Mapping):
         raise DataError(f"{where} answered a {type(answer).__name__}, expected an object with logits or the like")
     named: dict[str, Any] = {
         name: answer[name] for name in (LOGITS, PROBABILITIES, LABELS, CLASSES) if answer.get(name) is not None
     }
+    if LABELS in named:
+        named[LABELS] = _names(named[LABELS], labels)
     topk = answer.get(TOPK)
     if topk is not None:
         if not isinstance(topk, Mapping):
@@ -110,6 +115,15 @@ def _arrays(answer: object, ids_N: Ids, where: str) -> dict[str, Array]:
         if echoed.shape != ids_N.shape or not np.array_equal(echoed, ids_N):
             raise DataError(f"{where} answers to other ids than it was asked for; expected the same, in the same order")
     return {name: _array(value, name, where) for name, value in named.items()}
+
+
+def _names(value: object, labels: Sequence[str]) -> object:
+    """A list of classes in which some are named: the numbers among them become names, too."""
+    if not isinstance(value, list) or not any(isinstance(item, str) for item in value):
+        return value
+    numbers = range(len(labels))
+    named = [labels[int(item)] if item in numbers else f"the number {item}" for item in value]
+    return [item if isinstance(item, str) else name for item, name in zip(value, named)]
 
 
 def _array(value: object, name: str, where: str) -> Array:

@@ -7,13 +7,12 @@ and 0 for the others, whose "y" is no label at all (-1, or NaN), so that nobody 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-Named = Mapping[str, Tensor]
 
 LABELLED = "labelled"
 MASK_OF_CLASSES = -1
@@ -31,26 +30,30 @@ def hidden(y: Tensor, labelled_N: Tensor) -> Tensor:
     return y.masked_fill((labelled_N == 0).reshape(-1, *(1,) * (y.dim() - 1)), nothing)
 
 
-def labelled_only(
-    value: Callable[[Named, Named, Named], Tensor], student: Named, teacher: Named, batch: Named
-) -> Tensor:
-    """The loss `value(student, teacher, batch)` of the labelled rows, as their part of the batch.
+def labelled_only(value: Callable[[dict[str, Any]], Tensor], arguments: Mapping[str, Any], weight_N: Tensor) -> Tensor:
+    """The loss `value(arguments)` of the labelled rows, as their part of the batch.
+
+    arguments  tensors, or lists of them, of which those that are N long have a row for each sample
+    weight_N   the batch's "labelled"
 
     It is weighted by (labelled rows) / (rows) / (share in the training set): so its mean over batches is the mean
     over all labelled samples, however they are spread over batches, processes and micro-batches.
     """
-    weight_N = batch[LABELLED]
     # On a GPU this waits for the device: how many rows there are decides the shapes.
     rows = weight_N.nonzero()[:, 0]
     if len(rows) == 0:
-        return sum((tensor.float().sum() * 0.0 for tensor in student.values()), weight_N.new_zeros(()))
-    size = len(weight_N)
+        tensors = [tensor for argument in arguments.values() for tensor in _tensors(argument) if tensor.requires_grad]
+        return sum((tensor.float().sum() * 0.0 for tensor in tensors), weight_N.new_zeros(()))
 
-    def chosen(named: Named) -> dict[str, Tensor]:
-        return {
-            name: tensor.index_select(0, rows) if tensor.dim() and len(tensor) == size else tensor
-            for name, tensor in named.items()
-        }
+    def chosen(argument: Any) -> Any:
+        if isinstance(argument, (list, tuple)):
+            return [chosen(item) for item in argument]
+        is_of_rows = isinstance(argument, Tensor) and argument.dim() > 0 and len(argument) == len(weight_N)
+        return argument.index_select(0, rows) if is_of_rows else argument
 
-    own = {name: tensor for name, tensor in batch.items() if name != LABELLED}
-    return value(chosen(student), chosen(teacher), chosen(own)) * weight_N.mean()
+    return value({name: chosen(argument) for name, argument in arguments.items()}) * weight_N.mean()
+
+
+def _tensors(argument: Any) -> list[Tensor]:
+    items = argument if isinstance(argument, (list, tuple)) else [argument]
+    return [item for item in items if isinstance(item, Tensor)]

@@ -5,14 +5,15 @@
 There is no alpha: every term has its own weight. The objective finds out from the names of a loss's parameters what
 it needs: `student...` first, then any of `teacher...`, `labels...`, `targets...` (or the short s, t, y), and `mask`
 where it looks at tokens (N, L, ...) and the batch says which of them count; everything else is an option of the term,
-or what its adapter adds. Where a batch says which of its samples are labelled, losses on labels see those alone.
+or what its adapter adds. Where a batch says which of its samples are labelled, losses on labels see those alone, but
+one with the parameter `labelled`, which gets them all and what the label of each counts (N,).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from typing import Any
 
@@ -32,6 +33,7 @@ Named = Mapping[str, Tensor]
 # One tensor, or the several of a term that taps several.
 Tapped = Tensor | list[Tensor]
 FindModule = Callable[[str], nn.Module | None]
+Networks = Callable[[], AbstractContextManager[object]]
 
 NEGLIGIBLE_SHARE = 1e-3
 
@@ -184,36 +186,43 @@ class Objective:
         return self.total(self.parts(student, teacher, batch, progress), student)
 
     def parts(
-        self, student: Named, teacher: Named, batch: Named, progress: float, portion: Portion | None = None
+        self,
+        student: Named,
+        teacher: Named,
+        batch: Named,
+        progress: float,
+        portion: Portion | None = None,
+        *,
+        networks: Networks = nullcontext,
     ) -> dict[str, Tensor]:
         """What each term adds to the loss, with gradient. A term of weight 0 is not computed and not there.
 
         So a loss that is infinite at the start may be faded in.
 
-        portion  which rows of the batch these are, where others are elsewhere: the mean over the processes of the sum
-                 over the portions of a batch is the loss of the batch. Terms that compare samples see those of all
-                 processes
+        portion   which rows of the batch these are, where others are elsewhere: the mean over the processes of the sum
+                  over the portions of a batch is the loss of the batch. Terms that compare samples see those of all
+                  processes
+        networks  around adapters that hold whole networks, which then compute as the student does
         """
         parts: dict[str, Tensor] = {}
         for bound in self._terms:
             weight = bound.weight(progress)
             if weight != 0.0:
                 if portion is None:
-                    value = self._value(bound, student, teacher, batch, progress)
+                    value = self._value(bound, student, teacher, batch, progress, networks)
                 elif bound.compares:
-                    value = self._value_of_all(bound, student, teacher, batch, progress, portion)
+                    value = self._value_of_all(bound, student, teacher, batch, progress, networks, portion)
                     weight *= portion.whole
                 else:
-                    value = self._value(bound, student, teacher, batch, progress) * _share(
-                        bound, student, batch, portion
-                    )
+                    value = self._value(bound, student, teacher, batch, progress, networks)
+                    value = value * _share(bound, student, batch, portion)
                 parts[bound.term.name] = value if weight == 1.0 else value * weight
         return parts
 
     def try_out(self, student: Named, teacher: Named, batch: Named) -> None:
         """Compute every term once, whatever its weight, so that it says now what it cannot take."""
         for bound in self._terms:
-            self._value(bound, student, teacher, batch, 1.0)
+            self._value(bound, student, teacher, batch, 1.0, nullcontext)
 
     def total(self, parts: Mapping[str, Tensor], student: Named) -> tuple[Tensor, dict[str, Tensor]]:
         """What `parts` add up to, and each of them without gradient; 0 for the terms that are not there."""
@@ -248,7 +257,14 @@ class Objective:
         return texts
 
     def _value_of_all(
-        self, bound: BoundTerm, student: Named, teacher: Named, batch: Named, progress: float, portion: Portion
+        self,
+        bound: BoundTerm,
+        student: Named,
+        teacher: Named,
+        batch: Named,
+        progress: float,
+        networks: Networks,
+        portion: Portion,
     ) -> Tensor:
         """The term's loss of the rows of all processes: each of them computes the same."""
         adapter = bound.term.name in self._adapters
@@ -258,26 +274,21 @@ class Objective:
         teacher = portion.gather({tap: teacher[tap] for tap in tap_names(bound.term.teacher_tap) if tap in teacher})
         batch = portion.gather({name: batch[name] for name in needed})
         with portion.draws() if adapter and portion.draws is not None else nullcontext():
-            return self._value(bound, student, teacher, batch, progress)
+            return self._value(bound, student, teacher, batch, progress, networks)
 
-    def _value(self, bound: BoundTerm, student: Named, teacher: Named, batch: Named, progress: float) -> Tensor:
+    def _value(
+        self, bound: BoundTerm, student: Named, teacher: Named, batch: Named, progress: float, networks: Networks
+    ) -> Tensor:
         """The term's loss, without its weight."""
-        if bound.wants_truth and LABELLED in batch:
-            return labelled_only(
-                lambda s, t, b: self._value(bound, s, t, b, progress),
-                {tap: _tap(student, tap, "student", bound.term.name) for tap in tap_names(bound.term.student_tap)},
-                {tap: teacher[tap] for tap in tap_names(bound.term.teacher_tap) if tap in teacher},
-                batch,
-            )
         term = bound.term
         student_value: Any = _look(student, term.student_tap, "student", term.name)
         teacher_value: Any = _look(teacher, term.teacher_tap, "teacher", term.name) if bound.wants_teacher else None
-        arguments: dict[str, Any] = dict(bound.options)
-        for name, schedule in bound.scheduled:
-            arguments[name] = schedule.at(progress)
+        options = {**bound.options, **{name: schedule.at(progress) for name, schedule in bound.scheduled}}
+        arguments: dict[str, Any] = {}
         adapter = self._adapters.get(term.name)
         if adapter is not None:
-            student_value, teacher_value, extras = adapter(student_value, teacher_value, batch)
+            with networks() if getattr(adapter, "holds_networks", False) else nullcontext():
+                student_value, teacher_value, extras = adapter(student_value, teacher_value, batch)
             if not bound.given <= extras.keys() <= bound.parameters:
                 raise UsageError(
                     f"term '{term.name}': its adapter gives {sorted(extras) or 'nothing'} beside the tensors, but the "
@@ -294,11 +305,20 @@ class Objective:
                 arguments[name] = _tap(batch, "y", "batch", term.name)
             elif role == "mask" and MASK in batch and _is_of_tokens(student_value):
                 arguments.setdefault(name, batch[MASK])
-        value = bound.function(**arguments)
-        if not isinstance(value, Tensor) or value.dim() != 0:
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UsageError(f"the loss of term '{term.name}' returned {found}, expected a tensor with one number")
-        return value
+        if not bound.wants_truth or LABELLED not in batch:
+            return _computed(bound, {**options, **arguments})
+        if LABELLED in bound.parameters - options.keys():
+            return _computed(bound, {**options, **arguments, LABELLED: batch[LABELLED]})
+        # Not before the adapter: its batch norm learns from all samples, and on all processes at the same moment.
+        return labelled_only(lambda chosen: _computed(bound, {**options, **chosen}), arguments, batch[LABELLED])
+
+
+def _computed(bound: BoundTerm, arguments: Mapping[str, Any]) -> Tensor:
+    value = bound.function(**arguments)
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise UsageError(f"the loss of term '{bound.term.name}' returned {found}, expected a tensor with one number")
+    return value
 
 
 def _share(bound: BoundTerm, student: Named, batch: Named, portion: Portion) -> float | Tensor:
@@ -343,7 +363,9 @@ def _is_of_tokens(value: Tapped) -> bool:
 
 
 def _differ(student: Tapped, teacher: Tapped) -> bool:
-    """Whether the widths differ: channels of maps, else the last axis."""
+    """Whether the widths differ: channels of maps, else the last axis. Of lists: those of any pair."""
+    if isinstance(student, list) and isinstance(teacher, list) and len(student) == len(teacher):
+        return any(map(_differ, student, teacher))
     if isinstance(student, list) or isinstance(teacher, list):
         return False
     width = 1 if student.dim() == 4 else -1

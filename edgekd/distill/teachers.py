@@ -207,6 +207,7 @@ class EnsembleTeacher:
         self.teachers = tuple(teachers)
         self.weights = weights
         self.temperature = temperature
+        self.classes = classes
         self._knows_CK = None if classes is None else _knows(classes)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

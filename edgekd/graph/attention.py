@@ -159,11 +159,11 @@ def _find(graph: GraphProto) -> list[_Attention]:
         if multiplied is None:
             continue
         query, key = apart(multiplied.input[0], HEADS_APART), apart(multiplied.input[1], KEYS_TURNED)
-        shape = _heads(made_by, constants, multiplied.input[0])
         wide = None if query is None else width(query)
-        if query is None or key is None or wide is None or shape is None or wide % shape:
+        heads = None if wide is None else _heads(made_by, constants, multiplied.input[0], wide)
+        if query is None or key is None or heads is None:
             continue
-        found.append(_Attention(query, key, value, mask, wide // shape, scale, last[0]))
+        found.append(_Attention(query, key, value, mask, heads, scale, last[0]))
     return found
 
 
@@ -183,15 +183,23 @@ def _scale(node: NodeProto | None, constants: dict[str, TensorProto], scores: st
     return (1.0 / value if node.op_type == "Div" else value), rest
 
 
-def _heads(made_by: dict[str, NodeProto], constants: dict[str, TensorProto], name: str) -> int | None:
-    """The width of one head: the last number of the shape that the heads are taken apart by."""
-    shaped = made_by[made_by[name].input[0]]
-    shape = shaped.input[1]
+def _heads(made_by: dict[str, NodeProto], constants: dict[str, TensorProto], name: str, wide: int) -> int | None:
+    """How many heads the tensor `name` was taken apart into: the width over the last number of the shape it was given,
+    or where that is -1, "what remains", the number before it."""
+    shape = made_by[made_by[name].input[0]].input[1]
     joined = made_by.get(shape)
-    last = (
-        shape if shape in constants else joined.input[-1] if joined is not None and joined.op_type == "Concat" else ""
-    )
-    return int(numpy_helper.to_array(constants[last]).ravel()[-1]) if last in constants else None
+    parts = [shape] if joined is None or joined.op_type != "Concat" else list(joined.input)
+    sizes: list[int] = []
+    for part in reversed(parts):  # numbers that the graph computes stand before these
+        if part not in constants:
+            break
+        sizes = [*numpy_helper.to_array(constants[part]).ravel().tolist(), *sizes]
+    if not sizes:
+        return None
+    if sizes[-1] > 0:
+        return wide // sizes[-1] if wide % sizes[-1] == 0 else None
+    fits = len(sizes) > 1 and sizes[-2] > 0 and wide % sizes[-2] == 0
+    return int(sizes[-2]) if fits else None
 
 
 def _order(node: NodeProto) -> list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 from edgekd.data.download import cache_folder
 from edgekd.device.machine import versions
 from edgekd.errors import DataError, UsageError
-from edgekd.files import sha256_file
+from edgekd.files import sha256_bytes, sha256_file
 from edgekd.references import code_sha256
 from edgekd.spec import steps_to_json
 from edgekd.stages import together
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
 
 FOLDER = "teachers"
 STAGE = "cache"
+# How words of a header's name end that holds a credential: X-Api-Key, X-AuthToken, Cookie.
+_CREDENTIALS = (
+    "auth", "authorization", "cookie", "credential", "credentials", "key", "passwd", "password", "secret", "session",
+    "sig", "signature", "token",
+)  # fmt: skip
 
 
 def cache_root(space: Workspace) -> Path:
@@ -165,7 +171,7 @@ def _teacher_facts(space: Workspace) -> dict[str, Any]:
     recipe, installed = space.recipe, versions()
     section = recipe.teacher
     if section.url is not None:
-        return {"url": section.url}
+        return {"url": section.url, **header_facts(section.request.headers, os.environ)}
     if section.onnx is not None:
         return {"onnx": sha256_file(section.onnx), "onnxruntime": installed.get("onnxruntime")}
     reference = section.model or ""
@@ -299,6 +305,24 @@ def read_headers(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[s
                 "of the header in it (it is not written anywhere)"
             )
     return {header: environ[variable] for header, variable in names.items()}
+
+
+def header_facts(names: Mapping[str, str], environ: Mapping[str, str]) -> dict[str, Any]:
+    """What the answers of an endpoint may depend on beside its URL: a header may choose its model.
+
+    Each header by the first digits of a hash of its value, never the value itself. Credentials are left out: a new one
+    gets the same answers. Raises `UsageError` as `read_headers` does.
+    """
+    choosing = {header: variable for header, variable in names.items() if not _is_credential(header)}
+    values = read_headers(choosing, environ)
+    digests = {
+        header.lower(): sha256_bytes(f"{header.lower()}\0{value}".encode())[:16] for header, value in values.items()
+    }
+    return {"headers": digests} if digests else {}
+
+
+def _is_credential(header: str) -> bool:
+    return any(word.endswith(_CREDENTIALS) for word in re.split("[-_]", header.lower()))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Everything that changes an output is in, and nothing else: a licence or a moved 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -21,8 +22,9 @@ from edgekd.spec import parse_steps
 from edgekd.stages import diet, mixing, vectors
 from edgekd.stages.aware import config as trained_config
 from edgekd.stages.aware import terms as trained_terms
-from edgekd.stages.caching import store_of
+from edgekd.stages.caching import header_facts, store_of
 from edgekd.stages.graphs import named_variants, target
+from edgekd.stages.lesson import alone_smoothing
 from edgekd.stages.texts import opened
 from edgekd.stages.workspace import Workspace
 
@@ -75,7 +77,8 @@ def teacher(space: Workspace, name: str = "teacher") -> Inputs:
     """Its section, its files, the user's code; how it is trained, if it is."""
     section = space.recipe.all_teachers[name]
     if section.is_finished:
-        return _model(space, section, without=("train",))
+        headers = {} if section.url is None else header_facts(section.request.headers, os.environ)
+        return {**_model(space, section, without=("train",)), **headers}
     return {**_model(space, section), **_training(space)}
 
 
@@ -107,9 +110,11 @@ def assistant(space: Workspace, name: str) -> Inputs:
 def student_alone(space: Workspace) -> Inputs:
     """As `student`, without what only the distilled one sees; how much of that there is sets its epochs."""
     budget = space.recipe.distill.model_dump(mode="json", exclude={*ELSEWHERE, *CACHE_KEYS})
+    smoothing = alone_smoothing(space.recipe)
     return {
         **_model(space, space.recipe.student),
         "distill": budget,
+        **({"label_smoothing": smoothing} if smoothing else {}),
         "views": space.recipe.data.views,
         **_labels(space),
         **_transfer(space),

@@ -23,6 +23,7 @@ from edgekd.data.synthetic import synthetic_images
 from edgekd.device.preprocess import prepare, split_steps
 from edgekd.errors import DataError, RecipeError
 from edgekd.files import canonical_json, sha256_bytes
+from edgekd.recipe import Recipe
 from edgekd.recipe_checks import CLASSIFICATION_KINDS, SYNTHETIC
 from edgekd.spec import Array, Dataset, Split, steps_to_json
 from edgekd.stages.workspace import Workspace
@@ -75,6 +76,16 @@ def alone_epochs(space: Workspace, epochs: int) -> int:
     """Over how many epochs of its own data the student alone sees as many samples as the student in `epochs`."""
     share = len(space.shown.train) / len(space.prepared.dataset.train)
     return epochs if epochs == 0 else max(1, round(epochs * share))
+
+
+def alone_smoothing(recipe: Recipe) -> float:
+    """By how much the labels are smoothed for the student alone: as they are for the student, else the gain would be
+    that of the smoothing too."""
+    for term in recipe.distill_terms:
+        smoothing = term.options.get("label_smoothing") if term.loss == "cross_entropy" else None
+        if isinstance(smoothing, float | int):
+            return float(smoothing)
+    return 0.0
 
 
 def shown(space: Workspace) -> Dataset:

@@ -57,12 +57,13 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
     longest = None if step is None else step.max_length
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if embeds and isinstance(section, TeacherSection) and vocabulary is not None:
+        if embeds and (section.model or "").startswith("hf:") and vocabulary is not None:
             return build_encoder(
-                section.model or "",
+                section.model,
                 outputs=space.prepared.dataset.num_outputs,
                 vocabulary=vocabulary,
                 args=section.args,
+                init=_init(section),
                 pooling=vectors.pooling_of(space.recipe, space.search_path),
                 search_path=space.search_path,
                 longest=longest,
@@ -102,19 +103,34 @@ def reads(space: Workspace) -> dict[str, Any]:
 
 
 def substitutes(space: Workspace) -> Substitutes | None:
-    """The words for `[data] augment`, alike ones by the table of an hf: teacher as it was pretrained."""
+    """The words for `[data] augment`, alike ones by the table of an hf: teacher before this run trains it."""
     from edgekd.distill.augmentation import OF_TEXTS
-    from edgekd.distill.models.hub import HuggingFace
     from edgekd.distill.replacement import substitutes_of
 
     vocabulary, augment = space.prepared.vocabulary, space.recipe.data.augment
     if vocabulary is None or not any(augment.get(name) for name in OF_TEXTS):
         return None
-    module = None
-    if augment.get("replace_similar") and (space.recipe.teacher.model or "").startswith("hf:"):
-        module = build(space, space.recipe.teacher, seed=space.recipe.seed)
-    table = module.embedding() if isinstance(module, HuggingFace) else None
-    return substitutes_of(vocabulary.tokens, None if table is None else table.numpy())
+    knows = augment.get("replace_similar") and (space.recipe.teacher.model or "").startswith("hf:")
+    return substitutes_of(vocabulary.tokens, _table_of_words(space) if knows else None)
+
+
+def _table_of_words(space: Workspace) -> Array:
+    """(V, D) the vectors of the tokens in the weights that the teacher comes with. Raises `RecipeError` for none."""
+    from edgekd.distill.models import load_weights
+    from edgekd.distill.models.hub import embedding_of, is_fresh
+
+    section = space.recipe.teacher
+    name = (section.model or "").removeprefix("hf:")
+    if section.weights is None and is_fresh(str(locate(name, space.search_path) or name)):
+        raise RecipeError(
+            f"data.augment.replace_similar: found teacher.model = 'hf:{name}' without weights, whose words lie at "
+            "random; expected a pretrained one, which knows the words that are alike. Take hf:FOLDER with its weights, "
+            "or teacher.weights = FILE; or replace_random"
+        )
+    module = build(space, section, seed=space.recipe.seed)
+    if section.weights is not None:
+        load_weights(module, Path(section.weights))
+    return embedding_of(module)
 
 
 def size_of(space: Workspace, module: nn.Module) -> tuple[int, int]:
@@ -377,7 +393,7 @@ def _taken_or_trained(space: Workspace, name: str, section: TeacherSection) -> t
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(section.onnx, folder / "teacher.onnx")
         _check_stated(space, Path(section.onnx), space.prepared.steps)
-        _check_ids(space, Path(section.onnx))
+        _check_ids(space, f"the teacher {Path(section.onnx).name}", Path(section.onnx))
         return {"trained": False, "source": "onnx", **_scored(space, name)}, "taken from its ONNX file"
     if section.model is None:
         return _take_answers(space)
@@ -449,27 +465,32 @@ def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:
     )
 
 
-def _check_ids(space: Workspace, path: Path) -> None:
-    """Whether a graph that says nothing of its tokens can be the teacher of these texts."""
+def _check_ids(space: Workspace, where: str, path: Path | None = None) -> None:
+    """Whether a teacher that says nothing of its tokens can be that of these texts: a graph, or one behind a URL."""
     step = tokenize_step(parse_steps(space.recipe.preprocess.steps))
     if step is None:
         return
-    from edgekd.graph.clean import load_model
-    from edgekd.graph.text_inputs import table_rows
-
-    model, data = load_model(path), space.prepared.dataset
-    weights = {tensor.name for tensor in model.graph.initializer}
-    # One input, or it is refused as a teacher.
-    names = [value.name for value in model.graph.input if value.name not in weights]
     warning = acquaintance.check_ids(
-        acquaintance.stated(path),
-        table_rows(model, names[0]) if names else None,
-        data.tokens,
+        {} if path is None else acquaintance.stated(path),
+        None if path is None else _table_rows(path),
+        space.prepared.dataset.tokens,
         cut=step.vocabulary,
-        where=f"the teacher {path.name}",
+        where=where,
     )
     if warning is not None:
         space.listener.warn(warning)
+
+
+def _table_rows(path: Path) -> int | None:
+    """Rows of the table in which a graph looks up the ids of its input."""
+    from edgekd.graph.clean import load_model
+    from edgekd.graph.text_inputs import table_rows
+
+    model = load_model(path)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    # One input, or it is refused as a teacher.
+    names = [value.name for value in model.graph.input if value.name not in weights]
+    return table_rows(model, names[0]) if names else None
 
 
 def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
@@ -480,6 +501,8 @@ def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
             "data.augment changes the samples, but teacher.logits answers to them as they are: each augmented sample "
             "gets the answer to the original"
         )
+    if section.url is not None:
+        _check_ids(space, f"the teacher {shown_url(section.url)}")
     scored = _scored(space, "teacher")
     if section.logits is not None:
         where = section.logits
@@ -523,7 +546,7 @@ def _lesson(space: Workspace, name: str) -> tuple[tuple[Teacher, ...], Objective
     if name in teachers:
         return (), _alone(space, teachers[name].train.label_smoothing)
     if name == "student_alone":
-        return (), _alone(space, 0.0)
+        return (), _alone(space, lesson.alone_smoothing(space.recipe))
     before = assistants[: assistants.index(name)] if name in assistants else assistants
     teacher: Teacher = ModuleTeacher(load_trained(space, before[-1])) if before else teacher_for_student(space)
     return (teacher,), student_objective(space, aware.terms(space) if name in TRAINED else None)
@@ -659,23 +682,29 @@ def _is_like_its_teacher(space: Workspace) -> bool:
 def _take_over(space: Workspace, student: nn.Module, teacher: nn.Module | None) -> None:
     """Make the student once more, of the teacher that was trained in this run. Raises `RecipeError` for another one."""
     from edgekd.distill.models.from_teacher import parse_init, student_from
-    from edgekd.distill.models.hub import HuggingFace
+    from edgekd.distill.models.hub import HuggingFace, inner
+    from edgekd.distill.models.sentence import SentenceEncoder
 
-    if not isinstance(teacher, HuggingFace) or not isinstance(student, HuggingFace):
+    of_transformers = HuggingFace | SentenceEncoder
+    if not isinstance(teacher, of_transformers) or not isinstance(student, of_transformers):
         raise RecipeError(
             "student.init.of = 'trained' makes the student of this run's teacher, which is no hf: model; take "
             "of = 'pretrained', or an hf: model as teacher.model"
         )
     made = student_from(
-        teacher.model, parse_init(_init(space.recipe.student) or {}), rows=teacher.rows, pad=student.pad
+        inner(teacher), parse_init(_init(space.recipe.student) or {}), rows=teacher.rows, pad=student.pad
     )
     try:
-        student.model.load_state_dict(made.state_dict())
+        inner(student).load_state_dict(made.state_dict())
     except RuntimeError as error:
         raise RecipeError(
             "student.init.of = 'trained' makes the student of this run's teacher, but student.model with its init is "
             f"of another shape ({' '.join(str(error).split())[:200]}); take the teacher's model for student.model"
         ) from error
+    if isinstance(teacher, SentenceEncoder) and isinstance(student, SentenceEncoder):
+        mine, its = student.project, teacher.project
+        if mine is not None and its is not None and mine.weight.shape == its.weight.shape:  # not of a narrower one
+            mine.load_state_dict(its.state_dict())
 
 
 def _only_students(space: Workspace, name: str) -> dict[str, Any]:

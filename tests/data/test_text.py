@@ -136,6 +136,10 @@ def test_json_lines_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     path.write_text('{"text": "a", "label": 0}\n{"text": 3, "label": 1}\n[1]\n{\n')
     with pytest.raises(DataError, match=r"(?s)line 2: 'text' is 3.*line 3: found list.*line 4: no JSON"):
         load(path)
+    path.write_text('{"text": "a", "label": "x"}\n{"text": "b", "label": ["a", "b"]}\n{"text": "c", "label": NaN}\n')
+    told = r"line 2: 'label' is \['a', 'b'\], expected one text or number; several marks have.*line 3: 'label' is nan"
+    with pytest.raises(DataError, match=f"(?s){told}"):
+        load(path)
 
 
 def test_labels_like_numbers_mean_the_same_in_every_split(tmp_path: Path) -> None:
@@ -206,8 +210,31 @@ def test_rows_of_hugging_face_without_a_text_are_named(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
     table = datasets.Dataset.from_dict({"text": ["a", None, "b", " "], "label": ["no", "yes", "no", "yes"]})
     table.to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"2 of 4 rows have no text in 'text' \(row 1, 3\)"):
+    with pytest.raises(DataError, match=r"(?s)2 of 4 rows cannot .* row 1: 'text' is empty\n  row 3: 'text' is empty"):
         load(tmp_path, kind="huggingface")
+
+
+@pytest.mark.parametrize(
+    ("marks", "told"),
+    [
+        ([0, 1, None, 1], "1 of 4 rows .* filter them out.* row 2: 'label' is empty"),
+        (["no", "yes", " ", "no"], "row 2: 'label' is empty"),
+        ([0.0, 1.0, 0.0, float("nan")], "row 3: 'label' is nan, expected one text or number"),
+        ([["a", "b"], ["a"], ["b"], ["a"]], r"4 of 4 rows .* row 0: 'label' is \['a', 'b'\], expected .*data.target"),
+    ],
+)
+def test_rows_of_hugging_face_without_one_label_are_named(tmp_path: Path, marks: list[Any], told: str) -> None:
+    datasets = pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
+    datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": marks}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(DataError, match=f"(?s)train: .*{told}"):
+        load(tmp_path, kind="huggingface")
+    assert len(load(tmp_path, kind="huggingface", task="embedding").labels) == 1, "nobody asks for the labels"
+
+
+def test_marks_of_hugging_face_are_as_those_of_text_files(tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the kind huggingface needs the extra datasets")
+    write(tmp_path / "train.jsonl", [(text, label == "yes") for text, label in LINES])
+    assert load(tmp_path, kind="huggingface").labels == load(tmp_path / "train.jsonl").labels == ("0", "1")
 
 
 def test_names_of_classes_come_with_the_data_set_and_hidden_labels_are_no_test(tmp_path: Path) -> None:
@@ -215,7 +242,8 @@ def test_names_of_classes_come_with_the_data_set_and_hidden_labels_are_no_test(t
     features = datasets.Features(
         {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
-    for name, marks in (("train", [n % 2 for n in range(12)]), ("test", [-1] * 3)):
+    hidden = {"validation": [None] * 3, "test": [-1] * 3}
+    for name, marks in {"train": [n % 2 for n in range(12)], **hidden}.items():
         table = datasets.Dataset.from_dict(
             {"sentence": [f"{name} {n}" for n in range(len(marks))], "label": marks}, features
         )

@@ -18,6 +18,7 @@ from device_models import write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_images import STEP_LISTS, images, picture
+from text_bundle import UNEVEN, make_text_bundle
 
 import edgekd
 from edgekd import assets
@@ -120,6 +121,24 @@ def test_an_event_loop_goes_on_meanwhile(place, kind):
     with student:
         answers = asyncio.run(ask())
         assert [answer.top for answer in answers] == [student.predict(x, top_k=2).top for x in xs]
+
+
+@pytest.fixture(scope="module")
+def for_texts(tmp_path_factory):
+    return make_text_bundle(tmp_path_factory.mktemp("python_app_texts"))
+
+
+@pytest.mark.parametrize("kind", ["app", "edgekd"])
+def test_texts_together_are_texts_alone(for_texts, kind):
+    """Where a graph measures its activations in every call, its neighbours and its padding would change an answer."""
+    student = (Student if kind == "app" else edgekd.load)(for_texts, variant="int8_dynamic")
+    with student:
+        alone = [student.predict(text, top_k=3) for text in UNEVEN]
+        together = student.predict_batch(list(UNEVEN), top_k=3)
+        assert student.predict_batch([]) == []
+    assert [answer.top for answer in together] == [answer.top for answer in alone]
+    for one, other in zip(together, alone):
+        np.testing.assert_array_equal(one.outputs["logits"], other.outputs["logits"])
 
 
 def test_bad_inputs_end_in_one_sentence(place, tmp_path):

@@ -12,11 +12,15 @@ import torch.nn.functional as F
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from edgekd.distill.adapters import ADAPTERS, find_adapter, peers
+from edgekd.distill import engine
+from edgekd.distill.adapters import ADAPTERS, find_adapter, maps, peers
 from edgekd.distill.adapters.embeddings import Combine, ContrastiveMemory
 from edgekd.distill.adapters.peers import AverageTeacher
+from edgekd.distill.distribution import World
 from edgekd.distill.engine import distill
 from edgekd.distill.losses import ADAPTER_OF, DEFAULT_WEIGHTS, LOSSES
+from edgekd.distill.models import build_model
+from edgekd.distill.models.vision import import_torchvision
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.optimization import OPTIMIZERS
 from edgekd.distill.programme import Stage
@@ -40,6 +44,16 @@ def test_the_student_comes_out_as_wide_as_the_teacher(name: str) -> None:
     adapter = find_adapter(name)(student, teacher)
     s, t, _ = adapter(torch.randn(4, *student), torch.randn(4, *teacher), {})
     assert s.shape == t.shape
+
+
+def test_auto_of_lists_has_a_layer_for_each_pair_of_other_widths() -> None:
+    student, teacher = [(5, 8), (5, 8), (8, 6, 6)], [(5, 16), (5, 8), (16, 6, 6)]
+    adapter = find_adapter("auto")(student, teacher)
+    s, _, _ = adapter([torch.randn(2, *shape) for shape in student], [torch.randn(2, *shape) for shape in teacher], {})
+    assert [tuple(value.shape[1:]) for value in s] == teacher
+    assert [len(list(layer.parameters())) for layer in adapter.layers] == [1, 0, 1]
+    with pytest.raises(UsageError, match="as many taps of the student as of the teacher"):
+        find_adapter("auto")((8,), [(16,), (16,)])
 
 
 def test_the_variance_of_vid_begins_where_it_is_told() -> None:
@@ -125,8 +139,30 @@ def test_discriminator_gradients_reach_each_player_alone() -> None:
     assert student.grad is None
     assert all(parameter.grad is not None for parameter in adapter.parameters())
     torch.testing.assert_close(fooled, extras["cut_student_score"])
-    with pytest.raises(UsageError, match="one shape"):
-        find_adapter("discriminator")((10,), (12,))
+    with pytest.raises(UsageError, match="tensors of one kind, found \\[10\\] of the student and \\[8, 6, 6\\]"):
+        find_adapter("discriminator")((10,), (8, 6, 6))
+    with pytest.raises(UsageError, match="tensors of one kind"):
+        find_adapter("discriminator")((5, 8), (6, 16))
+
+
+@pytest.mark.parametrize(
+    ("student_shape", "teacher_shape"),
+    [((8, 9, 9), (16, 6, 6)), ((8, 6, 6), (16, 9, 4)), ((8,), (16,)), ((5, 8), (5, 16))],
+)
+def test_the_projection_of_the_discriminator_plays_for_the_student(
+    student_shape: tuple[int, ...], teacher_shape: tuple[int, ...]
+) -> None:
+    adapter = find_adapter("discriminator")(student_shape, teacher_shape)
+    student, teacher = torch.randn(4, *student_shape, requires_grad=True), torch.randn(4, *teacher_shape)
+    fooled, real, extras = adapter(student, teacher, {})
+    fooled.sum().backward()
+    assert fooled.shape == real.shape == (4, 1)
+    assert student.grad is not None
+    assert adapter.project.weight.grad is not None
+    assert all(parameter.grad is None for parameter in adapter.net.parameters())
+    before = adapter.project.weight.grad.clone()
+    (real.sum() + extras["cut_student_score"].sum()).backward()
+    assert torch.equal(adapter.project.weight.grad, before)
 
 
 def test_peers_are_the_same_network_with_other_weights() -> None:
@@ -154,6 +190,79 @@ def test_the_average_follows_the_student_and_is_not_trained() -> None:
     _, teacher, _ = adapter(student(x), None, {"x": x})
     torch.testing.assert_close(teacher, x @ (before + 0.1).T + student.bias)
     assert not teacher.requires_grad
+
+
+def a_peer_of(student: nn.Module) -> nn.Module:
+    torch.manual_seed(7)
+    adapter = find_adapter("peers")((3,), (3,), student_module=student)
+    member: nn.Module = adapter.get_submodule("members.0")
+    return member
+
+
+@pytest.mark.parametrize("name", ["bow_m", "bigru_s", "text_cnn_s", "encoder_xs"])
+def test_peers_of_text_models_draw_all_of_their_weights(name: str) -> None:
+    torch.manual_seed(0)
+    student = build_model(name, num_outputs=3, input_shape=(12,), vocabulary=200, pad=3)
+    peer = dict(a_peer_of(student).named_parameters())
+    for key, own in student.named_parameters():
+        assert not torch.equal(peer[key], own) or own.unique().numel() == 1, key
+        if own.numel() > 1000:
+            assert float(peer[key].detach().std()) == pytest.approx(float(own.detach().std()), rel=0.1), key
+    assert not peer["embedding.weight"][3].any()
+
+
+def test_peers_of_transformers_draw_as_their_library_does() -> None:
+    import_torchvision()
+    transformers = pytest.importorskip("transformers", reason="needs the extra 'hf'")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    student = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=500, num_labels=3, **sizes))
+    peer = dict(a_peer_of(student).named_parameters())
+    for key, own in student.named_parameters():
+        if "LayerNorm" in key or key.endswith("bias"):
+            assert torch.equal(peer[key], own), key
+        else:
+            assert not torch.equal(peer[key], own), key
+            assert float(peer[key].detach().std()) == pytest.approx(0.02, rel=0.4), key
+
+
+class Noting(nn.Module):
+    """Notes in which numbers it computes; its copies write into a list of their own, all into the same."""
+
+    def __init__(self, own: list[torch.dtype], copies: list[torch.dtype]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 3)
+        self.own, self.copies = own, copies
+
+    def __deepcopy__(self, memo: object) -> Noting:
+        return Noting(self.copies, self.copies)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.layer(x.flatten(1))
+        self.own.append(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("loss", "adapter"), [("mutual_learning", "peers"), ("kd", "average_teacher")])
+def test_networks_within_adapters_compute_as_the_student_does(loss: str, adapter: str, precision: str) -> None:
+    own: list[torch.dtype] = []
+    copies: list[torch.dtype] = []
+    objective = Objective([Term("it", loss, adapter=adapter), Term("ce", "cross_entropy")])
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "device": "cpu", "precision": precision}
+    distill(Noting(own, copies), [], data(), objective, **options)
+    checked, *trained = copies  # the first: the check before the training
+    assert checked is torch.float32
+    assert trained == [getattr(torch, precision)] * 6
+
+
+@pytest.mark.parametrize("name", ["peers", "average_teacher"])
+def test_losses_get_float32_of_networks_that_compute_in_less(name: str) -> None:
+    student = nn.Linear(4, 3)
+    adapter = find_adapter(name)((3,), (3,), student_module=student)
+    x = torch.randn(5, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, teacher, extras = adapter(student(x), None, {"x": x})
+    assert {given.dtype for given in extras.get("peer_logits", [teacher])} == {torch.float32}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -333,6 +442,7 @@ ENGINE: dict[str, dict[str, Any]] = {
     "correlation_congruence": POOLED,
     "contrastive": {**POOLED, "adapter_options": {"negatives": 16}},
     "adversarial": {},
+    "fsp": {**BOTH, "adapter": "auto"},
     "curriculum_kd": {"options": {"share": 0.5}},
     "curriculum_cross_entropy": {"options": {"share": 0.5}},
     "trusted_kd": {},
@@ -341,6 +451,34 @@ ENGINE: dict[str, dict[str, Any]] = {
     "mutual_learning": {},
     "kd": {"adapter": "average_teacher"},
 }
+
+
+# Loss and taps of student and teacher whose widths are others, and which bring no adapter.
+WIDTHS: dict[str, tuple[str, dict[str, Any]]] = {
+    "features of a discriminator": ("adversarial", LAST),
+    "vectors of a discriminator": ("adversarial", {"student_tap": "head@input", "teacher_tap": "head@input"}),
+    "lists of maps": ("hierarchical_context", BOTH),
+    "lists of vectors": ("patient", {"student_tap": ("head@input",) * 2, "teacher_tap": ("head@input",) * 2}),
+}
+
+
+@pytest.mark.parametrize("name", WIDTHS)
+def test_other_widths_come_together_by_themselves(name: str) -> None:
+    loss, taps = WIDTHS[name]
+    torch.manual_seed(1)
+    teacher, student = Net(8), Net(4)
+    objective = Objective([Term("it", loss, **taps)])
+    result = distill(
+        student, [ModuleTeacher(teacher)], data(), objective, epochs=1, batch_size=16, lr=1e-2, device="cpu"
+    )
+    assert math.isfinite(result.history[0]["loss"])
+    assert result.history[0]["gradients"]["it"] > 0, "it teaches the student"
+
+
+def test_fsp_says_which_adapter_it_needs() -> None:
+    objective = Objective([Term("it", "fsp", **BOTH)])
+    with pytest.raises(UsageError, match='expected taps of equal widths on both sides, or adapter = "auto", which'):
+        distill(Net(4), [ModuleTeacher(Net(8))], data(), objective, epochs=1, batch_size=16, device="cpu")
 
 
 # Methods without a teacher of their own.
@@ -365,6 +503,48 @@ def test_a_student_learns_from_it(name: str) -> None:
         assert history[-1] < history[0]
     assert result.history[0]["gradients"]["it"] > 0, "it teaches the student"
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
+
+
+class Together(World):
+    """As if there were other processes."""
+
+    @property
+    def is_alone(self) -> bool:
+        return False
+
+    def _nothing(self, value: Any) -> Any:
+        return value
+
+    share = mean = _nothing
+
+    def collect(self, value: Any) -> list[Any]:
+        return [value]
+
+    def broadcast(self, tensors: object) -> None:
+        pass
+
+    def gather(self, tensor: torch.Tensor, sizes: object) -> torch.Tensor:
+        return tensor
+
+
+def test_batch_norm_of_adapters_is_synchronized_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[type]] = []
+
+    def build(*shapes: Any, **_: Any) -> nn.Module:
+        adapter: nn.Module = maps.regressor(*shapes)
+        adapter.register_forward_hook(lambda module, *_: seen.append(set(map(type, module.modules()))))
+        return adapter
+
+    monkeypatch.setattr(engine, "check_division", lambda *_, **__: None)  # it wants a GPU
+    objective = Objective([Term("it", "hint", **LAST, adapter=build)])
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 16, "device": "cpu", "world": Together()}
+    distill(Net(4), [ModuleTeacher(Net(8))], data(), objective, **options)
+    assert all(nn.BatchNorm2d in types for types in seen)
+    seen.clear()
+    distill(Net(4), [ModuleTeacher(Net(8))], data(), objective, sync_batch_norm=True, **options)
+    _, *trained = seen  # the first: the check before the training
+    assert len(trained) == 3
+    assert all(nn.SyncBatchNorm in types and nn.BatchNorm2d not in types for types in trained)
 
 
 class Watched(Net):

@@ -123,6 +123,12 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"ids": [1, 2], "logits": [[1.0, 2.0, 3.0], [1.0]]}), path)
     with pytest.raises(DataError, match="the lists in the column logits have 1 to 3 items, expected the same number"):
         LogitsFile(path, labels=NAMES)
+    more = {"note": ["a", None], "lengths": [[1], [1, 2]], "classes": ["x", "y"], "of": [{"a": 1}, None]}
+    parquet.write_table(pyarrow.table({"ids": [1, 2], "logits": [[1.0, 2.0, 3.0]] * 2, **more}), path)
+    assert LogitsFile(path, labels=NAMES)(batch_of(2))["logits"].tolist() == [[1.0, 2.0, 3.0]]
+    parquet.write_table(pyarrow.table({"ids": [1, 2], **more}), path)
+    with pytest.raises(DataError, match="gives lengths, note, of; expected one of: logits"):
+        LogitsFile(path, labels=NAMES)
     parquet.write_table(pyarrow.table({"ids": [1, None], "logits": [[1.0, 2.0, 3.0]] * 2}), path)
     with pytest.raises(DataError, match="the column ids has 1 empty cells; fill them or drop the rows"):
         LogitsFile(path, labels=NAMES)

@@ -18,6 +18,7 @@ from edgekd.distill.models import build_encoder, build_masked, build_model
 from edgekd.distill.models.from_teacher import layers_of, parse_init, student_from
 from edgekd.distill.models.hub import text_classifier
 from edgekd.distill.models.narrowing import basis, narrow_heads, narrow_inner
+from edgekd.distill.models.sentence import SentenceEncoder
 from edgekd.distill.to_onnx import export
 from edgekd.errors import ModelError
 from edgekd.spec import TensorSpec, Vocabulary
@@ -155,6 +156,33 @@ def test_a_head_for_masked_words_comes_along() -> None:
         with torch.no_grad():
             expected = teacher(input_ids=rows[ids], attention_mask=(ids != 0).long()).logits[..., rows]
             torch.testing.assert_close(student(input_ids=ids, attention_mask=(ids != 0).long()).logits, expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("head", ["Model", "ForMaskedLM"])
+def test_a_student_of_vectors_keeps_the_layers_and_the_pooling(
+    head: str, family: str, pooling: Any, tmp_path: Path
+) -> None:
+    folder, ids = saved(encoder(family, head), tmp_path / family), ids_of()
+    words = Vocabulary(VOCABULARY, 0, tuple(WORDS))
+
+    def made(init: dict[str, Any] | None, outputs: int | None = None) -> SentenceEncoder:
+        torch.manual_seed(0)
+        found = build_encoder(f"hf:{folder}", outputs=outputs, vocabulary=words, pooling=pooling, init=init)
+        return found.eval()
+
+    with torch.no_grad():
+        whole = made(None)(ids)
+        assert torch.equal(made({})(ids), whole)
+        narrow = made({"layers": [0, 3], "hidden_size": 12}, outputs=16)
+        vectors = narrow(ids)
+    assert vectors.shape == (6, 16)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(6))
+    assert not any("pooler" in name for name in narrow.state_dict())
+    narrow.train()(ids).sum().backward()
+    assert narrow.project is not None
+    assert all(parameter.grad is not None for parameter in narrow.parameters() if parameter.requires_grad)
 
 
 def test_neurons_and_heads_that_do_nothing_are_those_that_go() -> None:

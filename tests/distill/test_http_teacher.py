@@ -7,8 +7,10 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +94,20 @@ def test_it_gets_the_samples_and_gives_their_logits(encoding: str) -> None:
     assert server.bodies[0]["shape"] == [5, 1, 2, 2]
 
 
+@pytest.mark.parametrize("encoding", ["json", "npy"])
+def test_ids_of_tokens_are_whole_numbers(encoding: str) -> None:
+    ids_NL = torch.tensor([[101, 16_777_217], [7, 0]])
+    with serving(lambda x, ids: {"labels": [0, 1]}) as server:
+        open_teacher(server.url, encoding=encoding)({"x": ids_NL, "id": torch.arange(2)})
+    [body] = server.bodies
+    if encoding == "json":
+        assert json.dumps(body["inputs"]) == "[[101, 16777217], [7, 0]]"
+    else:
+        sent = np.load(io.BytesIO(base64.b64decode(body["inputs"])))
+        assert sent.dtype == np.int64
+        assert sent.tolist() == ids_NL.tolist()
+
+
 def test_every_kind_of_answer() -> None:
     batch = batch_of()
     values = linear(batch["x"].numpy()).astype(np.float64)
@@ -103,6 +119,7 @@ def test_every_kind_of_answer() -> None:
         {"probabilities": p.round(3).tolist()},
         {"labels": best.tolist()},
         {"labels": [NAMES[index] for index in best]},
+        {"labels": [NAMES[index] if row % 2 else int(index) for row, index in enumerate(best)]},
         {"topk": {"indices": best[:, None].tolist(), "probabilities": p.max(axis=1)[:, None].tolist()}},
         {"topk": {"indices": best[:, None].tolist(), "log_probabilities": np.log(p.max(axis=1))[:, None].tolist()}},
         {"logits": base64.b64encode(buffer.getvalue()).decode()},
@@ -114,8 +131,8 @@ def test_every_kind_of_answer() -> None:
         assert named["logits"].argmax(dim=1).tolist() == best.tolist()
         assert named["logits"].shape == (5, 3)
     np.testing.assert_allclose(torch.softmax(found[0]["logits"], 1).numpy(), p, atol=2e-3)
-    np.testing.assert_allclose(found[3]["topk_log_probabilities"][:, 0].exp().numpy(), p.max(axis=1), rtol=1e-5)
-    np.testing.assert_allclose(found[5]["logits"].numpy(), values, rtol=1e-6)
+    np.testing.assert_allclose(found[4]["topk_log_probabilities"][:, 0].exp().numpy(), p.max(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(found[6]["logits"].numpy(), values, rtol=1e-6)
 
 
 # What it does when the server does not
@@ -138,6 +155,16 @@ def test_it_waits_as_long_as_it_is_told() -> None:
     with serving(logits, reply({}, 429, retry_after="7"), reply({}, 429, retry_after=date)) as server:
         open_teacher(server.url, world)(batch_of())
     assert world.slept == [7.0, 28.0]
+
+
+@pytest.mark.parametrize("told", ["0", "Thu, 01 Jan 1970 00:16:00 GMT"])  # 960 s; the world is at 1000 s
+def test_who_asks_for_no_wait_is_not_asked_at_once(told: str) -> None:
+    world = World()
+    with serving(logits, *[reply({}, 429, retry_after=told)] * 3) as server:
+        open_teacher(server.url, world)(batch_of())
+    assert len(world.slept) == 3
+    for attempt, waited in enumerate(world.slept):
+        assert 0.25 * 2**attempt <= waited <= 0.5 * 2**attempt
 
 
 def test_it_does_not_wait_for_hours() -> None:
@@ -175,23 +202,73 @@ def test_a_server_that_never_answers() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
-        with pytest.raises(StageFailed, match=r"asked once: no answer within 0\.05 s"):
+        with pytest.raises(StageFailed, match=r"asked once: no whole answer within 0\.05 s"):
             open_teacher(url, retries=0, timeout_s=0.05)(batch_of())
 
 
-def test_a_server_that_drips() -> None:
+@contextmanager
+def dripping(*replies: tuple[bytes, bytes]) -> Iterator[str]:
+    """The URL of a server that sends the first part of each reply at once, the second byte by byte for seconds."""
+    left = list(replies)
+
+    def answer(connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as asked:
+            while left and asked.readline():
+                lines = iter(lambda: asked.readline().lower().strip(), b"")
+                [length] = [int(line.split(b":")[1]) for line in lines if line.startswith(b"content-length")]
+                asked.read(length)
+                whole, slow = left.pop(0)
+                connection.sendall(whole)
+                for byte in slow:
+                    time.sleep(0.05)
+                    connection.sendall(bytes([byte]))
+                if b"content-length" not in whole + slow:
+                    return
+
+    def serve() -> None:
+        with suppress(OSError):  # the listener was closed
+            while left:
+                connection, _ = listener.accept()
+                with suppress(OSError):  # who was asked to wait too long hangs up
+                    answer(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(60)
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+
+
+CONTENT = json.dumps({"labels": [0] * 5}).encode() + b" " * 100
+HEAD = b"HTTP/1.1 200 OK\r\n"
+LENGTH = f"content-length: {len(CONTENT)}\r\n\r\n".encode()
+PADDING = b"x-padding: " + b"x" * 100 + b"\r\n"
+WHOLE = HEAD + LENGTH + CONTENT, b""
+DRIPS = {
+    "status": (b"", HEAD + PADDING + LENGTH + CONTENT),
+    "headers": (HEAD, PADDING + LENGTH + CONTENT),
+    "body": (HEAD + LENGTH, CONTENT),
+    "body without length": (HEAD + b"connection: close\r\n\r\n" + CONTENT[:-100], CONTENT[-100:]),
+}
+
+
+@pytest.mark.parametrize("where", DRIPS)
+def test_a_server_that_drips(where: str) -> None:
     """Each byte comes in time, the whole does not."""
+    start = time.monotonic()
+    with dripping(DRIPS[where]) as url:
+        with pytest.raises(StageFailed, match=r"asked once: no whole answer within 0\.3 s"):
+            open_teacher(url, retries=0, timeout_s=0.3)(batch_of())
+        assert 0.3 <= time.monotonic() - start < 3
 
-    class Slow(World):
-        def clock(self) -> float:
-            self.now += 10.0
-            return self.now
 
-    with (
-        serving(logits) as server,
-        pytest.raises(StageFailed, match=r"asked once: no whole answer within 5 s"),
-    ):
-        open_teacher(server.url, Slow(), retries=0, timeout_s=5)(batch_of())
+def test_a_server_that_drips_is_asked_again() -> None:
+    """On a connection that was used before, and then on a new one."""
+    with dripping(WHOLE, DRIPS["headers"], WHOLE, WHOLE) as url:
+        world = World()
+        teacher = open_teacher(url, world, retries=1, timeout_s=0.5)
+        for _ in range(3):
+            assert teacher(batch_of())["logits"].argmax(dim=1).tolist() == [0] * 5
+    assert len(world.slept) == 1
 
 
 def test_not_more_requests_than_allowed() -> None:
@@ -257,6 +334,8 @@ GOOD = [[0.1, 0.2, 0.3]] * 5
         ({"logits": GOOD, "ids": [4, 3, 2, 1, 0]}, "answers to other ids than it was asked for"),
         ({"logits": GOOD, "classes": ["ant", "cat", "bee"]}, "has the classes in another order: output 1 is 'cat'"),
         ({"labels": ["cow"] * 5}, "labels that are no class, such as 'cow'"),
+        ({"labels": [0, 1, 2, 3, "cat"]}, "labels that are no class, such as 'the number 3'"),
+        ({"labels": [0, 1, 2, None, "cat"]}, "labels that are no class, such as 'the number None'"),
         ({"topk": [1]}, "gives topk as a list, expected indices and probabilities"),
         ({"topk": {"indices": [[1]] * 5}}, "gives topk_indices; expected one of"),
     ],

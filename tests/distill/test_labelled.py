@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from edgekd.data.registry import load_dataset
 from edgekd.distill.batches import Batches
 from edgekd.distill.engine import distill
+from edgekd.distill.losses.adversarial import mutual, mutual_learning
 from edgekd.distill.losses.logits import kd
 from edgekd.distill.mixing import Mixing
 from edgekd.distill.objective import Objective, Term
@@ -156,6 +157,102 @@ def test_no_label_at_all_leaves_nothing_to_learn(digits: Dataset) -> None:
     loss, parts = values({"logits": logits}, {"logits": torch.randn(8, 10)}, batch, 0.0)
     assert float(parts["ce"]) == 0.0
     assert float(loss.detach()) == pytest.approx(float(parts["kd"]), rel=1e-6)
+
+
+class Counted(nn.Module):
+    """Has batch norm, which cannot learn from one row; notes how many rows its copies see."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.rows = rows
+        self.layers = nn.Sequential(nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+
+    def __deepcopy__(self, memo: object) -> Counted:
+        return Counted(self.rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.rows.append(len(x))
+        logits: Tensor = self.layers(x)
+        return logits
+
+
+def test_peers_see_all_samples(digits: Dataset) -> None:
+    """Also those of a batch of which one has a label."""
+    labelled = np.zeros(len(digits.train), bool)
+    labelled[::40] = True
+    rows: list[int] = []
+    objective = Objective([Term("ce", "cross_entropy"), Term("mutual", "mutual_learning")])
+    distill(Counted(rows), [], digits, objective, steps=STEPS, epochs=2, batch_size=16, extras={"labelled": labelled})
+    assert set(rows[1:]) <= {16, len(digits.train) % 16}  # the first: the check before the training
+
+
+def test_peers_learn_from_the_unlabelled_by_what_the_others_say() -> None:
+    cohort = [torch.randn(6, 3, requires_grad=True) for _ in range(3)]
+    student, *others = cohort
+    labels = torch.tensor([0, 1, -1, -1, 2, -1])
+    weight = torch.tensor([2.0, 2.0, 0.0, 0.0, 2.0, 0.0])
+    mixed = mutual_learning(student, labels, peer_logits=others, labelled=weight)
+    supervised = sum(torch.nn.functional.cross_entropy(peer[weight > 0], labels[weight > 0]) for peer in others)
+    pairs = [(one, [other for other in cohort if other is not one]) for one in cohort]
+    torch.testing.assert_close(mixed, supervised + sum(mutual(one, rest) for one, rest in pairs))
+    mixed.backward()
+    assert all(value.grad is not None and value.grad[2].any() for value in cohort)
+    assert torch.isfinite(mutual_learning(student, labels * 0 - 1, peer_logits=others, labelled=weight * 0))
+    everyone = labels.clamp(min=0)
+    torch.testing.assert_close(
+        mutual_learning(student, everyone, peer_logits=others, labelled=torch.ones(6)),
+        mutual_learning(student, everyone, peer_logits=others),
+    )
+
+
+def test_a_loss_that_weighs_the_labels_itself_gets_all_samples() -> None:
+    torch.manual_seed(0)
+    network, x = nn.Linear(64, 10), torch.rand(4, 64)
+    student = {"logits": network(x).detach().requires_grad_()}
+    own = Objective([Term("it", "mutual_learning")]).build(student, {}, student_module=lambda _: network)
+    batch = {"x": x, "y": torch.tensor([3, -1, -1, 5]), "labelled": torch.tensor([2.0, 0.0, 0.0, 2.0])}
+    own(student, {}, batch, 0.0)[0].backward()
+    assert student["logits"].grad is not None
+    assert student["logits"].grad.abs().sum(dim=1).all(), "the unlabelled teach by what the peers say"
+
+
+class Doubled(nn.Module):
+    """An adapter that learns and adds something for each sample."""
+
+    def __init__(self, rows: list[int]) -> None:
+        super().__init__()
+        self.rows = rows
+        self.norm = nn.BatchNorm1d(10)
+
+    def forward(self, student: Tensor, teacher: Tensor, batch: Mapping[str, Tensor]) -> tuple[Any, Any, dict[str, Any]]:
+        self.rows.append(len(student))
+        return self.norm(student), teacher, {"weights": [batch["x"][:, 0], torch.ones(3)]}
+
+
+def weighted(student: Tensor, labels: Tensor, weights: list[Tensor], class_weight: Tensor | None = None) -> Tensor:
+    assert len(student) == len(labels) == len(weights[0])
+    assert len(weights[1]) == 3
+    assert (labels >= 0).all()
+    assert class_weight is None or len(class_weight) == 10
+    return torch.nn.functional.cross_entropy(student, labels, class_weight)
+
+
+@pytest.mark.parametrize("known", [0, 1, 4])
+def test_adapters_see_all_samples_and_their_losses_the_labelled(known: int) -> None:
+    rows: list[int] = []
+    option = {"class_weight": torch.ones(10)}  # as long as the batch, and no row of it
+    term = Term("own", weighted, adapter=lambda *_, **__: Doubled(rows), options=option)
+    student = {"logits": torch.randn(10, 10, requires_grad=True)}
+    objective = Objective([term]).build(student, {"logits": student["logits"].detach()})
+    y = torch.full((10,), -1)
+    y[:known] = 3
+    batch = {"x": torch.rand(10, 64), "y": y, "labelled": (y >= 0) * 2.0}
+    loss, _ = objective(student, {"logits": torch.randn(10, 10)}, batch, 0.0)
+    loss.backward()
+    assert rows == [10]
+    assert student["logits"].grad is not None
+    assert bool(student["logits"].grad.any()) == (known > 0)
 
 
 def test_extras_of_another_length(digits: Dataset) -> None:

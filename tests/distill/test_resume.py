@@ -338,6 +338,52 @@ def test_other_settings_are_refused(finished: bool, tmp_path: Path) -> None:
             train(tmp_path, **other)
 
 
+def taught(seed: int) -> dict[str, Any]:
+    torch.manual_seed(seed)
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    return {"objective": Objective([Term("kd", "kd")]), "teachers": (ModuleTeacher(teacher),)}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_teacher_is_another_training(finished: bool, tmp_path: Path) -> None:
+    """Of the same shapes: only its weights say that the student is not the one that is asked for."""
+    if finished:
+        first = train(tmp_path, **taught(1))
+    else:
+        with pytest.raises(StopError):
+            train(tmp_path, progress=stop_after(2), **taught(1))
+        first = train(None, **taught(1))
+    with pytest.raises(UsageError, match=r"with other settings \(teachers \['\w{24}'\] there, \['\w{24}'\] here\)"):
+        train(tmp_path, **taught(2))
+    assert state_bytes(train(tmp_path, **taught(1)).student) == state_bytes(first.student)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_trainings_that_did_not_write_who_taught_go_on(finished: bool, tmp_path: Path) -> None:
+    if finished:
+        train(tmp_path, **taught(1))
+        path = tmp_path / "history.json"
+        told = json.loads(path.read_text())
+        del told["settings"]["teachers"]
+        path.write_text(json.dumps(told))
+    else:
+        with pytest.raises(StopError):
+            train(tmp_path, progress=stop_after(2), **taught(1))
+        path = tmp_path / "checkpoint.pt"
+        raw = torch.load(path, weights_only=True)
+        settings = json.loads(raw["settings"])
+        del settings["teachers"]
+        torch.save({**raw, "settings": json.dumps(settings)}, path)
+    whole = train(None, **taught(1))
+    assert state_bytes(train(tmp_path, **taught(1)).student) == state_bytes(whole.student)
+
+
+def test_a_teacher_that_nobody_asks_is_not_remembered(tmp_path: Path) -> None:
+    train(tmp_path, teachers=taught(1)["teachers"])
+    train(tmp_path, teachers=taught(2)["teachers"])
+    assert "teachers" not in json.loads((tmp_path / "history.json").read_text())["settings"]
+
+
 def test_threads_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     before = torch.get_num_threads()
     with pytest.raises(StopError):

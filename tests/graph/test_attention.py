@@ -8,10 +8,12 @@ import torch
 from onnx import ModelProto
 from torch import nn
 
+from edgekd.distill.models.encoder import Encoder as Built
 from edgekd.distill.to_onnx import export
 from edgekd.graph.attention import fuse_attention
 from edgekd.graph.clean import load_model
 from edgekd.graph.fusion import fuse
+from edgekd.graph.quantization import Int8Static, quantize
 from edgekd.graph.quantizers import prepare
 from edgekd.graph.sessions import open_graph
 from edgekd.spec import TensorSpec
@@ -105,3 +107,45 @@ def test_scores_that_somebody_else_reads_are_left_alone(tmp_path) -> None:
     shown.name = softmax.output[0]
     shown.type.tensor_type.elem_type = 1
     assert fuse_attention(model) == 0
+
+
+def own_encoder(tmp_path) -> ModelProto:
+    """What `encoder_s` and its like are exported as; scores of a few units, as trained ones have."""
+    torch.manual_seed(0)
+    module = Built(3, WORDS, PAD, layers=2, width=WIDTH, heads=HEADS, inner=64, positions=40)
+    for layer in module.layers:
+        for part in (layer.query, layer.key):
+            nn.init.normal_(part.weight, std=0.3)
+    module.eval()
+    export(
+        module,
+        tmp_path / "own.onnx",
+        inputs=(TensorSpec("input_ids", "int64", ("N", "L")),),
+        samples={"input_ids": texts(0, 12)},
+    )
+    return load_model(tmp_path / "own.onnx")
+
+
+def test_our_own_encoders_attention_becomes_one_operator(tmp_path) -> None:
+    before = prepare(own_encoder(tmp_path))
+    after = fuse(before, attention=False)
+    assert kinds(after).count("MultiHeadAttention") == 2
+    first, second = open_graph(before), open_graph(after)
+    for length in (1, 2, 7, 12, 33):
+        feeds = {"input_ids": texts(length, length)}
+        np.testing.assert_allclose(second.run(feeds)["logits"], first.run(feeds)["logits"], atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", ["int8", "uint8"])
+def test_no_padding_is_looked_at_in_static_int8(tmp_path, weight) -> None:
+    """The range of scores is that of tokens that count: a mask within it could take nothing out."""
+    whole = [np.random.default_rng(length).integers(1, WORDS, (8, length)) for length in (3, 6, 12)]
+    config = Int8Static(activation="uint8", weight=weight)
+    result = quantize(
+        own_encoder(tmp_path), tmp_path / "q.onnx", config, calibration=[{"input_ids": ids} for ids in whole]
+    )
+    session = open_graph(load_model(result.path))
+    for ids in whole[:2]:
+        padded = np.pad(ids, ((0, 0), (0, 12 - ids.shape[1])), constant_values=PAD)
+        alone = session.run({"input_ids": ids})["logits"]
+        np.testing.assert_allclose(session.run({"input_ids": padded})["logits"], alone, atol=1e-5)

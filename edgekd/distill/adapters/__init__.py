@@ -3,6 +3,7 @@
     builder(student_shape, teacher_shape, *, student_module=None, teacher_module=None, num_samples=None, **own options)
     adapter(student, teacher, batch) -> (student, teacher, further keyword arguments of the loss)
     adapter.after_step()                where there is one: called once after each step of the optimizer
+    adapter.holds_networks              where it is there and true: called under the student's autocast
 
 `num_samples` are those of the training split; `batch["index"]` says which of them these are, from 0. Shapes are those
 of one sample. A term that taps several tensors gives lists of shapes, of modules and of tensors.

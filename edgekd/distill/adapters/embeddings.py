@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekd.distill.adapters.widths import Shape, Widths, layer_between
+from edgekd.distill.adapters.widths import Each, Shape, Widths, bridge
 from edgekd.errors import UsageError
 
 Batch = Mapping[str, Tensor]
@@ -37,18 +37,6 @@ def linear(
         raise UsageError(f"found {len(student_shape)} and {len(teacher_shape)} layers; tap as many on both sides")
     first = nn.Linear(student_shape[0][-1], teacher_shape[0][-1])
     return Each([first if shared else nn.Linear(s[-1], t[-1]) for s, t in zip(student_shape, teacher_shape)])
-
-
-class Each(nn.Module):
-    """Each of the student's tensors through its own layer."""
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-
-    def forward(self, student: list[Tensor], teacher: list[Tensor], batch: Batch) -> Given:
-        """(projected tensors, teacher, nothing more)."""
-        return [layer(value) for layer, value in zip(self.layers, student)], teacher, {}
 
 
 class Unit(nn.Module):
@@ -120,10 +108,7 @@ def combine(
         raise UsageError(f"found {[list(shape) for shape in teacher_shape]} of the teacher, expected one shape")
     if weights not in ("mean", "learned"):
         raise UsageError(f"found weights = '{weights}', expected 'mean' or 'learned'")
-    width = 0 if len(student_shape) == 3 else -1
-    same = len(student_shape) == len(teacher_shape[0]) and student_shape[width] == teacher_shape[0][width]
-    project = nn.Identity() if same else layer_between(student_shape, teacher_shape[0])
-    return Combine(project, len(teacher_shape), learned=weights == "learned")
+    return Combine(bridge(student_shape, teacher_shape[0]), len(teacher_shape), learned=weights == "learned")
 
 
 class ContrastiveMemory(nn.Module):

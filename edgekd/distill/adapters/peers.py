@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from edgekd.distill.taps import widened
 from edgekd.errors import UsageError
 
 
 class Peers(nn.Module):
     """Gives the peers' logits for the batch: {"peer_logits": [(N, C), ...]}. They are trained with the student."""
+
+    holds_networks = True
 
     def __init__(self, members: list[nn.Module]) -> None:
         super().__init__()
@@ -20,8 +24,7 @@ class Peers(nn.Module):
 
     def forward(self, student: Tensor, teacher: object, batch: Mapping[str, Tensor]) -> tuple[Tensor, object, Mapping]:  # type: ignore[type-arg]
         """(student, teacher, the peers' logits)."""
-        answers = [member(batch["x"]) for member in self.members]
-        return student, teacher, {"peer_logits": [a["logits"] if isinstance(a, Mapping) else a for a in answers]}
+        return student, teacher, {"peer_logits": [_logits(member, batch["x"]) for member in self.members]}
 
 
 def peers(
@@ -35,6 +38,9 @@ def peers(
 ) -> nn.Module:
     """`count` copies of the student, each with initial weights of its own.
 
+    Every part draws them with its `reset_parameters`, and a model that has `_init_weights(part)`, as those of
+    transformers do, with that. A part that has neither begins with the student's.
+
     Zhang, Xiang, Hospedales and Lu, "Deep Mutual Learning", 2017, arXiv:1706.00384.
     """
     if count < 1:
@@ -43,15 +49,27 @@ def peers(
         raise UsageError("peers are copies of the student: tap its 'logits'")
     members = [copy.deepcopy(student_module) for _ in range(count)]
     for member in members:
-        for part in member.modules():
-            reset = getattr(part, "reset_parameters", None)
-            if callable(reset):
-                reset()
+        _draw_anew(member)
     return Peers(members)
+
+
+@torch.no_grad()
+def _draw_anew(network: nn.Module) -> None:
+    """Initial weights as the network's own code draws them, from torch's generator."""
+    for part in network.modules():
+        reset = getattr(part, "reset_parameters", None)
+        if callable(reset):
+            reset()
+    for part in network.modules():
+        draw = getattr(part, "_init_weights", None)
+        if callable(draw) and len(inspect.signature(draw).parameters) == 1:
+            part.apply(draw)
 
 
 class AverageTeacher(nn.Module):
     """Gives as the teacher's tensor the logits of a slow copy of the student, whose weights follow after each step."""
+
+    holds_networks = True
 
     def __init__(self, student: nn.Module, decay: float) -> None:
         super().__init__()
@@ -64,8 +82,7 @@ class AverageTeacher(nn.Module):
         """(student, logits of the slow copy, nothing more)."""
         self.slow.eval()
         with torch.no_grad():
-            answer = self.slow(batch["x"])
-        return student, answer["logits"] if isinstance(answer, Mapping) else answer, {}
+            return student, _logits(self.slow, batch["x"]), {}
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -95,3 +112,9 @@ def average_teacher(
     if student_module is None:
         raise UsageError("the average teacher is a copy of the student: tap its 'logits'")
     return AverageTeacher(student_module, decay)
+
+
+def _logits(network: nn.Module, x: Tensor) -> Tensor:
+    """What the network says, in float32 whatever it computes in."""
+    answer = network(x)
+    return widened(answer["logits"] if isinstance(answer, Mapping) else answer)

@@ -26,9 +26,23 @@ class Widths(nn.Module):
         return self.layer(student), teacher, {}
 
 
+class Each(nn.Module):
+    """Each of the student's tensors through its own layer."""
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(
+        self, student: list[Tensor], teacher: list[Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[list[Tensor], list[Tensor], dict[str, Any]]:
+        """(projected tensors, teacher, nothing more)."""
+        return [layer(value) for layer, value in zip(self.layers, student)], teacher, {}
+
+
 def auto(
-    student_shape: Shape,
-    teacher_shape: Shape,
+    student_shape: Any,
+    teacher_shape: Any,
     *,
     student_module: nn.Module | None = None,
     teacher_module: nn.Module | None = None,
@@ -36,9 +50,23 @@ def auto(
 ) -> nn.Module:
     """The smallest that fits: a 1x1 convolution for maps (K, H, W), a linear layer for (D) and (L, D).
 
-    Sizes of maps are left to the losses. Raises `UsageError` for tensors of different rank.
+    Lists of as many tensors get one for each pair of different widths. Sizes of maps are left to the losses. Raises
+    `UsageError` for tensors of different rank.
     """
-    return Widths(layer_between(student_shape, teacher_shape))
+    several = [bool(shape) and not isinstance(shape[0], int) for shape in (student_shape, teacher_shape)]
+    if not any(several):
+        return Widths(layer_between(student_shape, teacher_shape))
+    if not all(several) or len(student_shape) != len(teacher_shape):
+        raise UsageError("the adapter 'auto' takes as many taps of the student as of the teacher")
+    return Each([bridge(s, t) for s, t in zip(student_shape, teacher_shape)])
+
+
+def bridge(student_shape: Shape, teacher_shape: Shape) -> nn.Module:
+    """What `auto` puts between two shapes; nothing where they have the same width already."""
+    width = 0 if len(student_shape) == 3 else -1
+    if len(student_shape) == len(teacher_shape) and student_shape[width] == teacher_shape[width]:
+        return nn.Identity()
+    return layer_between(student_shape, teacher_shape)
 
 
 def layer_between(student_shape: Shape, teacher_shape: Shape) -> nn.Module:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgekd.distill.labelled import MASK_OF_CLASSES
 from edgekd.distill.losses.shapes import check_labels, check_same_shape, constant, precise
 from edgekd.errors import UsageError
 
@@ -52,15 +53,25 @@ def mutual(student_NC: Tensor, peer_logits: Sequence[Tensor]) -> Tensor:
     return torch.stack(divergences).mean()
 
 
-def mutual_learning(student_NC: Tensor, labels_N: Tensor, *, peer_logits: Sequence[Tensor]) -> Tensor:
+def mutual_learning(
+    student_NC: Tensor, labels_N: Tensor, *, peer_logits: Sequence[Tensor], labelled: Tensor | None = None
+) -> Tensor:
     """A cohort that learns at once: `mutual` of the student, plus each peer's own cross-entropy and `mutual`.
 
     The student's cross-entropy is a term of its own. `peer_logits` come from the adapter `peers`, which trains them.
+
+    labelled  (N,) what the cross-entropy of each sample counts, 0 for those without a label (theirs is -1), of which
+              the cohort learns by `mutual` alone. None: each counts 1
     """
     check_labels(student_NC, labels_N)
     loss = mutual(student_NC, peer_logits)
     cohort = [student_NC, *peer_logits]
     for index, peer_NC in enumerate(cohort[1:], start=1):
         others = [logits for place, logits in enumerate(cohort) if place != index]
-        loss = loss + F.cross_entropy(precise(peer_NC), labels_N) + mutual(peer_NC, others)
+        if labelled is None:
+            supervised = F.cross_entropy(precise(peer_NC), labels_N)
+        else:
+            each_N = F.cross_entropy(precise(peer_NC), labels_N, reduction="none", ignore_index=MASK_OF_CLASSES)
+            supervised = (each_N * labelled).mean()
+        loss = loss + supervised + mutual(peer_NC, others)
     return loss

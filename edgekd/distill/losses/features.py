@@ -104,7 +104,7 @@ def fsp(student_pair: Sequence[Tensor], teacher_pair: Sequence[Tensor]) -> Tenso
     if s.shape != t.shape:
         raise UsageError(
             f"fsp compares matrices of {list(s.shape[1:])} and {list(t.shape[1:])} channels; expected taps of equal "
-            "widths on both sides, or an adapter"
+            'widths on both sides, or adapter = "auto", which brings each map of the student to the teacher\'s width'
         )
     return (s - t).square().mean()
 

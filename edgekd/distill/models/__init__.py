@@ -102,7 +102,7 @@ def build_model(
     vocabulary   for texts: number of token ids. A sample is then a row of them (int64), padded with `pad`
     tokens       what the ids stand for, for hf: models, which bring their own vocabulary
     init         of an hf: model: a smaller one made from it (`edgekd.distill.models.from_teacher`)
-    embeds       make the outputs unit vectors: a student of vectors
+    embeds       make the outputs unit vectors: a student of vectors. `build_encoder` makes one of an hf: model
     args         further keyword arguments of the model
     search_path  folder in which the user's modules are found, usually that of the recipe
 
@@ -188,17 +188,24 @@ def build_encoder(
     vocabulary: Vocabulary,
     pooling: Pooling = "mean",
     args: Mapping[str, Any] | None = None,
+    init: Mapping[str, Any] | None = None,
     search_path: str | PathLike[str] | None = None,
     longest: int | None = None,
 ) -> SentenceEncoder:
-    """The pretrained model hf:FOLDER (or hf:ID) as a teacher of vectors with so many `outputs` (None: its own).
+    """The model hf:FOLDER (or hf:ID) as a teacher or student of vectors with so many `outputs` (None: its own).
 
+    init     of a student: a smaller one made from it (`edgekd.distill.models.from_teacher`)
     longest  number of tokens of the longest text that it is given
     """
     name = reference.removeprefix("hf:")
-    place = str(locate(name, search_path) or name)
     return sentence_encoder(
-        place, outputs=outputs, vocabulary=vocabulary, pooling=pooling, args=dict(args or {}), longest=longest
+        str(locate(name, search_path) or name),
+        outputs=outputs,
+        vocabulary=vocabulary,
+        pooling=pooling,
+        args=dict(args or {}),
+        init=init,
+        longest=longest,
     )
 
 

@@ -107,11 +107,16 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(width, heads, inner, dropout=dropout) for _ in range(layers))
         self.head = nn.Linear(width, num_outputs)
-        nn.init.normal_(self.positions.weight, std=0.02)
-        for part in self.modules():
-            if isinstance(part, nn.Linear):
-                nn.init.normal_(part.weight, std=0.02)
-                nn.init.zeros_(part.bias)
+        for part in (self.positions, *(part for part in self.modules() if isinstance(part, nn.Linear))):
+            self._init_weights(part)
+
+    def _init_weights(self, part: nn.Module) -> None:
+        """As BERT draws them; the table of tokens draws itself."""
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+        elif part is self.positions:
+            nn.init.normal_(part.weight, std=0.02)
 
     def forward(self, ids: Tensor) -> Tensor:
         """(N, L) to (N, num_outputs)."""
@@ -151,8 +156,10 @@ class Layer(nn.Module):
         """(N, L, D) to the same shape; positions outside the mask are looked at by none."""
         q, k, v = (self._split(layer(x_NLD)) for layer in (self.query, self.key, self.value))
         scores_NALL = q @ k.transpose(2, 3) / math.sqrt(q.shape[-1])
-        scores_NALL = torch.where(mask_NL[:, None, None, :], scores_NALL, torch.finfo(scores_NALL.dtype).min)
-        seen_NALH = self.dropout(scores_NALL.softmax(dim=-1)) @ v
+        # Added, as exporters of others write it: `edgekd.graph.attention` knows it, and quantization then leaves the
+        # scores alone. Their range is that of tokens that count: in int8 nothing could take a key out.
+        bias_NL = torch.where(mask_NL, 0.0, torch.finfo(scores_NALL.dtype).min).to(scores_NALL.dtype)
+        seen_NALH = self.dropout((scores_NALL + bias_NL[:, None, None, :]).softmax(dim=-1)) @ v
         x_NLD = self.attention_norm(x_NLD + self.dropout(self.out(seen_NALH.transpose(1, 2).flatten(2))))
         inner_NLI = nn.functional.gelu(self.widen(x_NLD))
         result: Tensor = self.norm(x_NLD + self.dropout(self.narrow(inner_NLI)))

@@ -11,7 +11,7 @@
     pooler = "keep"             # or "drop": the head reads the state of the first token itself (BERT)
 
 "every 2" are the layers 1, 3, 5, ..., so that the last one is among them, as in BERT-PKD (its skip) and TinyBERT.
-Encoders of the BERT family of transformers, with a head for classes or for masked words.
+Encoders of the BERT family of transformers, with a head for classes or for masked words, or without one.
 
 What each cut costs before any training, of a MiniLM-L6 (384 wide) that was fine-tuned on SST-2 (256 sentences, 87.1 %
 right): half of the neurons 87.1 %, "every 2" 78.5 %, [0, 2, 5] 77.3 %, width 288 by svd 68.8 %, width 192 by truncation
@@ -123,7 +123,8 @@ def parse_init(table: Mapping[str, Any]) -> Init:
 def student_from(teacher: Any, init: Init, *, rows: Tensor | None = None, pad: int | None = None) -> nn.Module:
     """A model of the teacher's kind with the chosen layers and sizes, and weights made of the teacher's.
 
-    teacher  a transformers model of one of `FAMILIES`; it is not changed
+    teacher  a transformers model of one of `FAMILIES`; it is not changed. The pooler of one without a head, which is
+             never read, goes
     rows     (V,) the teacher's id of each of the student's; None: all of them
     pad      the student's id of the padding
 
@@ -153,7 +154,8 @@ def student_from(teacher: Any, init: Init, *, rows: Tensor | None = None, pad: i
             )
         config.pad_token_id = pad
     state = {name: value.detach() for name, value in teacher.state_dict().items()}
-    base = f"{teacher.base_model_prefix}."
+    is_bare = teacher.base_model is teacher
+    base = "" if is_bare else f"{teacher.base_model_prefix}."
     layers = [_read(state, f"{base}{layout.layers}.{number}", layout) for number in chosen]
     embedding_width = state[f"{base}embeddings.word_embeddings.weight"].shape[1]
     has_projection = embedding_width != width
@@ -177,14 +179,17 @@ def student_from(teacher: Any, init: Init, *, rows: Tensor | None = None, pad: i
     student = type(teacher)._from_config(config, attn_implementation=config._attn_implementation)
     if init.pooler == "drop":
         _drop_pooler(student, family)
-        made = {name: value for name, value in made.items() if ".pooler." not in name}
+    elif is_bare and getattr(student, "pooler", None) is not None:
+        student.pooler = None
+    if is_bare or init.pooler == "drop":
+        made = {name: value for name, value in made.items() if not name.startswith(f"{base}pooler.")}
     wanted = student.state_dict()
     strange = [name for name in {**wanted, **made} if name not in wanted or name not in made]
     strange += [name for name in wanted.keys() & made.keys() if wanted[name].shape != made[name].shape]
     if strange:
         raise ModelError(
             f"student.init: {type(teacher).__name__} has parts whose meaning is not known here "
-            f"({', '.join(sorted(strange)[:4])}); expected a head for classes or for masked words"
+            f"({', '.join(sorted(strange)[:4])}); expected a head for classes or for masked words, or none"
         )
     student.load_state_dict(made)
     result: nn.Module = student.train(teacher.training)

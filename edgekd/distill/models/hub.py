@@ -82,16 +82,22 @@ class HuggingFace(nn.Module):
         found = self.model(**given, return_dict=True)
         return {name: value for name, value in found.items() if isinstance(value, torch.Tensor) and name != "loss"}
 
-    def embedding(self) -> torch.Tensor:
-        """(V, D) the vectors of the ids that it is given."""
-        table: torch.Tensor = self.model.get_input_embeddings().weight.detach()  # type: ignore[operator]
-        return table if self.rows is None else table[self.rows]
+
+def inner(module: nn.Module) -> Any:
+    """The model of transformers inside a `HuggingFace` or a `SentenceEncoder`."""
+    return module.body if isinstance(module, SentenceEncoder) else module.model
+
+
+def embedding_of(module: nn.Module) -> Array:
+    """(V, D) the vectors of the ids that such a module is given."""
+    rows, table = module.rows, inner(module).get_input_embeddings().weight.detach()
+    vectors: Array = (table if rows is None else table[rows]).numpy()
+    return vectors
 
 
 def config_sha256(module: nn.Module) -> str:
     """What the model of transformers inside `module` is told to compute, wherever it lies and whatever wrote it."""
-    inner: Any = module.body if isinstance(module, SentenceEncoder) else module.model
-    told = json.loads(inner.config.to_json_string(use_diff=False))
+    told = json.loads(inner(module).config.to_json_string(use_diff=False))
     known = {name: value for name, value in told.items() if name[0] != "_" and name != "transformers_version"}
     return sha256_bytes(json.dumps(known, sort_keys=True).encode())
 
@@ -187,17 +193,25 @@ def sentence_encoder(
     vocabulary: Vocabulary,
     pooling: Pooling,
     args: Mapping[str, Any],
+    init: Mapping[str, Any] | None = None,
     longest: int | None = None,
 ) -> SentenceEncoder:
-    """The encoder in the folder `reference` with its pretrained weights, as a model of vectors of `outputs` numbers.
+    """The encoder in the folder `reference` without its head, as a model of vectors of `outputs` numbers.
 
-    Raises `ModelError` for a model that reads something else than these ids or shorter texts, or has fewer numbers.
+    The other arguments and the errors are those of `text_classifier`; a model that is no encoder is refused too.
     """
-    model = load(reference, num_outputs=None, args=args)
+    model = load(reference, num_outputs=None, args=args, vocabulary=vocabulary.size, pad=vocabulary.pad).base_model
     if str(model.main_input_name) != "input_ids" or not isinstance(getattr(model.config, "hidden_size", None), int):
         raise ModelError(f"hf:{reference} is no encoder of texts; expected one such as all-MiniLM-L6-v2")
-    check_length(model, reference, longest)
-    rows = rows_of(reference, int(model.config.vocab_size), vocabulary=vocabulary.size, tokens=vocabulary.tokens)
+    model, rows = fitted(
+        model,
+        reference,
+        vocabulary=vocabulary.size,
+        pad=vocabulary.pad,
+        tokens=vocabulary.tokens,
+        init=init,
+        longest=longest,
+    )
     width = int(model.config.hidden_size)
     wanted = width if outputs is None else outputs
     return SentenceEncoder(model, pad=vocabulary.pad, rows=rows, width=width, outputs=wanted, pooling=pooling)
@@ -296,15 +310,14 @@ def load(
     Raises `ModelError` for what cannot be loaded, `MissingExtra` without transformers.
     """
     transformers = _import("transformers", "hf", purpose=f"hf:{reference}")
-    folder = Path(reference)
-    is_fresh = not folder.exists() and reference in transformers.CONFIG_MAPPING
+    folder, is_new = Path(reference), is_fresh(reference)
     if folder.exists() and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} holds no config.json; expected a folder that save_pretrained wrote")
     # Of two ways to compute attention the eager one is traced everywhere.
     changes = {"attn_implementation": "eager", **args}
     try:
         with quiet():
-            if is_fresh:
+            if is_new and not folder.exists():
                 texts = {} if vocabulary is None else {"vocab_size": vocabulary, "pad_token_id": pad}
                 config = transformers.AutoConfig.for_model(reference, **texts, **args)
             else:
@@ -315,7 +328,7 @@ def load(
                 kind = getattr(transformers, f"AutoModelFor{head}")._model_mapping[type(config)]
             if num_outputs is not None and (head == "SequenceClassification" or "Classification" in name):
                 config.num_labels = num_outputs
-            if is_fresh or (folder.exists() and not any((folder / item).is_file() for item in _WEIGHTS)):
+            if is_new:
                 build = kind.from_config if kind is transformers.AutoModel else kind._from_config
                 return build(config, attn_implementation=changes["attn_implementation"])
             model, found = kind.from_pretrained(
@@ -334,6 +347,14 @@ def load(
         ) from error
     _check_body(model, reference, found, args)
     return model
+
+
+def is_fresh(reference: str) -> bool:
+    """Whether the weights are drawn at random: of a kind of transformers ("bert"), and of a folder that holds none."""
+    folder = Path(reference)
+    if folder.exists():
+        return not any((folder / item).is_file() for item in _WEIGHTS)
+    return reference in _import("transformers", "hf", purpose=f"hf:{reference}").CONFIG_MAPPING
 
 
 def _check_body(model: Any, reference: str, found: Mapping[str, Any], args: Mapping[str, Any]) -> None:

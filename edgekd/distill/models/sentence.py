@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgekd.errors import ModelError
-
 Pooling = Literal["mean", "first"]
 
 
@@ -24,8 +22,8 @@ class SentenceEncoder(nn.Module):
     pad      the id of the padding
     rows     (V,) the body's own id of each id that it is given, or None
     width    W
-    outputs  D; less than W: the vectors go through a matrix W x D (of a principal component analysis) and are made unit
-             vectors again
+    outputs  D; another number than W: the vectors go through a matrix W x D (the teacher's of a principal component
+             analysis, the student's learned) and are made unit vectors again
     """
 
     rows: Tensor | None
@@ -34,11 +32,9 @@ class SentenceEncoder(nn.Module):
         self, body: nn.Module, *, pad: int, rows: Tensor | None, width: int, outputs: int, pooling: Pooling = "mean"
     ) -> None:
         super().__init__()
-        if outputs > width:
-            raise ModelError(f"the teacher's vectors have {width} numbers, found embedding.dimensions = {outputs}")
         self.body, self.pad, self.pooling = body, pad, pooling
         self.register_buffer("rows", rows)
-        self.project = nn.Linear(width, outputs, bias=False) if outputs < width else None
+        self.project = nn.Linear(width, outputs, bias=False) if outputs != width else None
 
     def forward(self, ids_NL: Tensor) -> Tensor:
         mask_NL = ids_NL != self.pad
@@ -54,7 +50,7 @@ class SentenceEncoder(nn.Module):
 
 
 class Unit(nn.Module):
-    """Any model of texts whose outputs (N, D) are made unit vectors: a student of a `SentenceEncoder`."""
+    """Any model of texts whose outputs (N, D) are made unit vectors: a student of a `SentenceEncoder` that is none."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

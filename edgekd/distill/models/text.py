@@ -74,9 +74,7 @@ class BagOfWords(nn.Module):
         self.pad = pad
         self.buckets = buckets
         self.embedding = token_embedding(vocabulary, width, pad)
-        self.pairs = nn.Embedding(buckets, width) if buckets else None
-        if self.pairs is not None:
-            nn.init.normal_(self.pairs.weight, std=0.1)
+        self.pairs = Embedding(buckets, width, std=0.1) if buckets else None
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(width, num_outputs)
 
@@ -189,8 +187,13 @@ class GRU(nn.Module):
         self.input_weight = nn.Parameter(torch.empty(1, 3 * hidden, width))
         self.hidden_weight = nn.Parameter(torch.empty(1, 3 * hidden, hidden))
         self.bias = nn.Parameter(torch.empty(1, 6 * hidden))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew, as `nn.GRU` does."""
+        reach = self.hidden**-0.5
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+            nn.init.uniform_(parameter, -reach, reach)
 
     def forward(self, x_NLD: Tensor) -> Tensor:
         """What it says of each token, knowing those before it."""
@@ -223,16 +226,26 @@ def _for_torch(gates: Tensor) -> Tensor:
     return torch.cat([r, z, n])
 
 
+class Embedding(nn.Embedding):
+    """A table of normal random rows with the deviation `std`; that of `pad` is zero and stays so."""
+
+    def __init__(self, rows: int, width: int, *, std: float, pad: int | None = None) -> None:
+        self.std = std  # torch's own constructor draws the rows
+        super().__init__(rows, width, padding_idx=pad)
+
+    def reset_parameters(self) -> None:
+        """Draw the rows anew."""
+        super().reset_parameters()  # its draws come first: the same seed has always given the same weights
+        nn.init.normal_(self.weight, std=self.std)
+        self._fill_padding_idx_with_zero()
+
+
 def token_embedding(vocabulary: int, width: int, pad: int, *, std: float = 0.1) -> nn.Embedding:
-    """A table of normal random rows; that of `pad` is zero and stays so. Raises `ModelError` for a pad id outside."""
+    """The table of a vocabulary. Raises `ModelError` for a pad id outside."""
     _at_least_one("the embedding", vocabulary=vocabulary)
     if not 0 <= pad < vocabulary:
         raise ModelError(f"found pad = {pad} in a vocabulary of {vocabulary} tokens, expected 0 to {vocabulary - 1}")
-    table = nn.Embedding(vocabulary, width, padding_idx=pad)
-    nn.init.normal_(table.weight, std=std)
-    with torch.no_grad():
-        table.weight[pad].zero_()
-    return table
+    return Embedding(vocabulary, width, std=std, pad=pad)
 
 
 def _masked(x_NLD: Tensor, mask_NL: Tensor) -> Tensor:

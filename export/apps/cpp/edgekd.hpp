@@ -2519,8 +2519,10 @@ class Student {
             if (reads_texts(manifest.preprocess)) {
                 tokenizer_ = std::make_unique<const Tokenizer>(bundle_.read(manifest.preprocess.front().file));
             }
-            backend_ = options.open({bundle_.read(manifest.variants.at(variant_).graph), manifest.inputs.front().name,
-                                     dtype, names_, options.threads});
+            Graph graph{bundle_.read(manifest.variants.at(variant_).graph), manifest.inputs.front().name, dtype,
+                        names_, options.threads};
+            one_by_one_ = graph.bytes.find("DynamicQuantize") != std::string::npos;
+            backend_ = options.open(graph);
         });
     }
 
@@ -2548,7 +2550,7 @@ class Student {
         return tokenizer_->encode(text, bundle_.manifest().preprocess.front().max_length);
     }
 
-    // The answers for several texts, in their order; run together.
+    // The answers for several texts, in their order: those of `predict`, run together if possible.
     std::vector<Answer> predict_batch(const std::vector<std::string> &texts, std::size_t top_k = 1) const {
         const auto started = std::chrono::steady_clock::now();
         std::vector<Array> samples;
@@ -2569,9 +2571,16 @@ class Student {
         return answers;
     }
 
-    // The answers for several samples that preprocessing brings to one shape, in their order; run together.
+    // The answers for several samples that preprocessing brings to one shape, in their order: those of `predict`, run
+    // together if possible.
     std::vector<Answer> predict_batch(const std::vector<Array> &samples, std::size_t top_k = 1) const {
         std::vector<Answer> answers;
+        if (one_by_one_ && samples.size() > 1) {
+            for (const Array &sample : samples) {
+                answers.push_back(predict(sample, top_k));
+            }
+            return answers;
+        }
         if (top_k < 1) {
             throw Error("top_k is 0, expected a whole number from 1", 2);
         }
@@ -2887,6 +2896,7 @@ class Student {
     std::string variant_;
     std::vector<std::string> names_;
     std::unique_ptr<const Tokenizer> tokenizer_;
+    bool one_by_one_ = false;  // all samples of a call would share the scale of activations that the graph measures
     std::unique_ptr<Backend> backend_;
 };
 

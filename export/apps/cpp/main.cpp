@@ -74,10 +74,24 @@ std::vector<std::string> lines() {
     return result;
 }
 
-void tell(const std::string &name, const edgekd::Answer &answer) {
+// How many numbers a vector has, and the first three.
+void tell_vector(const edgekd::Floats &vector) {
+    std::cout.precision(4);
+    std::cout << ' ' << vector.size() << " numbers:" << std::fixed;
+    for (std::size_t i = 0; i < std::min<std::size_t>(vector.size(), 3); i++) {
+        std::cout << ' ' << vector[i];
+    }
+    std::cout << (vector.size() > 3 ? " ..." : "");
+}
+
+void tell(const edgekd::Student &student, const std::string &name, const edgekd::Answer &answer) {
     std::cout << name << ":";
-    for (const auto &[label, score] : answer.top) {
-        std::cout << "  " << label << ' ' << score;
+    if (student.bundle().manifest().task == "embedding") {
+        tell_vector(answer.outputs);
+    } else {
+        for (const auto &[label, score] : answer.top) {
+            std::cout << "  " << label << ' ' << score;
+        }
     }
     std::cout << '\n';
     if (answer.truncated) {
@@ -93,7 +107,7 @@ void run_on_texts(const edgekd::Student &student, const Arguments &arguments, st
                     std::cout << id << '\n';
                 }
             } else {
-                tell(text, student.predict(text, top_k));
+                tell(student, text, student.predict(text, top_k));
             }
         }
     }
@@ -128,7 +142,7 @@ int run(const Arguments &arguments) {
             }
             continue;
         }
-        tell(name, student.predict(sample, top_k));
+        tell(student, name, student.predict(sample, top_k));
     }
     return 0;
 }

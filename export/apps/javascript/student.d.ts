@@ -18,8 +18,9 @@ export class Student {
      * @param {string} variant
      * @param {import("./images.js").OtherFormats | undefined} others
      * @param {Tokenizer | null} tokenizer of a model of texts
+     * @param {boolean} oneByOne whether a sample's answer would depend on its neighbours in a call
      */
-    constructor(files: Files, runtime: Runtime, session: Session, variant: string, others: import("./images.js").OtherFormats | undefined, tokenizer: Tokenizer | null);
+    constructor(files: Files, runtime: Runtime, session: Session, variant: string, others: import("./images.js").OtherFormats | undefined, tokenizer: Tokenizer | null, oneByOne: boolean);
     manifest: import("./manifest.js").Manifest;
     labels: string[];
     variant: string;
@@ -35,6 +36,8 @@ export class Student {
     private _others;
     /** @private */
     private _tokenizer;
+    /** @private */
+    private _oneByOne;
     /**
      * The answer for one sample: a text; the bytes of an image file, a Blob or File; or {shape, data} without batch axis.
      * @param {string | Uint8Array | ArrayBuffer | Blob | Sample} x
@@ -45,7 +48,7 @@ export class Student {
         topK?: number;
     }): Promise<Answer>;
     /**
-     * The answers for several samples of one shape, in their order; run together.
+     * The answers for several samples of one shape, in their order: those of `predict`, run together if possible.
      * @param {(string | Uint8Array | ArrayBuffer | Blob | Sample)[]} xs
      * @param {{topK?: number}} [options]
      * @returns {Promise<Answer[]>}

@@ -68,6 +68,7 @@ export class Student {
     }
     if (entry.graphs.main === undefined) throw new StudentError(`the variant '${name}' has no graph 'main'; ${FRESH}`);
     const graph = await files.read(entry.graphs.main);
+    const oneByOne = measures(graph);
     let session;
     try {
       session = await runtime.InferenceSession.create(graph, {
@@ -81,7 +82,7 @@ export class Student {
     }
     const text = tokenizeStep(manifest.preprocess);
     const tokenizer = text === undefined ? null : new Tokenizer(await files.read(text.file));
-    return new Student(files, runtime, session, name, others, tokenizer);
+    return new Student(files, runtime, session, name, others, tokenizer, oneByOne);
   }
 
   /**
@@ -91,8 +92,9 @@ export class Student {
    * @param {string} variant
    * @param {import("./images.js").OtherFormats | undefined} others
    * @param {Tokenizer | null} tokenizer of a model of texts
+   * @param {boolean} oneByOne whether a sample's answer would depend on its neighbours in a call
    */
-  constructor(files, runtime, session, variant, others, tokenizer) {
+  constructor(files, runtime, session, variant, others, tokenizer, oneByOne) {
     this.manifest = files.manifest;
     this.labels = files.manifest.labels;
     this.variant = variant;
@@ -108,6 +110,8 @@ export class Student {
     this._others = others;
     /** @private */
     this._tokenizer = tokenizer;
+    /** @private */
+    this._oneByOne = oneByOne;
   }
 
   /**
@@ -122,7 +126,7 @@ export class Student {
   }
 
   /**
-   * The answers for several samples of one shape, in their order; run together.
+   * The answers for several samples of one shape, in their order: those of `predict`, run together if possible.
    * @param {(string | Uint8Array | ArrayBuffer | Blob | Sample)[]} xs
    * @param {{topK?: number}} [options]
    * @returns {Promise<Answer[]>}
@@ -130,6 +134,11 @@ export class Student {
   async predictBatch(xs, { topK = 1 } = {}) {
     if (!Number.isInteger(topK) || topK < 1) throw new StudentError(`topK is ${topK}, expected a whole number from 1`, 2);
     if (xs.length === 0) return [];
+    if (this._oneByOne && xs.length > 1) {
+      const answers = [];
+      for (const x of xs) answers.push(await this.predict(x, { topK }));
+      return answers;
+    }
     const started = performance.now();
     /** @type {Prepared[]} */
     const samples = [];
@@ -277,6 +286,16 @@ export class Student {
       outputs,
     };
   }
+}
+
+/** Whether a graph measures its activations: all samples of a call share one scale then. @param {Uint8Array} graph */
+function measures(graph) {
+  const name = new TextEncoder().encode("DynamicQuantize");
+  const first = Number(name[0]);
+  for (let at = graph.indexOf(first); at >= 0; at = graph.indexOf(first, at + 1)) {
+    if (name.every((byte, i) => graph[at + i] === byte)) return true;
+  }
+  return false;
 }
 
 /** @param {Float32Array} data */

@@ -25,8 +25,10 @@ async function main(args) {
     const readsTexts = student.maxTokens !== null;
     for (const name of readsTexts ? texts(positionals) : positionals) {
       const answer = await student.predict(readsTexts ? name : await load(name), { topK: Number(values["top-k"]) });
-      const told = answer.top.map(({ label, score }) => `${label} ${score.toPrecision(4)}`).join("  ");
-      console.log(`${readsTexts ? shown(name) : name}: ${told}`);
+      const top = answer.top.map(({ label, score }) => `${label} ${score.toPrecision(4)}`).join("  ");
+      const { task, outputs } = student.manifest;
+      const said = task === "embedding" ? vector(answer.outputs[outputs[0]?.name ?? ""]?.data) : top;
+      console.log(`${readsTexts ? shown(name) : name}: ${said}`);
       if (answer.truncated) console.error("note: this text is longer than the model reads: its end was not looked at");
     }
     return 0;
@@ -73,6 +75,12 @@ function lines(bytes) {
 function shown(text) {
   const line = text.replace(/\s+/g, " ");
   return line.length <= 60 ? line : `${line.slice(0, 57)}...`;
+}
+
+/** How many numbers a vector has, and the first three. @param {Float32Array} data */
+function vector(data) {
+  const first = Array.from(data.subarray(0, 3), (value) => value.toFixed(4)).join(" ");
+  return `${data.length} numbers: ${first}${data.length > 3 ? " ..." : ""}`;
 }
 
 /** @param {string} name of an image, or of a .npy array */

@@ -120,6 +120,7 @@ class Student:
         options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
         onnxruntime.disable_telemetry_events()
         graph = self.files.read(manifest["variants"][self.variant]["graphs"]["main"])
+        self._one_by_one = b"DynamicQuantize" in graph  # all samples of a call would share the scale it measures
         try:
             self._session: Any = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors share no other base
@@ -137,9 +138,11 @@ class Student:
         return await asyncio.get_running_loop().run_in_executor(None, partial(self.predict, x, top_k=top_k))
 
     def predict_batch(self, xs: list[Any], *, top_k: int = 1) -> list[Answer]:
-        """The answers for several samples of one shape, in their order; run together."""
+        """The answers for several samples of one shape, in their order: `predict`'s, run together if possible."""
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise StudentError(f"top_k is {top_k!r}, expected a whole number from 1", 2)
+        if self._one_by_one and len(xs) > 1:
+            return [self.predict(x, top_k=top_k) for x in xs]
         with contradictions(self.files.path):
             return self._predict(xs, top_k)
 
@@ -631,6 +634,12 @@ def samples(inputs: list[str], *, texts: bool) -> Iterator[tuple[str, Any]]:
             yield line.decode(errors="replace"), line
 
 
+def shown(vector_D: np.ndarray) -> str:
+    """A vector for people: how many numbers, and the first three."""
+    first = " ".join(f"{value:.4f}" for value in vector_D[:3])
+    return f"{len(vector_D)} numbers: {first}{' ...' if len(vector_D) > 3 else ''}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit code."""
     parser = argparse.ArgumentParser(description="What a student says about images or texts, or whether it is intact.")
@@ -653,7 +662,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"self-test passed: {student.variant} gives its golden outputs here")
             for name, x in samples(chosen.inputs, texts=student.tokenizer is not None):
                 answer = student.predict(x, top_k=chosen.top_k)
-                print(f"{name}: " + "  ".join(f"{label} {score:.4g}" for label, score in answer.top))
+                embeds = student.manifest["task"] == "embedding"
+                top = "  ".join(f"{label} {score:.4g}" for label, score in answer.top)
+                print(f"{name}: {shown(answer.outputs[student.output]) if embeds else top}")
                 if answer.truncated:
                     print("note: this text is longer than the model reads: its end was not looked at", file=sys.stderr)
             return 1 if problems else 0

@@ -41,6 +41,9 @@ public final class Drive {
                 case "texts":
                     texts(rest.get(0), rest.get(1), rest.get(2));
                     break;
+                case "together":
+                    together(rest.get(0), rest.get(1), rest.get(2));
+                    break;
                 case "pictures":
                     pictures(rest.get(0), rest.get(1), rest.subList(2, rest.size()));
                     break;
@@ -102,11 +105,34 @@ public final class Drive {
         }
     }
 
+    private static List<String> strings(String file) throws IOException {
+        List<?> given = (List<?>) Json.parse(Files.readAllBytes(Paths.get(file)), file);
+        return given.stream().map(String.class::cast).collect(Collectors.toList());
+    }
+
+    /** Of each text in a JSON file the scores: run with all others, as ids with all others, and alone. */
+    private static void together(String bundle, String variant, String file) throws IOException {
+        List<String> texts = strings(file);
+        try (Student student = open(bundle, variant, 1)) {
+            List<Answer> together = student.predictTexts(texts, 3);
+            List<Answer> asIds = student.predictBatch(
+                    texts.stream().map(text -> row(student.preprocess(text))).collect(Collectors.toList()), 3);
+            for (int i = 0; i < texts.size(); i++) {
+                System.out.println(Arrays.toString(together.get(i).topScores) + "\t"
+                        + Arrays.toString(asIds.get(i).topScores) + "\t"
+                        + Arrays.toString(student.predict(texts.get(i), 3).topScores));
+            }
+        }
+    }
+
+    private static Sample row(Sample batch) {
+        return Sample.ofFloats(batch.floats, batch.shape[1]);
+    }
+
     /** The texts in a JSON file through the class for Android: of each if it is too long, its ids, then the answer. */
     private static void texts(String assets, String variant, String file) throws IOException {
         Context context = new Context(new AssetManager(Path.of(assets)));
-        List<?> given = (List<?>) Json.parse(Files.readAllBytes(Paths.get(file)), file);
-        List<String> texts = given.stream().map(String.class::cast).collect(Collectors.toList());
+        List<String> texts = strings(file);
         try (AndroidStudent opened = new AndroidStudent(context, "student.edgekd", variant, 1)) {
             Student student = opened.student();
             student.warmUp();

@@ -2,6 +2,7 @@ package edgekd;
 
 import static edgekd.StudentException.FRESH;
 
+import java.nio.charset.StandardCharsets;
 import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.Collections;
@@ -20,6 +21,7 @@ public final class Student implements AutoCloseable {
     private final List<String> names = new ArrayList<>();
     private final Backend backend;
     private final Tokenizer tokenizer; // null where samples are no texts
+    private final boolean oneByOne; // a sample's answer would depend on its neighbours in a call
 
     /**
      * Checks the bundle and loads a variant (null: the bundle's choice for this CPU).
@@ -49,7 +51,19 @@ public final class Student implements AutoCloseable {
         names.add(output.name);
         chosen.golden.stream().filter(name -> !names.contains(name)).forEach(names::add);
         this.tokenizer = bundle.tokenizer();
-        this.backend = factory.open(bundle.read(chosen.graph), threads);
+        byte[] graph = bundle.read(chosen.graph);
+        this.oneByOne = measures(graph);
+        this.backend = factory.open(graph, threads);
+    }
+
+    /** Whether a graph measures its activations: all samples of a call share one scale then. */
+    private static boolean measures(byte[] graph) {
+        byte[] name = "DynamicQuantize".getBytes(StandardCharsets.US_ASCII);
+        int same = 0; // its first letter is in it once: after a mismatch it starts over
+        for (int at = 0; at < graph.length && same < name.length; at++) {
+            same = graph[at] == name[same] ? same + 1 : graph[at] == name[0] ? 1 : 0;
+        }
+        return same == name.length;
     }
 
     public String variant() {
@@ -80,16 +94,25 @@ public final class Student implements AutoCloseable {
         return tokenizer != null;
     }
 
-    /** The answers for several texts, in their order; run together. */
+    /** The answers for several texts, in their order: those of predict, run together if possible. */
     public List<Answer> predictTexts(List<String> texts, int topK) {
+        if (oneByOne && texts.size() > 1) {
+            return texts.stream().map(text -> predict(text, topK)).collect(Collectors.toList());
+        }
         long started = System.nanoTime();
         List<Tokenizer.Tokens> all = texts.stream().map(this::tokens).collect(Collectors.toList());
         return answers(all.stream().map(Student::ids).collect(Collectors.toList()), row -> all.get(row).truncated, topK,
                 started);
     }
 
-    /** The answers for several samples that preprocessing brings to one shape, in their order; run together. */
+    /**
+     * The answers for several samples that preprocessing brings to one shape, in their order: those of predict, run
+     * together if possible.
+     */
     public List<Answer> predictBatch(List<Sample> samples, int topK) {
+        if (oneByOne && samples.size() > 1) {
+            return samples.stream().map(sample -> predict(sample, topK)).collect(Collectors.toList());
+        }
         return answers(samples, row -> false, topK, System.nanoTime());
     }
 
