@@ -168,7 +168,7 @@ def test_taps_that_cannot_be_listed(project: Path, code: int, arguments: tuple[s
         (
             2,
             "distill.terms.4.adapter=auto",
-            "found [16, 4, 4] of the student and [(24, 4, 4), (24, 4, 4)] of the teacher",
+            "found [16, 4, 4] of the student and [[24, 4, 4], [24, 4, 4]] of the teacher, expected as many",
         ),
         (2, "distill.terms.1.loss=dkd", "With mixup or cutmix the labels are shares of the classes (N, C)"),
     ],

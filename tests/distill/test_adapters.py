@@ -52,7 +52,7 @@ def test_auto_of_lists_has_a_layer_for_each_pair_of_other_widths() -> None:
     s, _, _ = adapter([torch.randn(2, *shape) for shape in student], [torch.randn(2, *shape) for shape in teacher], {})
     assert [tuple(value.shape[1:]) for value in s] == teacher
     assert [len(list(layer.parameters())) for layer in adapter.layers] == [1, 0, 1]
-    with pytest.raises(UsageError, match="as many taps of the student as of the teacher"):
+    with pytest.raises(UsageError, match="expected as many taps of both"):
         find_adapter("auto")((8,), [(16,), (16,)])
 
 

@@ -57,7 +57,10 @@ def auto(
     if not any(several):
         return Widths(layer_between(student_shape, teacher_shape))
     if not all(several) or len(student_shape) != len(teacher_shape):
-        raise UsageError("the adapter 'auto' takes as many taps of the student as of the teacher")
+        raise UsageError(
+            f"found {_told(student_shape)} of the student and {_told(teacher_shape)} of the teacher, expected as many "
+            "taps of both; adapter = 'combine' lets one layer of the student learn from several of the teacher"
+        )
     return Each([bridge(s, t) for s, t in zip(student_shape, teacher_shape)])
 
 
@@ -79,3 +82,8 @@ def layer_between(student_shape: Shape, teacher_shape: Shape) -> nn.Module:
     if len(student_shape) == 3:
         return nn.Conv2d(student_shape[0], teacher_shape[0], 1, bias=False)
     return nn.Linear(student_shape[-1], teacher_shape[-1], bias=False)
+
+
+def _told(shape: Any) -> list[Any]:
+    """One shape, or those of a list, as plain lists."""
+    return [size if isinstance(size, int) else list(size) for size in shape]
