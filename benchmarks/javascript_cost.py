@@ -7,10 +7,9 @@ fresh processes, in turns, one at a time, on one thread, float32, with the same 
 the process is made to its first answer, memory its own peak resident set. In Chromium (headless, a fresh profile, a
 server on this machine) it is from the navigation to the first answer, memory the peak of the process that runs the
 page, beside that of an empty page; "installed" is the page's second visit, out of its service worker's cache, with the
-server gone. A call is the median of many. The bare runtime is handed a
-preprocessed array; the apps also check hashes, preprocess, postprocess and name the label; of texts the sample is one
-sentence, which they tokenize as well. Browsers round their clocks
-to 0.1 ms (5 us where isolated): their calls are timed in blocks of a hundred.
+server gone. A call is the median of many. The bare runtime is handed a preprocessed array; the apps also check hashes,
+preprocess, postprocess and name the label; of texts the sample is one sentence, which they tokenize as well. Browsers
+round their clocks to 0.1 ms (5 us where isolated): their calls are timed in blocks of a hundred.
 """
 
 from __future__ import annotations

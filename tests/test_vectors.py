@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -298,21 +298,27 @@ def test_a_teacher_told_to_compute_something_else_is_asked_anew(tmp_path: Path) 
     assert not np.allclose(targets(), before), "the same weights under another configuration"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """What Hugging Face's hub says of one file: of me/first there is one, of me/none there is none."""
+class Hub(SimpleHTTPRequestHandler):
+    """A Hugging Face hub with the files that `file` gives: of me/first there is one, of me/none there is none."""
+
+    commit = "0" * 40
+
+    def file(self, model: str, name: str) -> bytes | None:
+        is_there = (model, name) == ("me/first", "1_Pooling/config.json")
+        return b'{"pooling_mode_cls_token": true}' if is_there else None
 
     def do_HEAD(self) -> None:
-        content = b'{"pooling_mode_cls_token": true}'
-        is_there = self.path == "/me/first/resolve/main/1_Pooling/config.json"
-        self.send_response(200 if is_there else 404)
-        self.send_header("X-Repo-Commit", "0" * 40)
-        self.send_header("Content-Length", str(len(content) if is_there else 0))
-        if is_there:
-            self.send_header("ETag", '"1"')
-        else:
-            self.send_header("X-Error-Code", "EntryNotFound" if self.path.startswith("/me/none") else "RepoNotFound")
+        model, _, rest = self.path[1:].partition("/resolve/")
+        found = self.file(model, rest.partition("/")[2])
+        content = found or b""
+        self.send_response(404 if found is None else 200)
+        self.send_header("X-Repo-Commit", self.commit)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        if found is None:
+            self.send_header("X-Error-Code", "RepoNotFound" if model == "me/nobody" else "EntryNotFound")
         self.end_headers()
-        if is_there and self.command == "GET":
+        if self.command == "GET":
             self.wfile.write(content)
 
     def do_GET(self) -> None:
@@ -350,30 +356,18 @@ def test_how_a_teacher_on_the_hub_pools_is_asked_there(tmp_path: Path) -> None:
     assert "the hub cannot be asked" in pools("me/other")
 
 
-class Models(SimpleHTTPRequestHandler):
-    """A hub with the files of `folder` as the one commit of every model, named by what they are."""
+class Models(Hub):
+    """The files of `folder` as the one commit of every model, named by its weights."""
 
     folder: Path
 
-    def do_HEAD(self) -> None:
-        path = self.folder / self.path.partition("/resolve/")[2].partition("/")[2]
-        is_there = path.is_file()
-        content = path.read_bytes() if is_there else b""
-        self.send_response(200 if is_there else 404)
-        self.send_header("X-Repo-Commit", hashlib.sha1((self.folder / "model.safetensors").read_bytes()).hexdigest())
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        if not is_there:
-            self.send_header("X-Error-Code", "EntryNotFound")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
+    @property
+    def commit(self) -> str:  # type: ignore[override]
+        return hashlib.sha1((self.folder / "model.safetensors").read_bytes()).hexdigest()
 
-    def do_GET(self) -> None:
-        self.do_HEAD()
-
-    def log_message(self, *args: object) -> None:
-        pass
+    def file(self, model: str, name: str) -> bytes | None:
+        path = self.folder / name
+        return path.read_bytes() if path.is_file() else None
 
 
 def test_a_teacher_that_changes_on_the_hub_is_asked_anew(tmp_path: Path) -> None:
