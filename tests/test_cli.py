@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import edgekd, ok, ok_json
+from commands import edgekd, ok, ok_json, refused
 
 from edgekd.results import read_results
 
@@ -352,6 +352,9 @@ def test_recipes_list_show_copy(tmp_path: Path) -> None:
     ok("recipes", "digits", "--copy", copy)
     assert copy.read_text() == shown
     assert edgekd("recipes", "digits", "--copy", copy).returncode == 2, "an existing file is not overwritten"
+    for more in ((), ("--losses",), ("--losses", "kd"), ("--models",)):
+        assert "--copy copies a recipe, by its name" in refused(2, "recipes", *more, "--copy", tmp_path / "new.toml")
+    assert not (tmp_path / "new.toml").exists()
     assert edgekd("recipes", "digit").returncode == 2
     models = ok_json("recipes", "--models")
     assert {"cnn_s", "cnn_m", "cnn_l"} <= {row["model"] for row in models}

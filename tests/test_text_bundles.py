@@ -292,3 +292,22 @@ def test_a_model_of_texts_is_timed_on_texts(place: Path, tmp_path: Path) -> None
     results = ok_json("benchmark", place / "three.onnx", "--suite", suite)
     assert results["candidates"][0]["timed_on"] == f"random texts of 8 to 32 tokens, ids below {VOCABULARY}"
     assert results["rows"][0]["latency_ms"]["p50"]["value"] > 0
+
+
+@pytest.mark.parametrize("graph", ["three.onnx", "two.onnx", "small.onnx", "fixed.onnx"])
+def test_raw_texts_calibrate_and_compare(place: Path, tmp_path: Path, graph: str) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(text for text, _ in reviews(60)) + "\n")
+    length, trim = (12, False) if graph == "fixed.onnx" else (LONGEST, True)
+    told = steps(place / "classifier" / "tokenizer.json", length=length, trim=trim)
+    small = tmp_path / "small.onnx"
+    made = ok_json("quantize", place / graph, small, "--data", texts, *told, "--json")
+    assert made["label_agreement"] > 0.9
+    assert made["num_quantized"] > 0
+    table = tmp_path / "texts.csv"
+    table.write_text("mark,text\n" + "".join(f"1,{text}\n" for text, _ in reviews(60)))
+    found = ok_json("verify", place / graph, small, "--samples", table, *told, "--json")
+    assert found["label_agreement"] == made["label_agreement"], "the same texts, mask and types"
+    assert 'add --preprocess, for example \'[{"op":"tokenize"' in refused(
+        2, "quantize", place / graph, tmp_path / "no.onnx", "--data", texts
+    )

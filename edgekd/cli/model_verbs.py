@@ -20,14 +20,15 @@ Samples = Annotated[
     Path | None,
     typer.Option(
         "--samples",
-        metavar="FILE.npz|FOLDER",
-        help="Real inputs, one array per input name, first axis the samples; or images, with --preprocess.",
+        metavar="FILE|FOLDER",
+        help="Real inputs: an .npz with an array per input name; or with --preprocess a folder of images, or a file of "
+        "texts.",
     ),
 ]
 
 Preprocess = Annotated[
     str | None,
-    typer.Option("--preprocess", metavar="JSON", help="Steps for a folder of images, as in a recipe."),
+    typer.Option("--preprocess", metavar="JSON", help="Steps for images or texts, as in a recipe."),
 ]
 
 
@@ -181,8 +182,9 @@ def quantize(
         Path | None,
         typer.Option(
             "--data",
-            metavar="FILE.npz|FOLDER",
-            help="Calibration samples: as the model sees them (an array per input name), or images, with --preprocess.",
+            metavar="FILE|FOLDER",
+            help="Calibration samples: an .npz as the model sees them (an array per input name), or with --preprocess "
+            "a folder of images, or a file of texts (.txt, .csv, .tsv, .jsonl).",
         ),
     ] = None,
     preprocess: Preprocess = None,

@@ -194,6 +194,8 @@ def recipes(
     ] = False,
 ) -> None:
     """List the shipped recipes, show one, or copy one to start from."""
+    if copy is not None and (name is None or models or losses):
+        raise UsageError("--copy copies a recipe, by its name: edgekd recipes NAME --copy FILE")
     if losses:
         require("train", purpose="listing losses")
         tables.print_losses(common) if name is None else tables.print_loss(common, name)
@@ -203,8 +205,6 @@ def recipes(
         tables.print_models(common)
         return
     if name is None:
-        if copy is not None:
-            raise UsageError("--copy needs the name of a recipe: edgekd recipes NAME --copy FILE")
         tables.print_recipes(common)
         return
     path = assets.find("export", "recipes", name)

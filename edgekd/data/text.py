@@ -57,6 +57,12 @@ def read(request: Request) -> Source:
     return source(parts, request, name=root.name.partition(".")[0], licence="not stated", target=target)
 
 
+def texts_of(path: Path) -> list[str]:
+    """The texts in one file of the kind `text`, whatever stands beside them. Raises `DataError`."""
+    asked = Request("text", path, "embedding", (), (), prepare=None, search_path=None, download=False, targets=False)
+    return [text for text, *_ in _read(path, None, (), asked)]
+
+
 def read_sst2(request: Request) -> Source:
     """The Stanford Sentiment Treebank, two classes: sst2/{train,dev,test}.tsv below the root."""
     files = _splits(_folder(request, "sst2"))

@@ -23,7 +23,7 @@ from edgekd.graph.calibration import METHODS, Feeds, Method, Ranges, calibrate, 
 from edgekd.graph.clean import clean, load_model, save_model
 from edgekd.graph.embeddings import quantize_tables
 from edgekd.graph.float_layers import guard, halve_weights
-from edgekd.graph.fusion import fuse
+from edgekd.graph.fusion import fuse, norms_apart
 from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, open_graph
 from edgekd.graph.targets import Target, load_target
 
@@ -234,7 +234,8 @@ def _convert(
     if isinstance(config, Int4WeightOnly):
         return quantize_tables(quantizers.four_bits(ready, block_size=config.block_size)), None
     if isinstance(config, Int8Dynamic):
-        return quantize_tables(quantizers.dynamic(ready, weight=config.weight, per_channel=config.per_channel)), None
+        made = quantizers.dynamic(ready, weight=config.weight, per_channel=config.per_channel)
+        return norms_apart(quantize_tables(made)), None
     static = config.base if isinstance(config, MixedPrecision) else config
     if calibration is None:
         raise UsageError(
@@ -256,6 +257,7 @@ def _convert(
             reduce_range=static.reduce_range,
             keep=keep,
         )
+        model = norms_apart(model)
         if keep:
             model = guard(model, keep)
         halves = isinstance(config, MixedPrecision) and config.fallback == "float16"

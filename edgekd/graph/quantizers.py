@@ -21,6 +21,7 @@ import onnxruntime
 from onnx import GraphProto, ModelProto, TensorProto
 
 from edgekd.errors import MissingExtra, ModelError
+from edgekd.graph.attention import TAKEN_OUT
 from edgekd.graph.clean import clean
 from edgekd.graph.rejection import find_rule, with_rule, without_rule
 from edgekd.graph.sessions import RUNTIME_ERRORS, first_line, session_options
@@ -140,7 +141,7 @@ def static(
     rule = find_rule(ready)
     graph = ModelProto()
     graph.CopyFrom(ready if rule is None else without_rule(ready, rule))
-    excluded = [*_activations_of_outputs(graph.graph), *sorted(keep)]
+    excluded = [*_activations_of_outputs(graph.graph), *_masked_scores(graph.graph, ranges), *sorted(keep)]
     data = {
         name: TensorData(lowest=np.array(low, np.float32), highest=np.array(high, np.float32))
         for name, (low, high) in ranges.items()
@@ -171,6 +172,20 @@ def _activations_of_outputs(graph: GraphProto) -> list[str]:
     it writes, which is right only where nobody else reads it: it would clip the output at zero."""
     outputs = {value.name for value in graph.output}
     return [node.name for node in graph.node if node.op_type in ("Relu", "Clip") and node.input[0] in outputs]
+
+
+def _masked_scores(graph: GraphProto, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Names of Softmax nodes whose scores hold a mask (-10000, or the lowest float), and of the nodes that put it in.
+
+    256 numbers between the mask and the highest score would leave one for all of the scores: they stay in float.
+    """
+    made_by = {name: node for node in graph.node for name in node.output}
+    found = []
+    for node in graph.node:
+        if node.op_type == "Softmax" and ranges.get(node.input[0], (0.0, 0.0))[0] < TAKEN_OUT:
+            masks = made_by.get(node.input[0])
+            found += [node.name, *([] if masks is None else [masks.name])]
+    return found
 
 
 def _keep_outputs_float(graph: GraphProto) -> None:

@@ -1,26 +1,33 @@
-"""Reads samples from files for the verbs that take them: images, npy, npz. Never unpickles."""
+"""Reads samples from files for the verbs that take them: images, texts, npy, npz. Never unpickles."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from edgekd.data.npz import read_npz
+from edgekd.data.text import SUFFIXES, texts_of
 from edgekd.device.preprocess import apply_arithmetic, prepare, split_steps
+from edgekd.device.texts import all_inputs
+from edgekd.device.tokens import tokenize_step, vocabulary_of
 from edgekd.errors import DataError, RecipeError, UsageError
-from edgekd.spec import Array, Decode, TensorSpec, parse_steps
+from edgekd.spec import Array, Decode, Step, TensorSpec, parse_steps
+from edgekd.stages.texts import opened
 
 ARRAYS = (".npy", ".npz")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-# As many as change a calibration; spread evenly over a larger folder.
-MOST_IMAGES = 512
+# As many as change a calibration; spread evenly over a larger folder or file.
+MOST_SAMPLES = 512
 # Characters of a text that stands before its answer.
 MOST_SHOWN = 60
 # Lines that an error names.
 MOST_NAMED = 5
+
+Sample = TypeVar("Sample")
 
 
 def read_inputs(paths: Sequence[Path]) -> Iterator[tuple[str, Path | Array]]:
@@ -95,25 +102,35 @@ def read_array(path: Path) -> Array:
 def read_feeds(
     path: Path, inputs: Sequence[TensorSpec], steps: Sequence[Mapping[str, object]] | None
 ) -> dict[str, Array]:
-    """Samples as a model with these `inputs` reads them: a folder of images, an .npz with an array per input, an .npy.
+    """Samples as a model with these `inputs` reads them: a folder of images, a file of texts (.txt, .csv, .tsv or
+    .jsonl), an .npz with an array per input, an .npy.
 
-    Images go through `steps` (as a recipe's preprocess.steps), and so does a single array where steps are given. Of a
-    large folder 512 are taken, spread evenly. Raises `UsageError` for images without steps, and where several inputs
-    would be fed from one array; `DataError` for what cannot be read, or does not end in the shape of the input.
+    Images and texts go through `steps` (as a recipe's preprocess.steps), and so does a single array where steps are
+    given. Of a large folder or file 512 are taken, spread evenly. Raises `UsageError` for images and texts without
+    steps, and where several inputs would be fed from one array; `DataError` for what cannot be read, or does not end in
+    the shape of the input; `InputRefused` for texts that the model has no inputs for.
     """
     if path.suffix == ".npz" and steps is None:
         arrays = read_npz(path)
         if len(inputs) == 1 and len(arrays) > 1 and inputs[0].name not in arrays and "x" in arrays:
             return {inputs[0].name: arrays["x"]}  # x and y, as edgekd's own files have them
         return arrays
+    try:
+        parsed = parse_steps(steps or (), where="--preprocess")
+        spatial, arithmetic = split_steps(parsed)
+    except RecipeError as error:
+        raise UsageError(str(error)) from error
+    if tokenize_step(parsed) is not None:
+        return _read_texts(path, inputs, parsed)
+    if path.with_name(path.name.removesuffix(".gz")).suffix in SUFFIXES:
+        raise UsageError(
+            f"{path} holds texts, and how the model reads them is not known: add --preprocess, for example "
+            '\'[{"op":"tokenize","file":"tokenizer.json","max_length":64},{"op":"trim"}]\''
+        )
     if len(inputs) != 1:
         names = ", ".join(spec.name for spec in inputs)
         raise UsageError(f"{path} is one array, but the model reads {names}; give an .npz with an array for each")
     spec = inputs[0]
-    try:
-        spatial, arithmetic = split_steps(parse_steps(steps or (), where="--preprocess"))
-    except RecipeError as error:
-        raise UsageError(str(error)) from error
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGES and file.is_file())
         if not files:
@@ -123,8 +140,7 @@ def read_feeds(
                 f"{path} holds images, and how the model reads them is not known: add --preprocess, for example "
                 '\'[{"op":"decode"},{"op":"to_rgb"},{"op":"resize","size":[224,224]},{"op":"scale"},{"op":"layout"}]\''
             )
-        chosen = [files[place] for place in np.linspace(0, len(files) - 1, min(len(files), MOST_IMAGES)).astype(int)]
-        prepared = [prepare(spatial, file) for file in chosen]
+        prepared = [prepare(spatial, file) for file in _spread(files)]
     else:
         prepared = [prepare(spatial, sample) for sample in read_array(path)]
     shapes = {sample.shape for sample in prepared}
@@ -140,3 +156,16 @@ def read_feeds(
             "check resize and layout in --preprocess"
         )
     return {spec.name: ready}
+
+
+def _read_texts(path: Path, inputs: Sequence[TensorSpec], steps: tuple[Step, ...]) -> dict[str, Array]:
+    """The texts of a file as their ids, with mask and types where the model reads those."""
+    spatial, arithmetic = split_steps(opened(steps, Path.cwd()))
+    ids_NL = apply_arithmetic(arithmetic, np.stack([prepare(spatial, text) for text in _spread(texts_of(path))]))
+    tokenize = tokenize_step(spatial)
+    assert tokenize is not None
+    return all_inputs(inputs, ids_NL, vocabulary_of(tokenize).pad)
+
+
+def _spread(found: Sequence[Sample]) -> list[Sample]:
+    return [found[place] for place in np.linspace(0, len(found) - 1, min(len(found), MOST_SAMPLES)).astype(int)]

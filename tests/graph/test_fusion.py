@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from graphs import build, cnn, load, op_types, run, samples, transformer_block
 from onnx import ModelProto, helper
@@ -96,13 +98,60 @@ def test_int8_of_joined_layers_is_right_at_every_size_and_has_fewer_nodes(config
     answer = verify(encoder().SerializeToString(), result.path, samples(encoder(), 200, seed=3), tolerance="int8")
     assert answer.ok, answer.problems
     kinds = op_types(load(result.path))
-    assert "SkipLayerNormalization" in kinds
+    assert "SkipLayerNormalization" not in kinds, "it kept the additions in float; its kernel is slow"
+    assert kinds.count("LayerNormalization") == kinds.count("Sum") == 2
+    assert "SkipLayerNormalization" not in op_types(loaded(result.path, tmp_path)), "nor joined again"
     assert ("QAttention" in kinds) is isinstance(config, Int8Dynamic)
     assert result.notes == ("needs the operators of the domain com.microsoft, version 1",)
     plain = type(config)(fuse=False)
     without = quantize(encoder(), tmp_path / "p.onnx", plain, calibration=feeds)
     assert len(op_types(load(without.path))) > len(kinds)
     assert without.notes == ()
+
+
+def loaded(path, tmp_path) -> ModelProto:
+    """The graph as onnxruntime runs it, for inputs of a known size."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "loaded.onnx")
+    for axis, size in (("N", 1), ("L", 9)):
+        options.add_free_dimension_override_by_name(axis, size)
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return load(tmp_path / "loaded.onnx")
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("beta", [True, False])
+@pytest.mark.parametrize("total", [True, False])
+def test_norms_apart_compute_what_the_joined_ones_did(bias: bool, beta: bool, total: bool) -> None:
+    rng, node = np.random.default_rng(0), helper.make_node
+    weights = {name: rng.normal(size=8).astype(np.float32) for name in ("gamma", "beta", "bias")}
+    joined = ["y", "z", "gamma", "beta" if beta else "", "bias" if bias else ""]
+    nodes = [
+        node("LayerNormalization", ["x", "gamma", "beta"], ["y"], axis=-1),
+        node("Tanh", ["x"], ["z"]),
+        node(
+            "SkipLayerNormalization", joined, ["n", "", "", "t"] if total else ["n"], "s",
+            domain="com.microsoft", epsilon=0.5,
+        ),
+        node("Add", ["n", "t" if total else "z"], ["out"]),
+    ]  # fmt: skip
+    sizes = {"x": ["N", "L", 8]}
+    model = build(nodes, weights, inputs=sizes, outputs={"out": ["N", "L", 8]}, domains={"com.microsoft": 1})
+    feeds = samples(model, 3, length=5)
+    expected = run(model, feeds)["out"]
+    apart = fusion.norms_apart(model)
+    assert "SkipLayerNormalization" not in op_types(apart)
+    onnx.checker.check_model(apart)
+    np.testing.assert_allclose(run(apart, feeds)["out"], expected, atol=1e-5)
+
+
+def test_an_opset_without_the_norm_keeps_the_joined_one() -> None:
+    weights = {"gamma": np.ones(8, np.float32)}
+    joined = helper.make_node("SkipLayerNormalization", ["x", "x", "gamma"], ["out"], "s", domain="com.microsoft")
+    sizes = ["N", "L", 8]
+    domains = {"com.microsoft": 1}
+    model = build([joined], weights, inputs={"x": sizes}, outputs={"out": sizes}, opset=16, domains=domains)
+    assert op_types(fusion.norms_apart(model)) == ["SkipLayerNormalization"]
 
 
 def test_what_is_no_transformer_or_cannot_be_joined_stays_as_it_was(monkeypatch) -> None:
