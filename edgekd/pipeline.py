@@ -172,10 +172,11 @@ def follow(
 
     def answer(call: together.Call) -> None:
         space.threads, space.records = call.threads, dict(call.records)
-        if call.stage == caching.STAGE:
-            caching.build(space, "train", world)
-        else:
+        asked = caching.asked_in(call.stage)
+        if asked is None:
             training.train(space, call.stage)
+        else:
+            caching.build(space, "train", world, asked)
 
     with _memory():
         together.follow(world, answer)

@@ -71,9 +71,19 @@ class Recipe(Section):
     benchmark: BenchmarkSection = BenchmarkSection()
 
     @property
-    def keeps_answers(self) -> bool:
-        """Whether the teacher's answers are kept outside the run, for this student and those to come."""
-        return self.distill.cache or self.teacher.url is not None
+    def kept(self) -> tuple[str, ...]:
+        """Teachers and assistants whose answers are kept outside the run, for this student and those to come, by the
+        names of their stages: those behind a URL, or all that are asked; answers in a file are kept already."""
+        asked = {name: section for name, section in self.all_teachers.items() if section.logits is None}
+        if self.distill.cache:
+            return (*asked, *self.assistants)
+        return tuple(name for name, section in asked.items() if section.url is not None)
+
+    def taught_by(self, name: str) -> tuple[str, ...]:
+        """From whom the assistant `name`, or any student, learns: the last assistant before it, or all teachers."""
+        assistants = list(self.assistants)
+        before = assistants[: assistants.index(name)] if name in assistants else assistants
+        return tuple(before[-1:]) or tuple(self.all_teachers)
 
     @property
     def all_teachers(self) -> dict[str, TeacherSection]:

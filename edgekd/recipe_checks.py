@@ -19,12 +19,14 @@ from edgekd.distill.endpoint import check_url
 from edgekd.distill.trackers import check_names
 from edgekd.errors import ModelError, RecipeError, UsageError, nearest
 from edgekd.graph.formats import FORMATS
+from edgekd.hub import PREFIX
 from edgekd.recipe_errors import explain, find_unknown_key
 from edgekd.recipe_sections import ScheduleSection
 from edgekd.spec import parse_steps
 
 if TYPE_CHECKING:
     from edgekd.recipe import Recipe
+    from edgekd.recipe_sections import TeacherSection
 
 VERSION = 1
 TRAINED = ("int8_qat", "int4_qat")  # edgekd.graph.quantization.TRAINED, which reading a recipe must not import
@@ -129,7 +131,7 @@ def check_recipe(recipe: Recipe, *, source: str, check_files: bool) -> None:
             )
         _check_data(recipe)
         _check_transfer(recipe)
-        _check_teacher(recipe)
+        _check_teachers(recipe)
         _check_embedding(recipe)
         _check_masked_lm(recipe)
         _check_more_teachers(recipe)
@@ -200,10 +202,11 @@ def _check_transfer(recipe: Recipe) -> None:
         raise RecipeError(f"transfer.source: found '{transfer.source}'. {nearest(transfer.source, SOURCES)}")
     if transfer.kind in ROOTS and transfer.root is None:
         raise RecipeError(f"transfer.root is missing: transfer.kind = '{transfer.kind}' needs {ROOTS[transfer.kind]}")
-    if recipe.teacher.logits is not None:
-        raise RecipeError(
-            "transfer brings samples that teacher.logits holds no answers to; take a teacher that can be asked"
-        )
+    for where, teacher in _teachers_by_key(recipe).items():
+        if teacher.logits is not None:
+            raise RecipeError(
+                f"transfer brings samples that {where}.logits holds no answers to; take a teacher that can be asked"
+            )
 
 
 def _check_root(recipe: Recipe) -> None:
@@ -218,15 +221,24 @@ def _check_root(recipe: Recipe) -> None:
         )
 
 
-def _check_teacher(recipe: Recipe) -> None:
-    teacher = recipe.teacher
+def _check_teachers(recipe: Recipe) -> None:
+    for where, teacher in _teachers_by_key(recipe).items():
+        _check_teacher(teacher, where, recipe.task)
+
+
+def _teachers_by_key(recipe: Recipe) -> dict[str, TeacherSection]:
+    """The teachers as the user writes them."""
+    return {"teacher": recipe.teacher, **{f"teachers.{number}": one for number, one in enumerate(recipe.teachers)}}
+
+
+def _check_teacher(teacher: TeacherSection, where: str, task: str) -> None:
     defaults = type(teacher)()
     given = [key for key in ("model", *BLACK_BOXES) if getattr(teacher, key) is not None]
     if len(given) > 1:
-        raise RecipeError(f"teacher has {' and '.join(map(repr, given))}; expected one of them")
+        raise RecipeError(f"{where} has {' and '.join(map(repr, given))}; expected one of them")
     if not given:
         raise RecipeError(
-            "teacher has neither 'model' nor 'onnx', 'logits' or 'url'; expected a built-in name, your own "
+            f"{where} has neither 'model' nor 'onnx', 'logits' or 'url'; expected a built-in name, your own "
             "'package.module:function', onnx = 'FILE', logits = 'FILE' or url = 'URL'"
         )
     black_box = given[0] if given[0] in BLACK_BOXES else None
@@ -236,18 +248,18 @@ def _check_teacher(recipe: Recipe) -> None:
         useless = {"args": bool(teacher.args), "weights": teacher.weights is not None, "train": trains}
         for key, is_there in useless.items():
             if is_there:
-                raise RecipeError(f"teacher.{black_box} is a finished teacher; remove teacher.{key}")
+                raise RecipeError(f"{where}.{black_box} is a finished teacher; remove {where}.{key}")
         if not (teacher.licence or "").strip():
             raise RecipeError(
-                f"teacher.licence is missing: teacher.{black_box} is a black box, and some licences forbid learning "
-                'from a model\'s outputs; look it up and state it, for example --set teacher.licence="Apache-2.0"'
+                f"{where}.licence is missing: {where}.{black_box} is a black box, and some licences forbid learning "
+                f'from a model\'s outputs; look it up and state it, for example --set {where}.licence="Apache-2.0"'
             )
     if teacher.url is not None:
-        check_url(teacher.url, insecure=teacher.request.insecure)
+        check_url(teacher.url, insecure=teacher.request.insecure, key=where)
     elif teacher.request != defaults.request:
-        raise RecipeError("teacher.request says how a teacher.url is asked, but there is none; remove it")
-    if teacher.train.label_smoothing and recipe.task != "classification":
-        raise RecipeError(f"teacher.train.label_smoothing works for classification only, but task = '{recipe.task}'")
+        raise RecipeError(f"{where}.request says how a {where}.url is asked, but there is none; remove it")
+    if teacher.train.label_smoothing and task != "classification":
+        raise RecipeError(f"{where}.train.label_smoothing works for classification only, but task = '{task}'")
 
 
 def _check_embedding(recipe: Recipe) -> None:
@@ -299,18 +311,11 @@ def _check_masked_lm(recipe: Recipe) -> None:
 
 
 def _check_more_teachers(recipe: Recipe) -> None:
-    for number, teacher in enumerate(recipe.teachers):
-        where = f"teachers.{number}"
-        given = [key for key in ("model", "onnx") if getattr(teacher, key) is not None]
-        if len(given) != 1 or teacher.logits is not None or teacher.url is not None:
-            raise RecipeError(
-                f"{where}: expected either 'model' or 'onnx'; answers in files or behind a URL stand alone"
-            )
-        if teacher.onnx is not None and not (teacher.licence or "").strip():
-            raise RecipeError(f"{where}.licence is missing: {where}.onnx is a black box; look it up and state it")
-    if recipe.teachers and (recipe.keeps_answers or recipe.teacher.logits is not None):
+    if recipe.distill.ensemble != "logits" and (not recipe.teachers or recipe.task != "classification"):
+        found = f"task = '{recipe.task}'" if recipe.teachers else "there is one teacher"
         raise RecipeError(
-            "the answers of one teacher are kept, but there are several; remove distill.cache or [[teachers]]"
+            f"distill.ensemble = '{recipe.distill.ensemble}' averages what several teachers of a classification say, "
+            f"but {found}; remove it"
         )
     if recipe.teachers and recipe.task == "regression" and any(t.is_finished for t in recipe.all_teachers.values()):
         raise RecipeError("several teachers of a regression must be trained here: others may speak in other units")
@@ -319,14 +324,14 @@ def _check_more_teachers(recipe: Recipe) -> None:
         raise RecipeError(
             f"{labelled[0]}.labels gives a teacher its own classes: for several teachers of a classification"
         )
+    for name in labelled:
+        twice = [label for label, count in Counter(recipe.all_teachers[name].labels).items() if count > 1]
+        if twice:
+            raise RecipeError(f"{name}.labels names '{twice[0]}' twice; expected each label once")
     if labelled and recipe.data.wrong_labels:
         raise RecipeError(
             f"{labelled[0]}.labels sends each sample to the teachers of its class, and data.wrong_labels makes that "
             "another class; remove one"
-        )
-    if recipe.assistant and recipe.keeps_answers:
-        raise RecipeError(
-            "distill.cache keeps the answers of the teacher, but the student learns from the assistant; remove one"
         )
 
 
@@ -442,7 +447,10 @@ def _check_diet(recipe: Recipe) -> None:
 
 
 def _check_views(recipe: Recipe) -> None:
-    data, distill, teacher = recipe.data, recipe.distill, recipe.teacher
+    data, distill, kept = recipe.data, recipe.distill, recipe.kept
+    teachers = _teachers_by_key(recipe).items()
+    files = [f"{where}.logits" for where, one in teachers if one.logits is not None]
+    urls = [f"{where}.url" for where, one in teachers if one.url is not None]
     augments = any(data.augment.values())
     mixes = distill.mixup > 0 or distill.cutmix > 0
     if data.views is not None and data.views > 1 and not augments and not mixes:
@@ -455,22 +463,22 @@ def _check_views(recipe: Recipe) -> None:
             "distill.mixup and cutmix blend numbers, but the samples are texts; remove them, or take data.augment = "
             "{replace_random = 0.1}, for example"
         )
-    if mixes and teacher.logits is not None:
+    if mixes and files:
         raise RecipeError(
-            "distill.mixup and cutmix make samples that teacher.logits holds no answers to; remove them, or take a "
+            f"distill.mixup and cutmix make samples that {files[0]} holds no answers to; remove them, or take a "
             "teacher that can be asked"
         )
-    if distill.cache and teacher.logits is not None:
-        raise RecipeError("distill.cache keeps what a teacher answers, but teacher.logits is such a file; remove one")
-    if recipe.keeps_answers and (augments or mixes) and data.views is None:
-        why = "distill.cache" if distill.cache else "teacher.url"
+    if distill.cache and not kept:
+        raise RecipeError(f"distill.cache keeps what a teacher answers, but {files[0]} is such a file; remove one")
+    if kept and (augments or mixes) and data.views is None:
+        why = "distill.cache" if distill.cache else urls[0]
         what = "data.augment" if augments else "distill.mixup and cutmix"
         verb = "makes" if augments else "make"
         raise RecipeError(
             f"data.views is missing: {why} keeps the teacher's answers, and {what} {verb} other samples in every "
             "epoch; add data.views = 8, for example, to cycle through 8 views of each sample"
         )
-    if not recipe.keeps_answers and (distill.cache_top_k is not None or distill.cache_dtype != "float32"):
+    if not kept and (distill.cache_top_k is not None or distill.cache_dtype != "float32"):
         raise RecipeError("distill.cache_top_k and cache_dtype say how distill.cache keeps answers; add cache = true")
 
 
@@ -489,11 +497,11 @@ def _check_files(recipe: Recipe) -> None:
         ("student.weights", recipe.student.weights),
         *weights,
     ):
-        if value is not None:
+        if value is not None and not value.startswith(PREFIX):
             if Path(value).suffix not in WEIGHTS:
-                raise ModelError(f"{key}: found {value}, expected a file that ends in {', '.join(WEIGHTS)}")
+                raise ModelError(f"{key}: found {value}, expected a file that ends in {', '.join(WEIGHTS)}, or hf:ID")
             _check_file(key, value)
-    files = [(f"{name}.onnx", section.onnx) for name, section in further]
+    files = [(f"{name}.{key}", getattr(section, key)) for name, section in further for key in ("onnx", "logits")]
     for key, value in (("teacher.onnx", recipe.teacher.onnx), ("teacher.logits", recipe.teacher.logits), *files):
         if value is not None:
             _check_file(key, value)

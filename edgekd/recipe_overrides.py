@@ -9,6 +9,7 @@ from typing import Any
 
 from edgekd import toml
 from edgekd.errors import RecipeError, UsageError
+from edgekd.hub import PREFIX
 from edgekd.recipe_checks import DEFAULT_TERMS
 
 # Data sets in a public format that lie together in one folder, which EDGEKD_DATA may name.
@@ -98,6 +99,8 @@ def resolve_paths(tables: dict[str, Any], folder: Path, environ: Mapping[str, st
         value = table.get(key)
         if (section, key) == ("data", "root") and table.get("kind") == "huggingface":
             continue  # a name on the hub; a folder is given from here
+        if key == "weights" and isinstance(value, str) and value.startswith(PREFIX):
+            continue  # a folder from here or a name on the hub, as with models
         if isinstance(value, str) and ((section, key) in PATHS or value.endswith(".toml")):
             path = folder / Path(value).expanduser()
             shared = environ.get("EDGEKD_DATA")
@@ -114,7 +117,8 @@ def resolve_paths(tables: dict[str, Any], folder: Path, environ: Mapping[str, st
             step["file"] = str(found) if found.exists() else step["file"]
     further = tables.get("teachers")
     for number, table in enumerate(further if isinstance(further, list) else ()):
-        for key in ("weights", "onnx"):
+        for key in ("weights", "onnx", "logits"):
             is_meant = only in (None, "teachers", f"teachers.{number}", f"teachers.{number}.{key}")
-            if is_meant and isinstance(table, dict) and isinstance(table.get(key), str):
+            value = table.get(key) if is_meant and isinstance(table, dict) else None
+            if isinstance(value, str) and not value.startswith(PREFIX):
                 table[key] = str(folder / Path(table[key]).expanduser())

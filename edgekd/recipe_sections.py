@@ -120,10 +120,11 @@ class RequestSection(Section):
 
 
 class TeacherSection(Section):
-    """`[teacher]`: a model by reference (with `weights`, also of transformers, else trained here), or a black box.
+    """`[teacher]`: a model by reference (with `weights`, a file or hf:ID, else trained here), or a black box.
 
     Black boxes: an `onnx` file, answers in a file (`logits`), an HTTP endpoint (`url`). Beside further `[[teachers]]`
-    each counts by its `weight`, and only for samples of its own `labels`, where it names some.
+    each counts by its `weight`, and only for samples of its own `labels`, where it names some; its outputs are for all
+    classes of the data, in their order, or for these labels alone, in this order.
     """
 
     model: str | None = None
@@ -260,6 +261,8 @@ class StageSection(Section):
 class DistillSection(Section):
     """`[distill]`: the student's budget, and what it minimizes. With stages, `epochs` is their sum.
 
+    `ensemble` says what is averaged over several teachers: their logits, or their probabilities at the temperature of
+    the terms.
     `compile` sends the students through torch.compile, which needs a C++ compiler and takes half a minute to begin.
     """
 
@@ -285,6 +288,7 @@ class DistillSection(Section):
     cache: bool = False
     cache_top_k: Annotated[int, Field(ge=1)] | None = None
     cache_dtype: Literal["float32", "float16"] = "float32"
+    ensemble: Literal["logits", "probabilities"] = "logits"
     terms: Annotated[tuple[TermSection, ...], BeforeValidator(as_tuple)] = ()
     stages: Annotated[tuple[StageSection, ...], BeforeValidator(as_tuple)] = ()
 

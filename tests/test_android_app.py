@@ -260,6 +260,21 @@ def test_texts_together_are_texts_alone(for_texts, classes, tmp_path):
         assert together == as_ids == alone
 
 
+def test_a_vector_is_no_list_of_classes(classes, tmp_path):
+    place = make_text_bundle(tmp_path, vectors=True)
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    done = drive(classes, "vectors", place, "float32", tmp_path / "texts.json")
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert lines[::2] == ["null\t-1\tNaN"] * len(TEXTS)
+    with edgekd.load(place, variant="float32") as student:
+        for line, text in zip(lines[1::2], TEXTS, strict=True):
+            score, vector = line.split("\t")
+            wanted = student.predict(text)
+            assert float(score) == pytest.approx(wanted.score, rel=1e-5)
+            assert json.loads(vector) == pytest.approx(wanted.outputs["logits"].tolist(), abs=1e-5)
+
+
 def test_plain_java_reads_the_tokenizer(for_texts):
     done = subprocess.run(["make", "test"], cwd=for_texts.parent, capture_output=True, text=True)
     assert (done.returncode, "self-test passed" in done.stdout) == (0, True), done.stderr

@@ -85,6 +85,24 @@ int main(int argc, char **argv) {
     }
 }
 """
+# Of each text in the arguments what is there of labels, then score and vector.
+VECTORS = """
+#include "edgekd.hpp"
+#include <iostream>
+
+int main(int argc, char **argv) {
+    const edgekd::Student student(argv[1]);
+    std::cout.precision(9);
+    for (const edgekd::Answer &answer : student.predict_batch(std::vector<std::string>(argv + 2, argv + argc), 3)) {
+        std::cout << answer.label.size() + answer.top.size() << answer.index.has_value()
+                  << answer.uncertainty.has_value() << ' ' << answer.score;
+        for (const float value : answer.outputs) {
+            std::cout << ' ' << value;
+        }
+        std::cout << '\\n';
+    }
+}
+"""
 SOURCE = assets.folder("export", "apps") / "cpp"
 IMAGES = images()
 FUZZED = 2000
@@ -253,14 +271,18 @@ def test_texts_are_answered_as_edgekd_answers_them(for_texts, on_onnxruntime):
     assert done.stdout.split() == [str(number) for number in ids]
 
 
-def test_texts_together_are_texts_alone(for_texts, tmp_path):
-    """Where a graph measures its activations in every call, its neighbours and its padding would change an answer."""
-    (tmp_path / "together.cpp").write_text(TOGETHER)
-    root = cpp_builds.onnxruntime_root(tmp_path)
+def compiled(code: str, folder: Path) -> Path:
+    """A program of one's own around the header, on onnxruntime."""
+    (folder / "mine.cpp").write_text(code)
+    root = cpp_builds.onnxruntime_root(folder)
     flags = (f"-I{SOURCE}", "-DEDGEKD_ONNXRUNTIME", "-isystem", f"{root}/include")
     library = (f"-L{root}/lib", "-Wl,--no-as-needed", "-lonnxruntime", f"-Wl,-rpath,{root}/lib")
-    program = cpp_builds.compile_cpp(tmp_path / "together.cpp", tmp_path / "together", *flags, *library)
-    done = run(program, for_texts, *UNEVEN)
+    return cpp_builds.compile_cpp(folder / "mine.cpp", folder / "mine", *flags, *library)
+
+
+def test_texts_together_are_texts_alone(for_texts, tmp_path):
+    """Where a graph measures its activations in every call, its neighbours and its padding would change an answer."""
+    done = run(compiled(TOGETHER, tmp_path), for_texts, *UNEVEN)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert len(lines) == 2 * len(UNEVEN)
@@ -274,6 +296,20 @@ def test_of_a_vector_the_command_line_says_how_it_begins(on_onnxruntime, tmp_pat
     with edgekd.load(place) as student:
         vectors = [student.predict(text).outputs["logits"] for text in ("book", "a")]
     assert done.stdout == f"book: {said_of(vectors[0])}\na: {said_of(vectors[1])}\n"
+
+
+def test_a_vector_is_no_list_of_classes(tmp_path):
+    place = make_text_bundle(tmp_path / "made", vectors=True)
+    texts = [text for text in TEXTS if "\x00" not in text]
+    done = run(compiled(VECTORS, tmp_path), place, *texts)
+    assert (done.returncode, done.stderr) == (0, "")
+    with edgekd.load(place, variant="float32") as student:
+        for line, text in zip(done.stdout.splitlines(), texts, strict=True):
+            labels, score, *vector = line.split()
+            wanted = student.predict(text)
+            assert labels == "000"
+            assert float(score) == pytest.approx(wanted.score, rel=1e-5)
+            assert [float(value) for value in vector] == pytest.approx(wanted.outputs["logits"].tolist(), abs=1e-5)
 
 
 BAD_TEXT_BUNDLES = {

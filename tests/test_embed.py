@@ -159,6 +159,22 @@ def test_the_python_app_says_how_a_vector_begins(tmp_path):
     assert done.stdout == f"book: {said_of(vectors[0])}\na: {said_of(vectors[1])}\n"
 
 
+def test_a_readme_for_vectors_names_no_labels_and_its_lines_run(tmp_path):
+    place = make_text_bundle(tmp_path / "made", vectors=True)
+    ok("embed", place, "--app", "python", "--out", tmp_path / "app")
+    readme = (tmp_path / "app" / "README.md").read_text()
+    assert "Vectors of 8 numbers. Bundle " in readme
+    assert "Labels:" not in readme
+    _, lines = re.findall(r"```python\n(.*?)```", readme, flags=re.S)
+    (tmp_path / "app" / "mine.py").write_text(f"{lines}print(cosine)\n")
+    done = python_app("mine.py", cwd=tmp_path / "app")
+    assert (done.returncode, done.stderr) == (0, "")
+    with load(place) as student:
+        one, other = (student.predict(text) for text in re.findall(r'"(\w+ [^"]+)"', lines))
+    product = one.outputs["logits"] @ other.outputs["logits"]
+    assert float(done.stdout) == pytest.approx(product / (one.score * other.score), rel=1e-5)
+
+
 def test_apps_without_a_tokenizer_refuse_students_of_texts(for_texts, tmp_path):
     done = refused(2, "embed", for_texts, "--app", "c", "--out", tmp_path / "app")
     assert "the c app reads no texts, and this student does: it has no tokenizer; take one of python," in done
@@ -242,6 +258,18 @@ def test_the_c_program_answers_as_the_bundle_does(bundle, tmp_path):
     assert subprocess.run([program], capture_output=True).returncode == 2
 
 
+def c_app_for(bundle: Path, folder: Path, task: str, post: list) -> Bundle:
+    """The app of an int8 student of another task in folder/app, and folder/sample: the fourth golden sample."""
+    source, name = Bundle.open(bundle), "int8_u8s8"
+    golden = {key: value for key, value in source.golden().items() if "output" not in key or name in key}
+    manifest = {**source.manifest, "task": task, "postprocess": post, "default": {"*": name}}
+    manifest["variants"] = {name: source.manifest["variants"][name]}
+    made = Bundle.write(folder / "b", manifest, {name: {"main": source.graph("main", name)}}, golden)
+    embed(made, "c", folder / "app")
+    (folder / "sample").write_bytes(golden["raw"][3].tobytes())
+    return made
+
+
 @pytest.mark.parametrize(
     ("task", "post"),
     [
@@ -252,19 +280,33 @@ def test_the_c_program_answers_as_the_bundle_does(bundle, tmp_path):
 def test_the_c_program_gives_labels_and_targets_in_their_units(bundle, tmp_path, task, post):
     from edgekd.device.postprocess import apply_post, parse_post_steps
 
-    source, name = Bundle.open(bundle), "int8_u8s8"
-    golden = {key: value for key, value in source.golden().items() if "output" not in key or name in key}
-    manifest = {**source.manifest, "task": task, "postprocess": post, "default": {"*": name}}
-    manifest["variants"] = {name: source.manifest["variants"][name]}
-    made = Bundle.write(tmp_path / "b", manifest, {name: {"main": source.graph("main", name)}}, golden)
-    embed(made, "c", tmp_path / "app")
-    (tmp_path / "sample").write_bytes(golden["raw"][3].tobytes())
+    golden = c_app_for(bundle, tmp_path, task, post).golden()
     program = compile_c(tmp_path / "app", "main.c", "student.c")
     done = subprocess.run([program, tmp_path / "sample"], capture_output=True, text=True, check=True)
     told = dict(line.split() for line in done.stdout.splitlines())
     assert list(told) == ["circle", "square", "triangle"]
-    wanted = apply_post(parse_post_steps(post), golden[f"output.{name}.logits"][3:4])[0]
+    wanted = apply_post(parse_post_steps(post), golden["output.int8_u8s8.logits"][3:4])[0]
     assert [float(value) for value in told.values()] == pytest.approx(wanted.tolist(), rel=0.02, abs=0.02)
+
+
+def test_the_c_program_gives_a_vector(bundle, tmp_path):
+    golden = c_app_for(bundle, tmp_path, "embedding", []).golden()
+    program = compile_c(tmp_path / "app", "main.c", "student.c")
+    assert subprocess.run([program, "--self-test"], capture_output=True).returncode == 0
+    said = subprocess.run([program, tmp_path / "sample"], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"3 numbers:( -?\d+\.\d{4}){3}\n", said)
+    wanted = golden["output.int8_u8s8.logits"][3].tolist()
+    assert [float(value) for value in said.split()[2:]] == pytest.approx(wanted, rel=0.02, abs=0.02)
+    lines = re.search(r"```c\n(.*?)```", (tmp_path / "app" / "README.md").read_text(), flags=re.S)[1]
+    main = """
+int main(void) {
+    unsigned char sample[STUDENT_RAW_BYTES] = {0};
+    float vector[STUDENT_OUTPUTS];
+    return embed(sample, vector) ? 0 : 1;
+}
+"""
+    (tmp_path / "app" / "firmware.c").write_text(lines.replace("int embed", "static int embed") + main)
+    assert subprocess.run([compile_c(tmp_path / "app", "firmware.c", "student.c")]).returncode == 0
 
 
 def test_the_lines_of_the_c_readme_compile(bundle, tmp_path):

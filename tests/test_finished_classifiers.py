@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from commands import edgekd, ok, refused
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 sys.path += [str(Path(__file__).parent / folder) for folder in ("distill", "stages")]
 from spaces import make_space
@@ -135,6 +135,35 @@ def test_other_classes_are_refused_and_the_line_that_mends_it_does(folder: Path)
     ) in told
     ok(*command, "--set", 'teacher.args.id2label={0="p", 1="n", 2="o"}', cwd=folder)
     assert teacher_of(folder / "letters")["best"] > 0.95
+
+
+def test_a_classifier_of_two_of_the_classes_is_a_specialist(folder: Path) -> None:
+    """Its head alone is narrower; its folder names its own classes, in another order than the recipe does."""
+    shutil.copytree(folder / "classifier", folder / "pair")
+    state = load_file(folder / "pair" / "model.safetensors")
+    heads = [name for name in state if name.startswith("classifier.")]
+    save_file(
+        {name: value[:2] if name in heads else value for name, value in state.items()},
+        folder / "pair" / "model.safetensors",
+    )
+    config = json.loads((folder / "pair" / "config.json").read_text())
+    named = {"id2label": {"0": "POSITIVE", "1": "NEGATIVE"}, "label2id": {"POSITIVE": 0, "NEGATIVE": 1}}
+    (folder / "pair" / "config.json").write_text(json.dumps({**config, **named}))
+    more = '[[teachers]]\nmodel = "hf:pair"\nweights = "pair/model.safetensors"\nlabels = LABELS\n[student]'
+    text = RECIPE.replace("[student]", more)
+    recipe, run = folder / "pair.toml", folder / "both"
+    recipe.write_text(text.replace("LABELS", '["negative", "positive"]'))
+    done = edgekd("distill", recipe, "--set=distill.cache=true", "--cache", folder / "kept", "--out", run, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    told = json.loads((run / "stages" / "teacher_2.json").read_text())["result"]
+    assert told["outputs"] == 2
+    assert told["best"] > 0.95
+    taken = load_file(run / "teacher_2" / "weights.safetensors")
+    for name in heads:
+        assert torch.equal(taken[f"model.{name}"], state[name][[1, 0]]), name
+    recipe.write_text(text.replace("LABELS", '["negative", "neutral"]'))
+    told = refused(3, "distill", recipe, "--out", folder / "wrong", cwd=folder)
+    assert 'hf:pair answers with the classes ["POSITIVE", "NEGATIVE"], but the recipe gives it the labels' in told
 
 
 def test_fewer_classes_are_refused_by_name(folder: Path) -> None:

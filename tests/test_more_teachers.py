@@ -193,8 +193,8 @@ def test_plan_and_refusals(tmp_path: Path) -> None:
         row["stage"] for row in ok_json("distill-and-export", recipe, "--dry-run", "--out", tmp_path / "run")["stages"]
     }
     assert {"teacher", "teacher_2", "assistant_1", "student"} <= rows
-    told = refused(2, "distill", recipe, "--set", "distill.cache=true", "--out", tmp_path / "run")
-    assert "several" in told
+    told = refused(2, "distill", recipe, "--set", "teachers.0.logits=own.npz", "--out", tmp_path / "run")
+    assert "teachers.0 has 'model' and 'logits'; expected one of them" in told
     done = edgekd("distill", write(tmp_path, "\n[[assistant]]\nmodel = 'mlp_x'\n"), "--out", tmp_path / "run")
     assert done.returncode == 3
     assert "mlp_x" in done.stderr

@@ -256,6 +256,23 @@ def test_the_app_for_texts_proves_itself_and_says_what_it_did_not_read(for_texts
     assert (done.returncode, done.stderr) == (3, b"error: the standard input is not valid UTF-8; convert it first\n")
 
 
+def test_a_vector_is_no_list_of_classes(app, tmp_path):
+    code = """
+import { openStudent } from "./index.js";
+const student = await openStudent(given.place, { variant: "float32" });
+console.log(JSON.stringify((await student.predictBatch(given.texts, { topK: 3 })).map(
+  ({ outputs, ...answer }) => ({ ...answer, vector: Array.from(outputs.logits.data) }))));
+"""
+    place = make_text_bundle(tmp_path / "made", vectors=True)
+    told = run_module(code, app, given={"place": str(place), "texts": TEXTS})
+    with edgekd.load(place, variant="float32") as predictor:
+        for found, text in zip(told, TEXTS, strict=True):
+            wanted = predictor.predict(text)
+            assert [found[name] for name in ("label", "index", "top", "uncertainty")] == [None, None, [], None]
+            assert found["score"] == pytest.approx(wanted.score, rel=1e-5)
+            assert found["vector"] == pytest.approx(wanted.outputs["logits"].tolist(), abs=1e-5)
+
+
 def test_of_a_vector_the_command_line_says_how_it_begins(app, tmp_path):
     place = make_text_bundle(tmp_path / "made", vectors=True)
     done = run_node("cli.js", "book", "a", "--bundle", place, cwd=app)

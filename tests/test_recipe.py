@@ -248,7 +248,7 @@ def test_urls_that_may_be_used(write, url: str) -> None:
     text = MINIMAL.replace('model = "resnet_teacher"', f'url = "{url}"\nlicence = "MIT"')
     recipe = load(write(text))
     assert recipe.teacher.url == url
-    assert recipe.keeps_answers
+    assert recipe.kept == ("teacher",)
     assert recipe.teacher.is_finished
     assert not recipe.teacher.has_graph
     with pytest.raises(RecipeError, match=r"data\.views is missing: teacher.url keeps the teacher's answers"):

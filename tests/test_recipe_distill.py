@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekd.errors import RecipeError
+from edgekd.errors import ModelError, RecipeError
 from edgekd.recipe import Recipe, load_recipe, recipe_to_toml
 from edgekd.recipe_sections import ScheduleSection
 
@@ -170,3 +170,86 @@ def test_views_of_mixed_samples_need_no_augmentation(tmp_path: Path) -> None:
 def test_weights_that_are_always_0(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"distill.terms: every weight is 0"):
         load(tmp_path, "distill.terms.0.weight={start=0, end=0}", "distill.terms.1.weight=0")
+
+
+TEACHERS = """
+[data]
+kind = "digits"
+[teacher]
+model = "mlp_m"
+[[teachers]]
+model = "mlp_m"
+labels = ["3", "5"]
+[student]
+model = "mlp_s"
+"""
+FILE = "teachers.0={logits='own.npz', licence='MIT', labels=['3', '5']}"
+URL = "teachers.0={url='https://host/x', licence='MIT'}"
+
+
+def test_whose_answers_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "own.npz").touch()
+    kept, chain = "distill.cache=true", "assistant=[{model='mlp_s'}]"
+    assert load(tmp_path, text=TEACHERS).kept == ()
+    assert load(tmp_path, kept, chain, text=TEACHERS).kept == ("teacher", "teacher_2", "assistant_1")
+    assert load(tmp_path, URL, chain, text=TEACHERS).kept == ("teacher_2",), "an endpoint is asked once in any case"
+    files = (FILE.replace("own.npz", str(tmp_path / "own.npz")), kept)
+    assert load(tmp_path, *files, text=TEACHERS).kept == ("teacher",), "a file is kept already"
+    text = TEACHERS.replace('[[teachers]]\nmodel = "mlp_m"', '[[teachers]]\nlogits = "own.npz"\nlicence = "MIT"')
+    assert load(tmp_path, text=text).teachers[0].logits == str(tmp_path / "own.npz"), "beside the recipe"
+    assert load(tmp_path, "distill.ensemble=probabilities", text=TEACHERS).distill.ensemble == "probabilities"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (
+            ["distill.ensemble=median"],
+            "distill.ensemble: found \"median\" (a text), expected 'logits' or 'probabilities'",
+        ),
+        (
+            ["distill.ensemble=probabilities", "teachers=[]"],
+            "distill.ensemble = 'probabilities' averages what several teachers of a classification say, but there is "
+            "one teacher; remove it",
+        ),
+        (
+            ["distill.ensemble=probabilities", "task=multilabel", "data={kind='arrays', root='d.npz'}"],
+            "what several teachers of a classification say, but task = 'multilabel'; remove it",
+        ),
+        (["teachers.0={labels=['3']}"], "teachers.0 has neither 'model' nor 'onnx', 'logits' or 'url'; expected a"),
+        (["teachers.0={onnx='t.onnx', logits='t.npz'}"], "teachers.0 has 'onnx' and 'logits'; expected one of them"),
+        (["teachers.0={logits='t.npz'}"], "teachers.0.licence is missing: teachers.0.logits is a black box"),
+        (
+            ["teachers.0={onnx='t.onnx', licence='MIT', weights='t.pt'}"],
+            "teachers.0.onnx is a finished teacher; remove teachers.0.weights",
+        ),
+        (
+            ["teachers.0={url='ftp://h/x', licence='MIT'}"],
+            "teachers.0.url: found ftp://h/x, expected https://HOST/PATH",
+        ),
+        (["teachers.0.request={batch_size=4}"], "teachers.0.request says how a teachers.0.url is asked, but there is"),
+        (["teachers.0.labels=['3', '5', '3']"], "teacher_2.labels names '3' twice; expected each label once"),
+        (
+            [FILE, "distill.mixup=0.2"],
+            "distill.mixup and cutmix make samples that teachers.0.logits holds no answers to; remove them",
+        ),
+        (
+            [FILE, "transfer={kind='synthetic'}"],
+            "transfer brings samples that teachers.0.logits holds no answers to; take a teacher that can be asked",
+        ),
+        ([URL, "data.augment={shift=1}"], "data.views is missing: teachers.0.url keeps the teacher's answers"),
+        (
+            [FILE, "teacher={logits='all.npz', licence='MIT'}", "distill.cache=true"],
+            "distill.cache keeps what a teacher answers, but teacher.logits is such a file; remove one",
+        ),
+    ],
+)
+def test_mistakes_about_several_teachers(tmp_path: Path, overrides: list[str], text: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load(tmp_path, *overrides, text=TEACHERS)
+    assert text in str(caught.value)
+
+
+def test_a_file_of_a_further_teacher_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"teachers\.0\.logits: there is no file .*own\.npz; correct the path"):
+        load(tmp_path, FILE, text=TEACHERS)

@@ -263,6 +263,28 @@ def test_two_processes_build_the_cache_of_one(recipe: Path, answers: tuple[Path,
     assert (code, json.loads(out)["asked"]) == (0, 0), err
 
 
+def test_two_processes_build_the_caches_of_two_teachers(recipe: Path, tmp_path: Path) -> None:
+    second = (
+        '[[teachers]]\nmodel = "mlp"\nargs = { hidden = [32] }\ntrain = { epochs = 1, batch_size = 100 }\n[student]'
+    )
+    several, run = tmp_path / "several.toml", tmp_path / "run"
+    several.write_text(recipe.read_text().replace("[student]", second))
+    built = []
+    for folder, launcher in ((tmp_path / "one", None), (tmp_path / "two", TORCHRUN)):
+        command = (*cache_build(several, run, folder), "--threads", "1")
+        if launcher is None:
+            done = edgekd(*command)
+            code, out, err = done.returncode, done.stdout, done.stderr
+        else:
+            code, out, err = finish(start(launcher, *command))
+        assert code == 0, err
+        told = json.loads(out)
+        assert [row["asked"] for row in (told, *told["more"])] == [VIEWS * 1079] * 2
+        built.append({path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.npy")})
+    assert len(built[0]) == 2 * (1 + 2 * 6)
+    assert built[0] == built[1]
+
+
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_process_is_killed_while_the_cache_is_built_and_the_next_build_completes_it(
     killed: int, recipe: Path, answers: tuple[Path, Any], tmp_path: Path
@@ -292,10 +314,10 @@ def kill_one(process: subprocess.Popen[str], rank: int) -> int:
 
 def test_too_few_samples_for_the_processes(recipe: Path, tmp_path: Path) -> None:
     code, _, err = finish(
-        start(TORCHRUN, "distill", recipe, "--out", tmp_path / "run", "--set", "distill.accumulate=50")
+        start(TORCHRUN, "distill", recipe, "--out", tmp_path / "run", "--set", "distill.accumulate=51")
     )
     assert code != 0
     assert [line.split(";")[0] for line in errors(err)] == [
-        "error: the smallest batch holds 79 samples, too few for 2 processes with 50 micro-batches each"
+        "error: a batch holds 100 samples, too few for 2 processes with 51 micro-batches each"
     ]
     assert err.count("exitcode  : 2 ") == 2, err

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
-import threading
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 from commands import ok, ok_json, refused
 from in_optimum import through_optimum
+from model_hub import files_below, model_hub
 from safetensors.numpy import load_file, save_file
 from text_bundle import said_of
 
@@ -298,102 +296,54 @@ def test_a_teacher_told_to_compute_something_else_is_asked_anew(tmp_path: Path) 
     assert not np.allclose(targets(), before), "the same weights under another configuration"
 
 
-class Hub(SimpleHTTPRequestHandler):
-    """A Hugging Face hub with the files that `file` gives: of me/first there is one, of me/none there is none."""
+def test_how_a_teacher_on_the_hub_pools_is_asked_there(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text(RECIPE)
 
-    commit = "0" * 40
-
-    def file(self, model: str, name: str) -> bytes | None:
+    def file(model: str, name: str) -> bytes | None:
         is_there = (model, name) == ("me/first", "1_Pooling/config.json")
         return b'{"pooling_mode_cls_token": true}' if is_there else None
-
-    def do_HEAD(self) -> None:
-        model, _, rest = self.path[1:].partition("/resolve/")
-        found = self.file(model, rest.partition("/")[2])
-        content = found or b""
-        self.send_response(404 if found is None else 200)
-        self.send_header("X-Repo-Commit", self.commit)
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        if found is None:
-            self.send_header("X-Error-Code", "RepoNotFound" if model == "me/nobody" else "EntryNotFound")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def do_GET(self) -> None:
-        self.do_HEAD()
-
-    def log_message(self, *args: object) -> None:
-        pass
-
-
-def test_how_a_teacher_on_the_hub_pools_is_asked_there(tmp_path: Path) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    (tmp_path / "recipe.toml").write_text(RECIPE)
 
     def pools(name: str) -> str:
         code = "import sys; from pathlib import Path; from edgekd.recipe import load_recipe\n"
         code += "from edgekd.stages.vectors import pooling_of; from edgekd.errors import EdgekdError\n"
         code += "recipe = load_recipe('recipe.toml', overrides=[f'teacher.model=hf:{sys.argv[1]}']).recipe\n"
         code += "try: print(pooling_of(recipe, Path()))\nexcept EdgekdError as error: print(error)"
-        address = f"http://127.0.0.1:{server.server_port}"
-        environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "hub")}
-        environment = {name: value for name, value in environment.items() if name != "HF_HUB_OFFLINE"}
         command = [sys.executable, "-c", code, name]
+        environment = {**os.environ, **hub.environment(tmp_path / "hub")}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    assert pools("me/first") == "first"
-    assert pools("me/none") == "mean"
-    assert pools("me/nobody") == "mean", "whoever loads the model says that there is none"
-    server.shutdown()
-    server.server_close()
+    with model_hub(file) as hub:
+        assert pools("me/first") == "first"
+        assert pools("me/none") == "mean"
+        assert pools("me/nobody") == "mean", "whoever loads the model says that there is none"
     assert pools("me/first") == "first", "what was fetched is kept"
     assert pools("me/none") == "mean", "and what is not there, too"
-    assert "the hub cannot be asked" in pools("me/other")
-
-
-class Models(Hub):
-    """The files of `folder` as the one commit of every model, named by its weights."""
-
-    folder: Path
-
-    @property
-    def commit(self) -> str:  # type: ignore[override]
-        return hashlib.sha1((self.folder / "model.safetensors").read_bytes()).hexdigest()
-
-    def file(self, model: str, name: str) -> bytes | None:
-        path = self.folder / name
-        return path.read_bytes() if path.is_file() else None
+    told = pools("me/other")
+    assert "the hub cannot be asked" in told
+    assert 'embedding.pooling = "mean"' in told
 
 
 def test_a_teacher_that_changes_on_the_hub_is_asked_anew(tmp_path: Path) -> None:
     from commands import edgekd as command
 
     folder = write_project(tmp_path)
-    handler = type("Handler", (Models,), {"folder": folder / "teacher"})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hub")}
-    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
     sets = ("--set", "teacher.model=hf:me/teacher", "--set", "distill.epochs=1")
 
     def distil(out: Path) -> float:
+        environment = hub.environment(tmp_path / "hub")
         done = command("distill", folder / "recipe.toml", "--out", out, *sets, cwd=folder, env=environment)
         assert done.returncode == 0, done.stderr
         state = json.loads((out / "stages" / "teacher.json").read_text())
         return float(state["result"]["best"])
 
     run, other = folder / "run", folder / "other"
-    assert distil(run) == pytest.approx(1.0, abs=1e-5)
-    weights = folder / "teacher" / "model.safetensors"
-    save_file({name: value[::-1].copy() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
-    assert distil(other) == pytest.approx(1.0, abs=1e-5), "scored against its own vectors, not its predecessor's"
-    server.shutdown()
-    server.server_close()
+    with model_hub(files_below(folder / "teacher")) as hub:
+        assert distil(run) == pytest.approx(1.0, abs=1e-5)
+        weights = folder / "teacher" / "model.safetensors"
+        save_file({name: value[::-1].copy() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+        assert distil(other) == pytest.approx(1.0, abs=1e-5), "scored against its own vectors, not its predecessor's"
     assert distil(run) == pytest.approx(1.0, abs=1e-5), "without a network the model on this machine counts"
     taken = [(one / "teacher" / "weights.safetensors").read_bytes() for one in (run, other)]
     assert taken[0] == taken[1], "a run that goes on takes the new one too"

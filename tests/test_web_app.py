@@ -18,7 +18,7 @@ from javascript import node_modules
 from odd_images import STEP_LISTS, encoded, images, picture
 from PIL import Image
 from test_embed import make_bundle
-from text_bundle import UNEVEN, make_text_bundle
+from text_bundle import TEXTS, UNEVEN, make_text_bundle, said_of
 
 import edgekd
 from edgekd.device.bundle import Bundle
@@ -30,6 +30,11 @@ from edgekd.stages.embedding import embed
 
 SELF_TESTED = "document.getElementById('self-test').dataset.ok"
 SHARES = "return [...document.querySelectorAll('#top li')].map((row) => row.lastChild.textContent).join()"
+ROWS = """
+    const rows = [...document.querySelectorAll("#top li")];
+    return rows.map((row) => [row.firstChild.textContent, row.lastChild.textContent]);
+"""
+WRITE = "const area = document.getElementById('text'); area.value = {}; area.dispatchEvent(new Event('input'));"
 TWO = [(0.35, 0.35), (0.45, 0.25), (0.58, 0.27), (0.64, 0.38), (0.55, 0.52), (0.35, 0.75), (0.68, 0.75)]
 
 
@@ -289,7 +294,6 @@ def test_texts_are_written_answered_and_kept_for_offline(tmp_path):
     package = node_modules("onnxruntime-web") / "onnxruntime-web"
     ok("embed", bundle, "--app", "web", "--out", tmp_path / "app", "--onnxruntime-web", package)
     server = Server(tmp_path / "app")
-    write = "const area = document.getElementById('text'); area.value = {}; area.dispatchEvent(new Event('input'));"
     with browser(tmp_path) as page:
         page.open(f"{server.address}?self-test", SELF_TESTED)
         assert text(page, "self-test").startswith("self-test passed: float32 gives its golden outputs here (8 samples")
@@ -301,7 +305,7 @@ def test_texts_are_written_answered_and_kept_for_offline(tmp_path):
         with edgekd.load(bundle, variant="float32") as student:
             for sample in ("book a table for two", "ΟΔΥΣΣΕΥΣ Äther", "a " * 100):
                 answer = student.predict(sample, top_k=3)
-                page.run(write.format(json.dumps(sample)))
+                page.run(WRITE.format(json.dumps(sample)))
                 shares = ",".join(f"{100 * score:.1f} %" for _, score in answer.top)
                 page.wait(f"(() => {{ {SHARES} }})() == {shares!r}")
                 assert text(page, "label") == answer.label
@@ -317,12 +321,85 @@ def test_texts_are_written_answered_and_kept_for_offline(tmp_path):
         """)
         assert len(told[0]) == len(UNEVEN)
         assert told[0] == told[1], "neighbours would change what a graph measures in every call"
-        page.run(write.format("''"))
+        page.run(WRITE.format("''"))
         page.wait("document.getElementById('label').textContent == '–'")
         assert page.console == []
         server.stop()
         page.open(f"{server.address}?self-test", SELF_TESTED)
         assert text(page, "self-test").startswith("self-test passed")
+
+
+def cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
+
+
+def test_vectors_of_texts_are_kept_and_compared(tmp_path):
+    bundle = make_text_bundle(tmp_path / "vectors", vectors=True)
+    package = node_modules("onnxruntime-web") / "onnxruntime-web"
+    ok("embed", bundle, "--app", "web", "--out", tmp_path / "app", "--onnxruntime-web", package)
+    server = Server(tmp_path / "app")
+    kept: dict[str, np.ndarray] = {}
+    with browser(tmp_path) as page, edgekd.load(bundle, variant="float32") as student:
+        page.open(server.address, "document.body.dataset.ready == 'true'")
+        assert page.run("return document.getElementById('keep').disabled") is True
+        for sample in ("book a table for two", "Äpfel", "a very cold day", "a table", "book a " * 9):
+            answer = student.predict(sample)
+            vector = answer.outputs["logits"]
+            page.run(WRITE.format(json.dumps(sample)))
+            page.wait(f"document.getElementById('label').textContent == {said_of(vector)!r}")
+            cut = "only the first 24 tokens were read · " if answer.truncated else ""
+            assert text(page, "time").startswith(f"{cut}length {answer.score:.3f} · ")
+            near = sorted(((cosine(vector, other), name) for name, other in kept.items()), reverse=True)[:3]
+            assert page.run(ROWS) == [[name.strip(), f"cosine {value:.3f}"] for value, name in near]
+            page.run("document.getElementById('keep').click()")
+            assert page.run(ROWS)[0] == [sample.strip(), "cosine 1.000"]
+            kept[sample] = vector
+        assert page.run("return document.documentElement.scrollWidth") == 390
+        page.run("document.getElementById('keep').click()")
+        assert [name for name, _ in page.run(ROWS)].count("book a " * 8 + "book a") == 1, "kept twice"
+        page.run(WRITE.format("''"))
+        page.wait("document.getElementById('label').textContent == '–'")
+        assert page.run("return document.getElementById('keep').disabled") is True
+        told = page.run(f"""
+            const {{ openStudent }} = await import("./web.js");
+            const student = await openStudent();
+            return (await student.predictBatch({json.dumps(TEXTS)}, {{ topK: 3 }})).map(
+              ({{ label, index, top, outputs }}) => [label, index, top, Array.from(outputs.logits.data)]);
+        """)
+        for (*labels, vector), sample in zip(told, TEXTS, strict=True):
+            assert labels == [None, None, []]
+            assert vector == pytest.approx(student.predict(sample).outputs["logits"].tolist(), abs=1e-5)
+        assert page.console == []
+    server.stop()
+
+
+def test_vectors_of_pictures_are_kept_and_compared(app, tmp_path):
+    """Names of one letter, which would be the labels of what one writes."""
+    folder = shutil.copytree(app, tmp_path / "app")
+    place = folder / "student.edgekd" / "bundle.json"
+    changes = {"task": "embedding", "labels": ["0", "1", "2"], "postprocess": []}
+    place.write_text(json.dumps({**json.loads(place.read_text()), **changes}))
+    photos = [tmp_path / f"{name}.png" for name in "ab"]
+    server = Server(folder)
+    with browser(tmp_path) as page, edgekd.load(folder / "student.edgekd", variant="float32") as student:
+        page.open(server.address, "document.body.dataset.ready == 'true'")
+        assert page.run("return document.body.dataset.mode") == "picture"
+        vectors = []
+        for seed, photo in enumerate(photos):
+            Image.fromarray(picture(30, 40, 3, seed=seed) // (3 * seed + 1)).save(photo)
+            vectors.append(student.predict(photo).outputs["logits"])
+            take(page, photo)
+            page.wait(f"document.getElementById('label').textContent == {said_of(vectors[-1])!r}")
+            if seed == 0:
+                page.run("document.getElementById('keep').click()")
+        assert page.run(ROWS) == [["picture 1", f"cosine {cosine(*vectors):.3f}"]]
+        page.run("document.getElementById('mode-draw').click()")
+        page.stroke("#canvas", TWO)
+        page.wait("document.getElementById('label').textContent.startsWith('3 numbers: ')")
+        page.run("document.getElementById('keep').click()")
+        assert ["draw 2", "cosine 1.000"] in page.run(ROWS)
+        assert page.console == []
+    server.stop()
 
 
 def test_without_the_npm_package_the_one_line_is_told(bundle, tmp_path):

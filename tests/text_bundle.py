@@ -38,9 +38,9 @@ UNEVEN = ("", "a", "book a table for two", "a" * 20, "Ätsch! Ätsch! [MASK]", "
 
 
 def said_of(vector: np.ndarray) -> str:
-    """What every command line prints of a longer vector."""
+    """What every command line and the page show of a vector."""
     first = " ".join(f"{value:.4f}" for value in vector[:3])
-    return f"{len(vector)} numbers: {first} ..."
+    return f"{len(vector)} numbers: {first}{' ...' if len(vector) > 3 else ''}"
 
 
 def make_text_bundle(folder: Path, *, more: bool = True, vectors: bool = False) -> Path:

@@ -21,6 +21,7 @@ from edgekd.errors import AnswerIsNo, DataError, UsageError, nearest
 
 if TYPE_CHECKING:
     from edgekd.distill.cache import Cache
+    from edgekd.distill.cache_verify import CacheCheck
 
 DAY_S = 86_400.0
 
@@ -123,7 +124,7 @@ def _with_recipe(
             bars(common) as listener,
             pipeline.some_stages(
                 recipe,
-                ("data", "teacher", *(("cache",) if action is Action.BUILD else ())).__contains__,
+                lambda name: caching.is_of_teachers(name) and (action is Action.BUILD or not caching.asked_in(name)),
                 out=out,
                 overrides=overrides,
                 device=device,
@@ -133,33 +134,51 @@ def _with_recipe(
                 world=world,
             ) as (space, worked),
         ):
-            if action is Action.BUILD:
+            teachers = [name for name in space.recipe.kept if name in space.recipe.all_teachers]
+            built: list[tuple[Cache, int]] = []
+            checked: list[tuple[Cache, CacheCheck]] = []
+            for name in teachers:
+                if action is Action.VERIFY:
+                    checked.append(caching.verify(space, name, samples=samples, seed=common.seed or 0))
+                    continue
                 # The stage may have ended long ago, and the answers be deleted since.
-                found, asked = caching.build_together(space)
-                asked += int(space.result("cache")["teacher_passes"]) if "cache" in worked else 0
-            else:
-                found, check = caching.verify(space, samples=samples, seed=common.seed or 0)
-    if action is Action.BUILD:
-        if common.as_json:
-            common.print_json({**_row(found), "asked": asked})
-            return
-        told = f"{asked:,} answers asked for" if asked else "it was there: nothing was asked"
-        common.say(f"{found.path}: {_size(found)} MB, {told}")
-        settings = [f"--set={item}" for item in (*(sets or ()), "distill.cache=true")]
-        again = tables.command("distill-and-export", recipe, *settings)
-        tables.print_next(common, again, tables.command("cache", "info"))
+                found, asked = caching.build_together(space, name)
+                stage = caching.stage_of(name)
+                built.append((found, asked + (int(space.result(stage)["teacher_passes"]) if stage in worked else 0)))
+    if action is Action.VERIFY:
+        _tell_checked(common, checked)
         return
     if common.as_json:
-        common.print_json({**_row(found), "ok": check.ok, **asdict(check)})
-    else:
+        _print_rows(common, [{**_row(found), "asked": asked} for found, asked in built])
+        return
+    for found, asked in built:
+        told = f"{asked:,} answers asked for" if asked else "it was there: nothing was asked"
+        common.say(f"{found.path}: {_size(found)} MB, {told}")
+    settings = [f"--set={item}" for item in (*(sets or ()), "distill.cache=true")]
+    again = tables.command("distill-and-export", recipe, *settings)
+    tables.print_next(common, again, tables.command("cache", "info"))
+
+
+def _tell_checked(common: Common, checked: Sequence[tuple[Cache, CacheCheck]]) -> None:
+    """How each cache compares with its teacher. Raises `AnswerIsNo` for the first that has other answers."""
+    if common.as_json:
+        _print_rows(common, [{**_row(found), "ok": check.ok, **asdict(check)} for found, check in checked])
+    for found, check in () if common.as_json else checked:
         differs = ", ".join(f"{name} by at most {value:.2g}" for name, value in check.max_abs_diff.items())
         common.say(f"{found.key}: hashes hold; {check.compared} answers asked for again, {differs}")
-    if not check.ok:
-        wrong = ", ".join(f"{number} (view {view})" for number, view in check.wrong[:5])
-        raise AnswerIsNo(
-            f"the teacher now gives other answers to {len(check.wrong)} of {check.compared} samples, the ids {wrong}; "
-            f"drop the cache with `edgekd cache prune {found.key}`, and build it again"
-        )
+    for found, check in checked:
+        if not check.ok:
+            wrong = ", ".join(f"{number} (view {view})" for number, view in check.wrong[:5])
+            raise AnswerIsNo(
+                f"the teacher now gives other answers to {len(check.wrong)} of {check.compared} samples, the ids "
+                f"{wrong}; drop the cache with `edgekd cache prune {found.key}`, and build it again"
+            )
+
+
+def _print_rows(common: Common, rows: Sequence[dict[str, Any]]) -> None:
+    """The cache of the first teacher, and under "more" those of the others."""
+    first, *more = rows
+    common.print_json({**first, **({"more": more} if more else {})})
 
 
 def _chosen(root: Path, keys: Sequence[str]) -> list[Cache]:

@@ -83,6 +83,23 @@ def read_answers(
     return _from_topk(arrays, ids_N, count, where)
 
 
+def classes_of(raw: Mapping[str, Array], labels: Sequence[str], own: Sequence[str], *, where: str) -> Sequence[str]:
+    """Which classes the columns of a black box's answers are: `labels`, all of them, or the `own` of a specialist.
+
+    The width of its logits or probabilities says it; a top-k and labels are of all classes. Raises `DataError` for any
+    other width.
+    """
+    values = raw.get(LOGITS, raw.get(PROBABILITIES))
+    if not own or values is None or values.ndim != 2 or values.shape[1] == len(labels):
+        return labels
+    if values.shape[1] == len(own):
+        return own
+    raise DataError(
+        f"{where} gives {values.shape[1]} numbers for each sample, expected {len(labels)}, one for each label of the "
+        f"data, or {len(own)}, one for each of its own: {_listed(own)}"
+    )
+
+
 def with_logits(named: Mapping[str, Tensor], num_outputs: int) -> dict[str, Tensor]:
     """The named tensors; of a top-k also its probabilities, and dense `logits` (N, C)."""
     if LOGITS in named:

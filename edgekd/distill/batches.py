@@ -19,7 +19,7 @@ augmentation touches have the one view 0; those left as they are by `full` altho
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ from edgekd.device.preprocess import apply_arithmetic
 from edgekd.device.tokens import is_ids
 from edgekd.distill.ahead import ahead
 from edgekd.distill.augmentation import Augment, augment_batch, check_augment
-from edgekd.distill.distribution import SHARES
-from edgekd.distill.labelled import LABELLED, hidden, weights_of
+from edgekd.distill.distribution import SHARES, WHOLE, Division
+from edgekd.distill.labelled import LABELLED, LABELLED_ROWS, hidden, weights_of
 from edgekd.distill.masking import ASKED, Masking
 from edgekd.distill.mixing import Mixing, mix, partners
 from edgekd.distill.randomness import permutation
@@ -101,6 +101,8 @@ class Batches:
         self._views = 1 if self._is_plain else views
         self._targets = _targets(split, task)
         self._extras = _extras(extras or {}, len(split))
+        # Stays in main memory: how many rows of a batch have a label must not be asked of a GPU.
+        self._labelled = None if LABELLED not in self._extras else self._extras[LABELLED].numpy() > 0
         self._ids = torch.from_numpy(np.ascontiguousarray(split.ids, dtype=np.int64))
         self._bounds = _bounds(len(split), batch_size, drop_last=drop_last)
         self._ready = None if self._augment else _ready(split, steps)
@@ -161,21 +163,23 @@ class Batches:
 
     def epoch(self, number: int) -> Iterator[dict[str, Tensor]]:
         """The batches of epoch `number` (from 0), shuffled and augmented."""
-        for (batch,) in self.parts(number, own=(0,), count=1):
+        for (batch,) in self.parts(number, WHOLE):
             yield batch
 
-    def parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
-        """Of each batch of epoch `number` the parts `own`; part j of `count` holds the rows j, j + count, ..."""
-        parts = self._parts(number, own=own, count=count)
+    def parts(self, number: int, division: Division) -> Iterator[list[dict[str, Tensor]]]:
+        """Of each batch of epoch `number` the parts of this process."""
+        parts = self._parts(number, division)
         if self._device.type == "cuda" and self._targets.device.type == "cpu":
             return ahead([_pinned(part) for part in each] for each in parts)
         return ahead(parts) if self._is_on_disk else parts
 
-    def _parts(self, number: int, *, own: Sequence[int], count: int) -> Iterator[list[dict[str, Tensor]]]:
+    def _parts(self, number: int, division: Division) -> Iterator[list[dict[str, Tensor]]]:
         order = self._bucketed(permutation(self._seed, number, self._split.ids))
         view = number if self._views is None else number % self._views
         for start, end in self._bounds:
             rows = order[start:end]
+            dealt = division.of(len(rows))
+            own, count = dealt.own, dealt.count
             # All parts as wide as the batch, so that they can be put together again.
             width = None if self._lengths is None or count == 1 else int(self._lengths[rows].max())
             parts = [self.at(rows[part::count], view=view, width=width) for part in own]
@@ -241,12 +245,15 @@ class Batches:
         """
         if not self._extras:
             return batch
-        chosen = torch.from_numpy(indices).to(self._targets.device)
-        named = {name: values.index_select(0, chosen) for name, values in self._extras.items()}
-        if LABELLED in named:
+        named = {name: values.index_select(0, batch["index"]) for name, values in self._extras.items()}
+        if self._labelled is not None:
+            known_N = self._labelled[indices]
             if others is not None:
+                known_N &= self._labelled[others]
                 named[LABELLED] = named[LABELLED].minimum(self._extras[LABELLED][torch.from_numpy(others)])
             named["y"] = hidden(batch["y"], named[LABELLED])
+            rows = torch.from_numpy(np.flatnonzero(known_N))
+            named[LABELLED_ROWS] = rows.to(batch["index"].device, non_blocking=True)
         return {**batch, **named}
 
     def _raw(self, indices: Positions | slice) -> Array:

@@ -38,7 +38,6 @@ def check_data(data: Dataset) -> None:
 def check_division(
     division: Division,
     train: Batches,
-    student: nn.Module,
     *,
     num_val: int,
     sync_batch_norm: bool,
@@ -52,13 +51,8 @@ def check_division(
             f"sync_batch_norm works on GPUs only, but the student is trained on {device.type}; take it out: each "
             "process then normalizes its own samples. Or take a student without batch norm"
         )
-    division.check(train.smallest, what="the smallest batch")
-    if division.count > 1 and train.smallest // division.count == 1 and has_batch_norm(student):
-        raise UsageError(
-            f"the student has batch norm, which cannot learn from 1 sample, but the smallest batch holds "
-            f"{train.smallest} for {division.count} parts; expected at least {2 * division.count}: take another "
-            "batch_size (the last batch of an epoch holds what remains), fewer processes or a smaller accumulate"
-        )
+    if division.count > 1:
+        division.check(max(train.sizes))
     if num_val < division.world.size:
         raise UsageError(
             f"validation has {num_val} samples, too few for {division.world.size} processes; take fewer processes"

@@ -5,7 +5,8 @@
 
 Every process holds the whole student and trains on its rows of every batch: process r of W on the rows r, r + W, ...
 The gradients are averaged after the backward pass, as one flat tensor. There is no wrapper around the student: small
-ones fit one bucket, for which overlapping gains nothing, and adapters, taps and compiled modules need no tricks.
+ones fit one bucket, for which overlapping gains nothing, and adapters, taps and compiled modules need no tricks. A last
+batch with too few rows is trained on by every process as a whole (`Division.of`).
 
 Batches, order and augmentation are functions of seed, epoch and sample, so the processes together see what one alone
 would see. What they compute is then the same within rounding, but for batch norm (each process normalizes its own
@@ -214,10 +215,13 @@ class Division:
 
     Row i goes to micro-batch i mod K, and there to process (i // K) mod W: what is compared with what does not depend
     on the number of processes.
+
+    least  rows that each of them needs: the last batch of an epoch may hold fewer (see `of`)
     """
 
     world: World = ALONE
     accumulate: int = 1
+    least: int = 1
 
     @property
     def count(self) -> int:
@@ -229,8 +233,18 @@ class Division:
         """The numbers of this process's parts: part j holds the rows j, j + count, ..."""
         return tuple(micro + self.accumulate * self.world.rank for micro in range(self.accumulate))
 
+    def of(self, total: int) -> Division:
+        """The division of a batch of `total` rows.
+
+        One with too few rows for all processes goes whole to each of them: what these compute has the mean that one
+        process alone would find. One with too few for the micro-batches is a single one.
+        """
+        accumulate = self.accumulate if total >= self.least * self.accumulate else 1
+        world = self.world if total >= self.least * accumulate * self.world.size else ALONE
+        return Division(world, accumulate, self.least)
+
     def portions(self, total: int, draws: CommonDraws | None = None) -> tuple[Portion, ...]:
-        """One per micro-batch of a batch of `total` rows."""
+        """One per micro-batch of a batch of `total` rows, enough for all."""
         found = []
         for micro in range(self.accumulate):
             firsts = [micro + self.accumulate * rank for rank in range(self.world.size)]
@@ -238,15 +252,17 @@ class Division:
             found.append(Portion(self.world, sizes, total, draws))
         return tuple(found)
 
-    def check(self, smallest: int, *, what: str) -> None:
-        """Raise `UsageError` when a batch of `smallest` rows leaves a process or a micro-batch without any."""
-        if smallest < self.count:
+    def check(self, rows: int) -> None:
+        """Raise `UsageError` when a batch of so many `rows`, as all but the last are, is too small."""
+        needed = self.least * self.count
+        if rows < needed:
             parts = f"{self.world.size} processes"
             if self.accumulate > 1:
                 parts += f" with {self.accumulate} micro-batches each"
+            why = " (the student has batch norm, which cannot learn from 1 sample)" if self.least > 1 else ""
             raise UsageError(
-                f"{what} holds {smallest} samples, too few for {parts}; expected at least {self.count}: take another "
-                "batch_size (the last batch of an epoch holds what remains), or fewer processes"
+                f"a batch holds {rows} samples, too few for {parts}{why}; expected at least {needed}: take another "
+                "batch_size, fewer processes or a smaller accumulate"
             )
 
 

@@ -281,25 +281,28 @@ def open_endpoint(url: str, options: RequestOptions) -> Iterator[Endpoint]:
         endpoint.close()
 
 
-def check_url(url: str, *, insecure: bool = False) -> None:
-    """Raise `UsageError` unless samples may be sent to `url`: https, or http to this machine or when `insecure`."""
+def check_url(url: str, *, insecure: bool = False, key: str = "teacher") -> None:
+    """Raise `UsageError` unless samples may be sent to `url`: https, or http to this machine or when `insecure`.
+
+    key  the recipe's table, for the errors
+    """
     shown = shown_url(url)
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise UsageError(f"teacher.url: {shown} is no URL ({error}); expected https://HOST/PATH") from error
+        raise UsageError(f"{key}.url: {shown} is no URL ({error}); expected https://HOST/PATH") from error
     if parts.scheme not in ("http", "https") or not host:
-        raise UsageError(f"teacher.url: found {shown}, expected https://HOST/PATH")
+        raise UsageError(f"{key}.url: found {shown}, expected https://HOST/PATH")
     named = {name.lower() for name, _ in parse_qsl(parts.query)} & _SECRETS
     if parts.username is not None or parts.password is not None or named:
         raise UsageError(
-            f"teacher.url: {shown} holds a credential, and recipes are kept and passed on; put it into an environment "
-            'variable and name that: teacher.request.headers = {Authorization = "MY_VARIABLE"}'
+            f"{key}.url: {shown} holds a credential, and recipes are kept and passed on; put it into an environment "
+            f'variable and name that: {key}.request.headers = {{Authorization = "MY_VARIABLE"}}'
         )
     if parts.scheme == "http" and not insecure and not is_local(host):
         raise UsageError(
-            f"teacher.url: {shown} would send the samples in the clear; use https, or teacher.request.insecure = true"
+            f"{key}.url: {shown} would send the samples in the clear; use https, or {key}.request.insecure = true"
         )
 
 

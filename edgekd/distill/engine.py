@@ -31,7 +31,7 @@ from edgekd.distill.execution import choose_device, choose_precision, contained,
 from edgekd.distill.identity import identities
 from edgekd.distill.masking import Masking
 from edgekd.distill.mixing import Mixing
-from edgekd.distill.modules import synchronized
+from edgekd.distill.modules import has_batch_norm, synchronized
 from edgekd.distill.objective import Objective
 from edgekd.distill.optimization import check_optimization
 from edgekd.distill.programme import Stage, check_stages, describe, phases
@@ -200,8 +200,8 @@ def distill(
     asked = tuple(modules_of(teachers)) if objective.teacher_terms else ()
     chosen = {choose_precision(precision, place, module, train.input_shape).name for module in asked}
     teacher_bfloat16 = chosen == {"bfloat16"}
-    division = Division(world, accumulate)
-    check_division(division, train, student, num_val=len(data.val), sync_batch_norm=sync_batch_norm, device=place)
+    division = Division(world, accumulate, least=2 if has_batch_norm(student) else 1)
+    check_division(division, train, num_val=len(data.val), sync_batch_norm=sync_batch_norm, device=place)
     if masking is not None and not world.is_alone and objective.comparing_terms:
         raise UsageError(
             f"{', '.join(objective.comparing_terms)} compare samples with one another; several processes cannot put "

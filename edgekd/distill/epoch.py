@@ -15,6 +15,7 @@ from edgekd.distill.batches import Batches
 from edgekd.distill.distribution import WHOLE, Division
 from edgekd.distill.evaluation import Named, named
 from edgekd.distill.execution import autocast, in_layout
+from edgekd.distill.labelled import LABELLED_ROWS
 from edgekd.distill.ledger import Ledger, gradient_norms
 from edgekd.distill.optimization import lr_factor
 from edgekd.distill.programme import Phase
@@ -89,7 +90,8 @@ def train_epoch(
 ) -> Epoch:
     """Train for epoch `epoch` (from 0); `report(steps done, mean loss so far)` is called every few steps.
 
-    `measure` takes the norms of the terms' gradients in the step in the middle (in its first micro-batch).
+    `measure` takes the norms of the terms' gradients in the step in the middle (in its first micro-batch), or in the
+    next one that has labels.
     """
     student, optimizer, objective = pupil.student, pupil.optimizer, phase.objective
     division, world = plan.division, plan.division.world
@@ -107,7 +109,7 @@ def train_epoch(
     lr = phase.lr
     norms: dict[str, Tensor] | None = None
     broken: tuple[int, list[str]] | None = None
-    for step, pieces in enumerate(batches.parts(epoch, own=division.own, count=division.count)):
+    for step, pieces in enumerate(batches.parts(epoch, division)):
         done = epoch * steps + step - first
         factor = lr_factor(plan.schedule, done, total_steps=total, warmup_steps=plan.warmup_epochs * steps)
         lr = phase.lr * factor
@@ -115,11 +117,11 @@ def train_epoch(
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
         rows: list[Tensor] = []
-        for raw, portion in zip(pieces, division.portions(sizes[step], draws)):
+        for raw, portion in zip(pieces, division.of(sizes[step]).portions(sizes[step], draws)):
             batch, student_out, teacher_out = _outputs(pupil, teacher, teacher_taps, raw, plan)
             is_all = None if division.count == 1 else portion
             parts = objective.parts(student_out, teacher_out, batch, done / total, is_all, networks=networks)
-            if measure and step == steps // 2 and not rows:
+            if measure and norms is None and step >= steps // 2 and not rows and _shows_all(batch, division):
                 norms = gradient_norms(parts, student, world)
                 norms = {name: norm / portion.whole for name, norm in norms.items()}
             loss, values = objective.total(parts, student_out)
@@ -171,6 +173,14 @@ def _outputs(
     if plan.bfloat16:  # a model may give more than tensors, and tensors of whole numbers
         student_out = {name: widened(value) for name, value in student_out.items() if isinstance(value, Tensor)}
     return batch, student_out, teacher_out
+
+
+def _shows_all(batch: Named, division: Division) -> bool:
+    """Whether a batch of which few samples are labelled has some that are: terms on labels are nothing without.
+
+    Several processes measure together, at the one step that all of them know.
+    """
+    return not division.world.is_alone or LABELLED_ROWS not in batch or len(batch[LABELLED_ROWS]) > 0
 
 
 def to_device(batch: Named, plan: Plan) -> dict[str, Tensor]:

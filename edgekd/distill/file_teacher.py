@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from edgekd.data.npz import read_npz
-from edgekd.distill.answers import CLASSES, KINDS, Ids, named_ids, read_answers, with_logits
+from edgekd.distill.answers import CLASSES, KINDS, Ids, classes_of, named_ids, read_answers, with_logits
 from edgekd.errors import DataError, MissingExtra, UsageError
 from edgekd.spec import Array, Split, Task
 
@@ -39,14 +39,24 @@ _READ = frozenset({IDS, *(name for ways in KINDS.values() for names in ways for 
 class LogitsFile:
     """The answers in `path`, for the samples that it names.
 
+    own  the classes of a specialist, whose columns may be these alone (`edgekd.distill.answers.classes_of`)
+
     An augmented sample gets the answer to the sample as it is: the file knows no views. Raises `DataError` for a
     file that cannot be read, ids that are missing or there twice, and everything that `read_answers` refuses;
     `UsageError` for samples that are mixed of two.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, labels: Sequence[str], task: Task = "classification") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        labels: Sequence[str],
+        own: Sequence[str] = (),
+        task: Task = "classification",
+    ) -> None:
         self.path = Path(path)
         raw = read_file(self.path)
+        labels = classes_of(raw, labels, own, where=str(self.path))
         ids_N = _ids(raw.pop(IDS, None), self.path)
         answers = read_answers(raw, ids_N, labels=labels, task=task, where=str(self.path))
         order = np.argsort(ids_N, kind="stable")

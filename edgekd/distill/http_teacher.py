@@ -39,6 +39,7 @@ from edgekd.distill.answers import (
     PROBABILITIES,
     TOPK_PROBABILITIES,
     Ids,
+    classes_of,
     read_answers,
     with_logits,
 )
@@ -54,15 +55,25 @@ _IDS = "ids"
 class HttpTeacher:
     """Asks an endpoint, one request per batch; whoever asks it should keep the answers (see cache_build).
 
+    own  the classes of a specialist, whose columns may be these alone (`edgekd.distill.answers.classes_of`)
+
     Raises `StageFailed` for an endpoint that does not answer, and for rubbish: no JSON, another number of samples or
     width, NaN, probabilities that are none, other classes. The text names what was found.
     """
 
     def __init__(
-        self, endpoint: Endpoint, *, labels: Sequence[str], task: Task = "classification", encoding: str = "json"
+        self,
+        endpoint: Endpoint,
+        *,
+        labels: Sequence[str],
+        own: Sequence[str] = (),
+        task: Task = "classification",
+        encoding: str = "json",
     ) -> None:
         self._endpoint = endpoint
         self._labels = tuple(labels)
+        self._own = tuple(own)
+        self._classes: Sequence[str] = ()  # those of its columns, as its first answer shows
         self._task = task
         self._encoding = encoding
 
@@ -78,16 +89,12 @@ class HttpTeacher:
         }
         where = self._endpoint.name
         try:
-            answers = read_answers(
-                _arrays(self._endpoint.post(body), ids_N, self._labels, where),
-                ids_N,
-                labels=self._labels,
-                task=self._task,
-                where=where,
-            )
+            raw = _arrays(self._endpoint.post(body), ids_N, self._labels, where)
+            self._classes = self._classes or classes_of(raw, self._labels, self._own, where=where)
+            answers = read_answers(raw, ids_N, labels=self._classes, task=self._task, where=where)
         except DataError as error:
             raise StageFailed(f"{error}; answers so far are kept") from error
-        return with_logits({name: torch.from_numpy(array) for name, array in answers.items()}, len(self._labels))
+        return with_logits({name: torch.from_numpy(array) for name, array in answers.items()}, len(self._classes))
 
 
 def _arrays(answer: object, ids_N: Ids, labels: Sequence[str], where: str) -> dict[str, Array]:

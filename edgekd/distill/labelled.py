@@ -1,7 +1,8 @@
 """Samples of which some have no label that may be used: what a loss on labels makes of them.
 
 A batch then holds "labelled", (N,) float32: 1 / (share of labelled samples in the training set) for those with a label
-and 0 for the others, whose "y" is no label at all (-1, or NaN), so that nobody can learn from it by mistake.
+and 0 for the others, whose "y" is no label at all (-1, or NaN), so that nobody can learn from it by mistake; and
+"labelled_rows", (M,) int64: which rows those with a label are.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 LABELLED = "labelled"
+LABELLED_ROWS = "labelled_rows"
 MASK_OF_CLASSES = -1
 
 
@@ -30,17 +32,20 @@ def hidden(y: Tensor, labelled_N: Tensor) -> Tensor:
     return y.masked_fill((labelled_N == 0).reshape(-1, *(1,) * (y.dim() - 1)), nothing)
 
 
-def labelled_only(value: Callable[[dict[str, Any]], Tensor], arguments: Mapping[str, Any], weight_N: Tensor) -> Tensor:
+def labelled_only(
+    value: Callable[[dict[str, Any]], Tensor], arguments: Mapping[str, Any], batch: Mapping[str, Tensor]
+) -> Tensor:
     """The loss `value(arguments)` of the labelled rows, as their part of the batch.
 
     arguments  tensors, or lists of them, of which those that are N long have a row for each sample
-    weight_N   the batch's "labelled"
+    batch      with "labelled" and, unless it was put together from several, "labelled_rows"
 
     It is weighted by (labelled rows) / (rows) / (share in the training set): so its mean over batches is the mean
     over all labelled samples, however they are spread over batches, processes and micro-batches.
     """
-    # On a GPU this waits for the device: how many rows there are decides the shapes.
-    rows = weight_N.nonzero()[:, 0]
+    weight_N = batch[LABELLED]
+    # How many rows there are decides the shapes: a GPU that is asked for them keeps the training waiting.
+    rows = batch[LABELLED_ROWS] if LABELLED_ROWS in batch else weight_N.nonzero()[:, 0]
     if len(rows) == 0:
         tensors = [tensor for argument in arguments.values() for tensor in _tensors(argument) if tensor.requires_grad]
         return sum((tensor.float().sum() * 0.0 for tensor in tensors), weight_N.new_zeros(()))

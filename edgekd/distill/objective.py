@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.distill.distribution import SHARES, Portion
-from edgekd.distill.labelled import LABELLED, labelled_only
+from edgekd.distill.labelled import LABELLED, LABELLED_ROWS, labelled_only
 from edgekd.distill.masking import ASKED
 from edgekd.distill.randomness import key, preserved
 from edgekd.distill.terms import MASK, BoundTerm, Schedule, Term, always_zero, bind, tap_names
@@ -268,8 +268,10 @@ class Objective:
     ) -> Tensor:
         """The term's loss of the rows of all processes: each of them computes the same."""
         adapter = bound.term.name in self._adapters
-        # (Shares are those of this part, and no rows.)
-        needed = [name for name in batch if name in ("y", MASK, LABELLED) or (adapter and name != SHARES)]
+        # (Shares and numbers of rows are those of this part.)
+        needed = [
+            name for name in batch if name in ("y", MASK, LABELLED) or (adapter and name not in (SHARES, LABELLED_ROWS))
+        ]
         student = portion.gather({tap: student[tap] for tap in tap_names(bound.term.student_tap) if tap in student})
         teacher = portion.gather({tap: teacher[tap] for tap in tap_names(bound.term.teacher_tap) if tap in teacher})
         batch = portion.gather({name: batch[name] for name in needed})
@@ -310,7 +312,7 @@ class Objective:
         if LABELLED in bound.parameters - options.keys():
             return _computed(bound, {**options, **arguments, LABELLED: batch[LABELLED]})
         # Not before the adapter: its batch norm learns from all samples, and on all processes at the same moment.
-        return labelled_only(lambda chosen: _computed(bound, {**options, **chosen}), arguments, batch[LABELLED])
+        return labelled_only(lambda chosen: _computed(bound, {**options, **chosen}), arguments, batch)
 
 
 def _computed(bound: BoundTerm, arguments: Mapping[str, Any]) -> Tensor:

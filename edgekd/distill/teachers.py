@@ -183,9 +183,12 @@ class EnsembleTeacher:
     temperature  the result are pseudo-logits whose softmax at that temperature is the mean
     classes      per teacher the classes (numbers) that it knows, empty for all: it counts only for samples whose label
                  is one of them. A sample that nobody knows is judged by all
+    num_outputs  of the data. A teacher with as many outputs as `classes` of its own is then a specialist: its i-th
+                 output is the i-th of these, of the others it says nothing (`edgekd.distill.losses.ensembles`), and it
+                 judges no sample that nobody knows. None: all teachers are equally wide
 
     Weights are divided by their sum. What each teacher gives is there too, under its number: "0/logits",
-    "1/layer2.1". Raises `UsageError` for no teacher, or weights or classes that do not fit.
+    "1/layer2.1". Raises `UsageError` for no teacher, or weights, classes or outputs that do not fit.
     """
 
     def __init__(
@@ -195,6 +198,7 @@ class EnsembleTeacher:
         *,
         temperature: float | None = None,
         classes: Sequence[Sequence[int]] | None = None,
+        num_outputs: int | None = None,
     ) -> None:
         if not teachers:
             raise UsageError("found no teachers, expected at least one")
@@ -208,30 +212,58 @@ class EnsembleTeacher:
         self.weights = weights
         self.temperature = temperature
         self.classes = classes
+        self.num_outputs = num_outputs
         self._knows_CK = None if classes is None else _knows(classes)
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         given = [teacher(batch) for teacher in self.teachers]
-        logits = [named["logits"] for named in given]
-        logits = [value.to(logits[0].device) for value in logits]
-        weights = self.weights if self._knows_CK is None else self._own_classes(batch["y"], self._knows_CK)
+        logits, known_KC = self._widened([named["logits"] for named in given])
+        weights = self.weights
+        if self._knows_CK is not None:
+            weights = self._own_classes(batch["y"], self._knows_CK, None if known_KC is None else known_KC.all(dim=1))
         if self.temperature is None:
-            mean = mean_logits(logits, weights=weights)
+            mean = mean_logits(logits, weights=weights, known_KC=known_KC)
         else:
-            mean = mean_probabilities(logits, temperature=self.temperature, weights=weights)
+            mean = mean_probabilities(logits, temperature=self.temperature, weights=weights, known_KC=known_KC)
         own = {f"{index}/{name}": value for index, named in enumerate(given) for name, value in named.items()}
         return {**own, "logits": mean}
 
-    def _own_classes(self, y_N: Tensor, knows_CK: Tensor) -> Tensor:
-        """Weights (N, K) of the teachers for samples of these classes; of mixed samples (N, C) by their shares."""
+    def _widened(self, logits: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+        """The logits as wide as the data, and (K, C) which of them each teacher knows; None: all of them."""
+        logits = [value.to(logits[0].device) for value in logits]
+        if self.num_outputs is None or all(value.shape[1:] == (self.num_outputs,) for value in logits):
+            return logits, None
+        known_KC = torch.ones(len(logits), self.num_outputs, dtype=torch.bool)
+        for index, value in enumerate(logits):
+            own = list(self.classes[index]) if self.classes is not None else []
+            if value.shape[1:] == (self.num_outputs,):
+                continue
+            if not own or value.shape[1:] != (len(own),):
+                or_own = f", or {[len(value), len(own)]}, one for each of its own" if own else ""
+                raise UsageError(
+                    f"teacher {index} gives logits {list(value.shape)}, expected {[len(value), self.num_outputs]}, one "
+                    f"for each class of the data{or_own}"
+                )
+            known_KC[index] = False
+            known_KC[index, own] = True
+            columns = torch.tensor(own, device=value.device)
+            logits[index] = value.new_zeros(len(value), self.num_outputs).index_copy(1, columns, value)
+        return logits, known_KC
+
+    def _own_classes(self, y_N: Tensor, knows_CK: Tensor, is_whole_K: Tensor | None) -> Tensor:
+        """Weights (N, K) of the teachers for samples of these classes; of mixed samples (N, C) by their shares.
+
+        is_whole_K  whether a teacher has outputs for all classes, and may judge what nobody knows; None: they all have
+        """
         knows_CK = knows_CK.to(y_N.device)
+        is_whole_K = torch.ones_like(knows_CK[0]) if is_whole_K is None else is_whole_K.to(y_N.device)
         if y_N.is_floating_point():
             known_K = knows_CK[torch.arange(y_N.shape[1], device=y_N.device).clamp(max=len(knows_CK) - 1)].to(y_N.dtype)
             shares_NK = y_N @ known_K
-            knows_NK = torch.where(shares_NK.sum(dim=1, keepdim=True) > 0, shares_NK, 1.0)
+            knows_NK = torch.where(shares_NK.sum(dim=1, keepdim=True) > 0, shares_NK, is_whole_K.to(y_N.dtype))
         else:
             knows_NK = knows_CK[y_N.clamp(max=len(knows_CK) - 1)]
-            knows_NK = knows_NK | ~knows_NK.any(dim=1, keepdim=True)
+            knows_NK = knows_NK | (is_whole_K & ~knows_NK.any(dim=1, keepdim=True))
         ones = [1.0] * len(self.teachers)
         weights = torch.as_tensor(ones if self.weights is None else self.weights, device=y_N.device)
         return knows_NK * weights
@@ -283,6 +315,9 @@ def tapped_module(teacher: Teacher, path: str) -> nn.Module | None:
     """
     while isinstance(teacher, StandardizedTeacher):
         teacher = teacher.teacher
+    if isinstance(teacher, EnsembleTeacher):
+        number, slash, own_path = path.partition("/")
+        return tapped_module(teacher.teachers[int(number)], own_path) if slash else None
     if isinstance(teacher, CachedTeacher):
         module = teacher.module()
         return None if module is None else part_at(module, path)

@@ -75,6 +75,18 @@ def check_stated(
             )
 
 
+def check_own(said: Mapping[str, str], own: Sequence[str], labels: Sequence[str], *, where: str) -> None:
+    """Raise `ModelError` when a teacher's file names as many of the data's labels as the recipe gives it of its `own`,
+    but others, or these in another order."""
+    names = _names(said.get("names", ""))
+    if len(names) != len(own) or not set(names) <= set(labels) or len(own) == len(labels) or names == tuple(own):
+        return
+    raise ModelError(
+        f"{where} has other outputs than its labels say: its file names {_listed(names)}, the recipe {_listed(own)}. "
+        f"Give it its own: labels = {json.dumps(list(names), ensure_ascii=False)}"
+    )
+
+
 def check_ids(
     said: Mapping[str, str], rows: int | None, tokens: Sequence[str], *, cut: int | None, where: str
 ) -> str | None:
@@ -107,7 +119,9 @@ def check_ids(
     )
 
 
-def places_of(classes: Sequence[str], labels: Sequence[str], *, where: str) -> list[int] | None:
+def places_of(
+    classes: Sequence[str], labels: Sequence[str], *, where: str, whose: str = "the data has"
+) -> list[int] | None:
     """Which of a finished classifier's outputs is each of the data's labels, by name, large or small letters alike.
 
     None where nothing is to be moved: they come in the data's order, or nobody named the `classes`. Raises `ModelError`
@@ -118,7 +132,7 @@ def places_of(classes: Sequence[str], labels: Sequence[str], *, where: str) -> l
         return None
     if sorted(theirs) != sorted(ours) or len(set(ours)) < len(ours):
         raise ModelError(
-            f"{where} answers with the classes {_listed(classes)}, but the data has the labels {_listed(labels)}: a "
+            f"{where} answers with the classes {_listed(classes)}, but {whose} the labels {_listed(labels)}: a "
             "finished teacher is taken by these names. Where both mean the same, say so with teacher.args.id2label = "
             '{0 = "...", 1 = "..."}, the data\'s labels in the order of its outputs; where they do not, remove '
             "teacher.weights, and it learns the data's"
@@ -126,8 +140,12 @@ def places_of(classes: Sequence[str], labels: Sequence[str], *, where: str) -> l
     return [theirs.index(name) for name in ours]
 
 
-def check_order(answers_NC: Array, y_N: NDArray[np.int64], labels: Sequence[str], *, where: str) -> None:
+def check_order(
+    answers_NC: Array, y_N: NDArray[np.int64], labels: Sequence[str], *, where: str, own: bool = False
+) -> None:
     """Raise `ModelError` when the answers fit the labels in another order of the classes far better than in their own.
+
+    own  the labels are those of a specialist, which its recipe says, and not the data's
 
     The order is the assignment of answers to labels that is right most often (Kuhn 1955, through scipy).
     """
@@ -140,23 +158,28 @@ def check_order(answers_NC: Array, y_N: NDArray[np.int64], labels: Sequence[str]
     count_CC = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(count_CC, (given_N, y_N), 1)
     _, meaning = linear_sum_assignment(count_CC, maximize=True)
-    own, best = np.trace(count_CC) / len(y_N), count_CC[np.arange(len(labels)), meaning].sum() / len(y_N)
-    if best < _LEAST_ACCURACY or best < _LEAST_GAIN * own:
+    right, best = np.trace(count_CC) / len(y_N), count_CC[np.arange(len(labels)), meaning].sum() / len(y_N)
+    if best < _LEAST_ACCURACY or best < _LEAST_GAIN * right:
         return
     # Classes that it never says are where nothing is known of them.
     said = np.flatnonzero(count_CC.sum(axis=1)).tolist()
-    rates = f"right for {own:.0%} of the validation samples, in another order for {best:.0%}; by that"
-    raise ModelError(_other_order(where, rates, [labels[index] for index in meaning], list(labels), said))
+    rates = f"right for {right:.0%} of the validation samples, in another order for {best:.0%}; by that"
+    raise ModelError(_other_order(where, rates, [labels[index] for index in meaning], list(labels), said, own=own))
 
 
-def _other_order(where: str, by: str, found: list[str], expected: list[str], known: Sequence[int]) -> str:
+def _other_order(
+    where: str, by: str, found: list[str], expected: list[str], known: Sequence[int], *, own: bool = False
+) -> str:
     differing = [index for index in known if found[index] != expected[index]]
     pairs = ", ".join(f"{index} is '{found[index]}', not '{expected[index]}'" for index in differing[:_NAMED])
     more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
+    order = json.dumps(found, ensure_ascii=False)
+    if own:
+        return f"{where} does not follow its labels: {by} {pairs}{more}. Expected labels = {order}"
     return (
         f"{where} has the classes in another order than the data: {by} {pairs}{more}. Bring its answers into the "
         "data's order; or, where the data names its classes (folders, tables), take the teacher's order: data.labels = "
-        f"{json.dumps(found, ensure_ascii=False)}"
+        f"{order}"
     )
 
 

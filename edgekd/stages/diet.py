@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgekd.hub import weights_file
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ def whole(space: Workspace) -> nn.Module:
 
     section = space.recipe.student
     module = build(space, section, seed=space.recipe.seed)
-    load_weights(
-        module, space.path / WHOLE / "weights.safetensors" if section.weights is None else Path(section.weights)
-    )
+    trained = space.path / WHOLE / "weights.safetensors"
+    load_weights(module, trained if section.weights is None else weights_file(section.weights, space.search_path))
     return module.eval()
 
 

@@ -178,12 +178,12 @@ def describe(bundle: Bundle) -> dict[str, str]:
     manifest = bundle.manifest
     labels: list[str] = manifest["labels"]
     shown = ", ".join(labels[:10]) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
+    answers = f"Vectors of {len(labels)} numbers" if manifest["task"] == "embedding" else f"Labels: {shown}"
     use = manifest.get("intended_use") or "not stated"
     number = manifest.get("id", "without id")
     return {
         "name": manifest["name"],
-        "labels": shown,
-        "about": f"Labels: {shown}. Bundle {number}. Intended use: {use}. Licences: {NOTICE}.",
+        "about": f"{answers}. Bundle {number}. Intended use: {use}. Licences: {NOTICE}.",
     }
 
 

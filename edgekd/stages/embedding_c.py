@@ -34,6 +34,14 @@ const char *classify(const {type} sample[{size}]) {{
     return student_labels[student_best(scores)];
 }}"""
 
+USAGE_OF_VECTORS = """#include "student.h"
+
+static unsigned char arena[STUDENT_ARENA_BYTES];
+
+int embed(const {type} sample[{size}], float vector[STUDENT_OUTPUTS]) {{
+    return {function}(sample, vector, arena) == STUDENT_OK; /* not where NaN or infinity is in the input */
+}}"""
+
 
 def generate(bundle: Bundle, variant: str | None) -> Generated:
     """student.c, student.h and golden.h. Raises `ModelError` when no variant (or not this one) is all integers."""
@@ -50,7 +58,7 @@ def generate(bundle: Bundle, variant: str | None) -> Generated:
     written = write_c(program, labels=manifest["labels"], title=title, raw=raw)
     header = golden_header(bundle, chosen, program, raw)
     sample = f"{raw.num_bytes} bytes" if raw is not None else f"{program.num_inputs} floats, preprocessed"
-    usage = USAGE.format(
+    usage = (USAGE_OF_VECTORS if manifest["task"] == "embedding" else USAGE).format(
         type="float" if raw is None else "unsigned char",
         size="STUDENT_INPUTS" if raw is None else "STUDENT_RAW_BYTES",
         function="student_run" if raw is None else "student_run_bytes",
@@ -124,6 +132,7 @@ def _post(manifest: dict[str, Any]) -> list[str]:
         elif isinstance(step, Softmax):
             temperature = float(step.temperature)
     return [
+        f"#define POST_VECTOR {int(manifest['task'] == 'embedding')}",
         f"#define POST_SOFTMAX {int(any(isinstance(step, Softmax) for step in steps))}",
         f"#define POST_SIGMOID {int(any(isinstance(step, Sigmoid) for step in steps))}",
         f"#define POST_TEMPERATURE {c_float(temperature)}",

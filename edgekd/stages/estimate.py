@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgekd.recipe_sections import AssistantSection, TeacherSection
 from edgekd.stages import diet
 from edgekd.stages.aware import trained_variants
-from edgekd.stages.caching import features, store_of
+from edgekd.stages.caching import features, stage_of, store_of
+from edgekd.stages.ensembles import width_of
 from edgekd.stages.graphs import variant_names
-from edgekd.stages.training import build
+from edgekd.stages.training import build, section_of
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         teacher_train_s, teacher_forward_s = (
             (0.0, forward_s) if teacher is None else time_steps(space, teacher, recipe.teacher.train.batch_size)
         )
-        more = _more_models(space)
+        more = _more_models(space, len(space.shown.train) * (recipe.data.views or 1))
     finally:
         torch.set_num_threads(previous)
     shown = len(space.shown.train)
@@ -49,7 +51,9 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
     teacher_steps = recipe.teacher.train.epochs * math.ceil(len(dataset.train) / recipe.teacher.train.batch_size)
     qat = recipe.quantize.qat
     qat_steps = qat.epochs * math.ceil(len(dataset.train) / qat.batch_size)
-    answers = shown * (recipe.data.views or 1) if recipe.keeps_answers else 0
+    answers = shown * (recipe.data.views or 1)
+    # Of further teachers and of assistants only the training is told: what they say costs less.
+    asked_s = 0.0 if recipe.taught_by("student")[0] in recipe.kept else teacher_forward_s
     trains_teacher = recipe.teacher.weights is None and teacher is not None
     models = 3 if recipe.distill.baseline else 2
     num_variants = len(variant_names(space))
@@ -57,9 +61,9 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
         "data": data_seconds,
         "teacher": teacher_steps * teacher_train_s if trains_teacher else 1.0,
         "cache": answers * teacher_forward_s / recipe.distill.batch_size,
-        "student": steps * (train_s + (0.0 if recipe.keeps_answers else teacher_forward_s)),
+        "student": steps * (train_s + asked_s),
         "student_alone": steps * train_s,
-        diet.WHOLE: steps * (train_s + (0.0 if recipe.keeps_answers else teacher_forward_s)),
+        diet.WHOLE: steps * (train_s + asked_s),
         "export": EXPORT_SECONDS * models,
         "quantize": QUANTIZE_SECONDS * num_variants,
         "verify": VERIFY_SECONDS,
@@ -76,29 +80,32 @@ def estimate(space: Workspace, names: Sequence[str]) -> tuple[dict[str, float], 
     # Weights, optimizer state (two moments) and best weights in the checkpoint, and the ONNX file, per model; then
     # the variants, once among the run's files and once in the bundle.
     disk_mb = 5 * (teacher_bytes + 2 * student_bytes) + 2 * num_variants * student_bytes + 2.0
-    cache_mb = answers * answer_bytes(space, teacher) / 1e6 if answers else 0.0
+    cache_mb = answers * sum(answer_bytes(space, name) for name in recipe.kept) / 1e6
     return {name: seconds[name] for name in names}, disk_mb, cache_mb
 
 
-def _more_models(space: Workspace) -> dict[str, float]:
-    """Seconds of the further teachers and the assistants, whose own teachers' passes are left out."""
+def _more_models(space: Workspace, answers: int) -> dict[str, float]:
+    """Seconds of the further teachers and the assistants, whose own teachers' passes are left out, and of as many
+    `answers` of each."""
     recipe, samples = space.recipe, len(space.prepared.dataset.train)
     seconds: dict[str, float] = {}
-    for name, section in list(recipe.all_teachers.items())[1:]:
-        seconds[name] = 1.0
-        if not section.is_finished:
-            step_s, _ = time_steps(space, build(space, section, seed=recipe.seed), section.train.batch_size)
-            seconds[name] = section.train.epochs * math.ceil(samples / section.train.batch_size) * step_s
-    for name, assistant in recipe.assistants.items():
-        step_s, _ = time_steps(space, build(space, assistant, seed=recipe.seed), recipe.distill.batch_size)
-        seconds[name] = (
-            (assistant.epochs or recipe.distill.epochs) * math.ceil(samples / recipe.distill.batch_size) * step_s
-        )
+    for name in (*list(recipe.all_teachers)[1:], *recipe.assistants):
+        section = section_of(space, name)
+        seconds |= {name: 1.0, stage_of(name): 1.0}
+        if section.model is None:
+            continue
+        budget = section.train if isinstance(section, TeacherSection) else recipe.distill
+        epochs = section.epochs if isinstance(section, AssistantSection) and section.epochs else budget.epochs
+        step_s, forward_s = time_steps(space, build(space, section, seed=recipe.seed), budget.batch_size)
+        seconds[stage_of(name)] = answers * forward_s / budget.batch_size
+        if not isinstance(section, TeacherSection) or not section.is_finished:
+            seconds[name] = epochs * math.ceil(samples / budget.batch_size) * step_s
     return seconds
 
 
-def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:
-    """What one answer takes in the cache: the logits or the top-k, and the features that terms look at."""
+def answer_bytes(space: Workspace, name: str) -> int:
+    """What one answer of a teacher or assistant takes in its cache: the logits or the top-k, and the features that
+    terms look at."""
     import torch
 
     from edgekd.distill.answers import LOGITS
@@ -106,11 +113,11 @@ def answer_bytes(space: Workspace, teacher: nn.Module | None) -> int:
     from edgekd.distill.stored import PIXELS, encode
     from edgekd.distill.teachers import ModuleTeacher, tapped
 
-    store, outputs = store_of(space, "train"), space.prepared.dataset.num_outputs
+    store, outputs, section = store_of(space, "train", name), width_of(space, name), section_of(space, name)
     named = {LOGITS: torch.zeros(2, outputs)}
     taps = features(store.taps)
-    if taps and teacher is not None:
-        asked = ModuleTeacher(teacher.cpu())
+    if taps and section.model is not None:
+        asked = ModuleTeacher(build(space, section, seed=space.recipe.seed))
         batch = {"x": torch.from_numpy(space.prepared.samples(space.prepared.dataset.train, 2))}
         with tapped(asked, taps, batch):
             named = {**asked(batch)}

@@ -15,6 +15,7 @@ from edgekd.device.machine import cpu_kind, describe, versions
 from edgekd.device.suites import load_suite
 from edgekd.device.tokens import tokenize_step
 from edgekd.files import sha256_bytes, sha256_file
+from edgekd.hub import weights_file
 from edgekd.recipe_checks import SYNTHETIC
 from edgekd.recipe_sections import AssistantSection, StudentSection, TeacherSection
 from edgekd.references import code_sha256, locate
@@ -26,6 +27,7 @@ from edgekd.stages.caching import header_facts, store_of
 from edgekd.stages.graphs import named_variants, target
 from edgekd.stages.lesson import alone_smoothing
 from edgekd.stages.texts import opened
+from edgekd.stages.training import section_of
 from edgekd.stages.workspace import Workspace
 
 Inputs = Mapping[str, Any]
@@ -34,7 +36,7 @@ CACHE_KEYS = frozenset({"cache", "cache_top_k", "cache_dtype"})
 # What students see of the labels.
 LABELS = frozenset({"wrong_labels", "labelled"})
 # What the student alone does not see, and what changes nothing.
-ELSEWHERE = frozenset({"terms", "stages", "baseline", "trackers"})
+ELSEWHERE = frozenset({"terms", "stages", "baseline", "trackers", "ensemble"})
 
 # edgekd.distill.checkpoint.CURES, by the names that recipes have for them.
 CURES = frozenset({"lr", "weight_decay", "schedule", "warmup_epochs", "label_smoothing", "terms", "losses", "stage_lr"})
@@ -77,8 +79,10 @@ def teacher(space: Workspace, name: str = "teacher") -> Inputs:
     """Its section, its files, the user's code; how it is trained, if it is."""
     section = space.recipe.all_teachers[name]
     if section.is_finished:
-        headers = {} if section.url is None else header_facts(section.request.headers, os.environ)
-        return {**_model(space, section, without=("train",)), **headers}
+        headers = {} if section.url is None else header_facts(section.request.headers, os.environ, name)
+        # Its outputs may be for these labels alone, and are judged by them.
+        own = {"labels": section.labels} if section.labels else {}
+        return {**_model(space, section, without=("train",)), **headers, **own}
     return {**_model(space, section), **_training(space)}
 
 
@@ -94,6 +98,7 @@ def student(space: Workspace) -> Inputs:
         "losses": {term.loss: code_sha256(term.loss, space.search_path) for term in terms},
         "adapters": {adapter: code_sha256(adapter, space.search_path) for adapter in adapters},
         "teachers": {name: [item.weight, item.labels] for name, item in space.recipe.all_teachers.items()},
+        **({"ensemble": space.recipe.distill.ensemble} if space.recipe.teachers else {}),
     }
 
 
@@ -141,9 +146,9 @@ def aware(space: Workspace, name: str) -> Inputs:
     }
 
 
-def cache(space: Workspace) -> Inputs:
-    """What is asked for and how it is kept, beside the teacher and the data."""
-    recipe = space.recipe
+def cache(space: Workspace, name: str = "teacher") -> Inputs:
+    """What is asked for and how it is kept, beside the teacher (or assistant) and the data."""
+    recipe, section = space.recipe, section_of(space, name)
     mixing = [recipe.distill.mixup, recipe.distill.cutmix]
     return {
         "augment": recipe.data.augment,
@@ -151,8 +156,8 @@ def cache(space: Workspace) -> Inputs:
         "mixing": mixing,
         "seed": recipe.seed if recipe.data.augment or any(mixing) else None,
         "keys": recipe.distill.model_dump(mode="json", include=set(CACHE_KEYS - {"cache"})),
-        "taps": store_of(space, "train").facts()["taps"],
-        **({} if recipe.teacher.model is None else {"precision": recipe.distill.precision, "device": space.device}),
+        "taps": store_of(space, "train", name).facts()["taps"],
+        **({} if section.model is None else {"precision": recipe.distill.precision, "device": space.device}),
         **_transfer(space),
         **_tools("torch"),
     }
@@ -245,7 +250,10 @@ def report(space: Workspace) -> Inputs:
 def _model(
     space: Workspace, section: TeacherSection | AssistantSection | StudentSection, *, without: tuple[str, ...] = ()
 ) -> Inputs:
-    files = {} if isinstance(section, AssistantSection) else {"weights": section.weights}
+    files: dict[str, str | None] = {}
+    if not isinstance(section, AssistantSection):
+        weights = section.weights
+        files["weights"] = None if weights is None else str(weights_file(weights, space.search_path))
     if isinstance(section, TeacherSection):
         files |= {"onnx": section.onnx, "logits": section.logits}
         # How it is asked, and how much it counts beside others, does not change what it answers.

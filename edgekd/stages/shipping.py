@@ -22,7 +22,7 @@ from edgekd.graph.verification import Precision, tolerance_for
 from edgekd.recipe import recipe_to_toml
 from edgekd.results import read_results, write_results
 from edgekd.spec import Array, TensorSpec, steps_to_json
-from edgekd.stages import rejecting
+from edgekd.stages import caching, rejecting
 from edgekd.stages.choosing import equally_good_elsewhere
 from edgekd.stages.converting import convert_bundle, platform_of
 from edgekd.stages.graphs import FLOAT, target, variant_path
@@ -291,7 +291,8 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         name for name in (*recipe.all_teachers, *recipe.assistants, "student", "student_alone") if name in records
     ]
     select = space.result("select")
-    student, cached = space.result("student"), "cache" in records
+    student = space.result("student")
+    caches = [caching.stage_of(name) for name in recipe.taught_by("student") if name in recipe.kept]
     return {
         "name": recipe.name,
         "task": recipe.task,
@@ -314,7 +315,7 @@ def describe_run(space: Workspace) -> dict[str, Any]:
         "budget": {
             "epochs": student["epochs"],
             "images_seen": student["images_seen"],
-            "teacher_passes": student["teacher_passes"] + (records["cache"].result["teacher_passes"] if cached else 0),
+            "teacher_passes": student["teacher_passes"] + sum(space.result(name)["teacher_passes"] for name in caches),
             "seconds": {name: round(record.seconds, 2) for name, record in records.items()},
         },
         "counts": space.result("data")["counts"],

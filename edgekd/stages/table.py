@@ -17,7 +17,7 @@ Work = Callable[[Workspace], tuple[Mapping[str, Any], str]]
 DIVERGED = "diverged.json"  # edgekd.distill.checkpoint writes it beside the last good checkpoint
 STUDENTS = ("student", "student_alone")
 TRAINING = ("data", "teacher", "cache", diet.WHOLE, *STUDENTS)
-MORE_MODELS = ("teacher_", "assistant_")
+MORE_MODELS = ("teacher_", "assistant_", "cache_")
 Row = tuple[tuple[str, ...], tuple[str, ...], Inputs, Work]
 # name: (the stages whose results it reads, what it leaves in the run folder, what else it depends on, what it does)
 STAGES: dict[str, Row] = {
@@ -74,7 +74,7 @@ def stages(space: Workspace) -> tuple[Stage, ...]:
 
     wanted = {
         "student_alone": space.recipe.distill.baseline,
-        "cache": space.recipe.keeps_answers,
+        "cache": "teacher" in space.recipe.kept,
         diet.WHOLE: diet.is_wanted(space) and space.recipe.student.weights is None,
     }
     table = _with_more_models(space)
@@ -95,7 +95,7 @@ def stages(space: Workspace) -> tuple[Stage, ...]:
 
 
 def _may_diverge(name: str) -> bool:
-    return name in TRAINED or (is_training(name) and name not in ("data", "cache"))
+    return name in TRAINED or (is_training(name) and name != "data" and caching.asked_in(name) is None)
 
 
 def is_training(name: str) -> bool:
@@ -104,10 +104,21 @@ def is_training(name: str) -> bool:
 
 
 def _with_more_models(space: Workspace) -> dict[str, Row]:
-    """The stages with those of further teachers and of assistants, which the student's waits for, and of variants
-    that are trained, which `quantize` waits for."""
+    """The stages with those of further teachers and of assistants and of their answers, which the student's waits for,
+    and of variants that are trained, which `quantize` waits for."""
     table: dict[str, Row] = {}
     more: list[str] = []
+
+    def add(other: str, needs: tuple[str, ...], inputs: Inputs, work: Work) -> None:
+        """The stage of a model that teaches, and that of its answers where they are kept."""
+        table[other] = (needs, (other,), inputs, work)
+        more.append(other)
+        if other in space.recipe.kept:
+            own_inputs: Inputs = partial(fingerprints.cache, name=other)
+            own_work: Work = partial(caching.work_on_cache, name=other)
+            table[caching.stage_of(other)] = (("data", other), (), own_inputs, own_work)
+            more.append(caching.stage_of(other))
+
     for name, row in STAGES.items():
         if name == "quantize":
             trained = aware.trained_variants(space)
@@ -123,15 +134,19 @@ def _with_more_models(space: Workspace) -> dict[str, Row]:
             row = ((*row[0], *trained), *row[1:])
         if name == diet.WHOLE:
             for other in list(space.recipe.all_teachers)[1:]:
-                inputs: Inputs = partial(fingerprints.teacher, name=other)
-                work: Work = partial(training.work_on_teacher, name=other)
-                table[other] = (("data",), (other,), inputs, work)
-                more.append(other)
+                add(
+                    other,
+                    ("data",),
+                    partial(fingerprints.teacher, name=other),
+                    partial(training.work_on_teacher, name=other),
+                )
             for other in space.recipe.assistants:
-                inputs = partial(fingerprints.assistant, name=other)
-                work = partial(training.work_on_assistant, name=other)
-                table[other] = (("data", "teacher", *more), (other,), inputs, work)
-                more.append(other)
+                add(
+                    other,
+                    ("data", "teacher", "cache", *more),
+                    partial(fingerprints.assistant, name=other),
+                    partial(training.work_on_assistant, name=other),
+                )
         if name in (diet.WHOLE, "student"):
             needs, outputs, own_inputs, own_work = row
             row = ((*needs, *more), outputs, own_inputs, own_work)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgekd.data.vocabulary import shrink
 from edgekd.device.tokens import TOKENIZER, tokenize_step, vocabulary_of, with_tokenizers
 from edgekd.errors import DataError
+from edgekd.hub import PREFIX, fetched
 from edgekd.references import locate
 from edgekd.rows import Rows, pieces
 from edgekd.spec import Array, Dataset, Step, Task, Tokenize, Trim, Vocabulary
@@ -26,15 +27,23 @@ PROBLEMS: dict[Task, str] = {
 
 
 def opened(steps: tuple[Step, ...], search_path: Path) -> tuple[Step, ...]:
-    """The steps with their tokenizer read; a folder stands for the tokenizer.json in it. Raises `DataError`."""
+    """The steps with their tokenizer read: a folder, or hf: and the id of a model on the hub, stands for the
+    tokenizer.json in it.
+
+    Raises `DataError` where there is none, and `ModelError` when the hub cannot be asked.
+    """
 
     def read(name: str) -> bytes:
-        found = locate(name, search_path)
+        place = name.removeprefix(PREFIX)
+        found = locate(place, search_path)
         path = found / TOKENIZER if found is not None and found.is_dir() else found
+        if found is None and name != place:
+            path = fetched(place, TOKENIZER)
         if path is None or not path.is_file():
             raise DataError(
-                f"preprocess.steps: there is no tokenizer {name}; expected a tokenizer.json (a path, or package/path "
-                "of an installed package), as AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) writes it"
+                f"preprocess.steps: there is no tokenizer {name}; expected a tokenizer.json (a path, package/path of "
+                "an installed package, or hf: and the id of a model on the hub that has one), as "
+                "AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER) writes it"
             )
         return path.read_bytes()
 

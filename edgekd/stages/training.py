@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.device.tokens import tokenize_step
 from edgekd.distill.endpoint import shown_url
-from edgekd.errors import ModelError, RecipeError, StageFailed, UsageError, explain_os_errors, nearest
+from edgekd.errors import ModelError, RecipeError, StageFailed, UsageError, explain_os_errors
 from edgekd.files import sha256_file
 from edgekd.graph.metadata import meaning
 from edgekd.graph.quantization import TRAINED
+from edgekd.hub import weights_file
 from edgekd.recipe_sections import AssistantSection, ScheduleSection, StudentSection, TeacherSection, TermSection
 from edgekd.references import locate
 from edgekd.spec import Array, Step, parse_steps
-from edgekd.stages import acquaintance, aware, caching, diet, lesson, masks, together, vectors
+from edgekd.stages import acquaintance, aware, caching, diet, ensembles, lesson, masks, together, vectors
 from edgekd.stages.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from edgekd.distill.batches import Batches
     from edgekd.distill.engine import TrainResult
     from edgekd.distill.mixing import Mixing
-    from edgekd.distill.objective import Objective
+    from edgekd.distill.objective import Objective, Term
     from edgekd.distill.replacement import Substitutes
     from edgekd.distill.teachers import Teacher
 
@@ -46,12 +47,16 @@ ALONE = {
 }
 
 
-def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
-    """The module of a `[teacher]` or `[student]` section, its initial weights a function of `seed` alone."""
+def build(space: Workspace, section: Any, *, seed: int, outputs: int | None = None) -> nn.Module:
+    """The module of a `[teacher]` or `[student]` section, its initial weights a function of `seed` alone.
+
+    outputs  how many it has; None: as many as the data has labels, or as its weights say
+    """
     import torch
 
     from edgekd.distill.models import build_encoder, build_masked, build_model
 
+    outputs = ensembles.num_outputs(space, section) if outputs is None else outputs
     embeds, vocabulary = space.recipe.task == "embedding", space.prepared.vocabulary
     step = tokenize_step(space.prepared.steps)
     longest = None if step is None else step.max_length
@@ -60,7 +65,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
         if embeds and (section.model or "").startswith("hf:") and vocabulary is not None:
             return build_encoder(
                 section.model,
-                outputs=space.prepared.dataset.num_outputs,
+                outputs=outputs,
                 vocabulary=vocabulary,
                 args=section.args,
                 init=_init(section),
@@ -79,7 +84,7 @@ def build(space: Workspace, section: Any, *, seed: int) -> nn.Module:
             )
         return build_model(
             section.model,
-            num_outputs=space.prepared.dataset.num_outputs,
+            num_outputs=outputs,
             input_shape=space.prepared.input_shape,
             args=section.args,
             search_path=space.search_path,
@@ -129,7 +134,7 @@ def _table_of_words(space: Workspace) -> Array:
         )
     module = build(space, section, seed=space.recipe.seed)
     if section.weights is not None:
-        load_weights(module, Path(section.weights))
+        load_weights(module, weights_file(section.weights, space.search_path))
     return embedding_of(module)
 
 
@@ -156,7 +161,6 @@ def check(space: Workspace) -> None:
 
     from edgekd.distill.batches import Batches
     from edgekd.distill.checks import rehearse
-    from edgekd.distill.teachers import ModuleTeacher
     from edgekd.distill.trackers import check_trackers
 
     recipe, dataset = space.recipe, space.prepared.dataset
@@ -171,7 +175,7 @@ def check(space: Workspace) -> None:
     }
     assistants = {name: build(space, section, seed=recipe.seed) for name, section in recipe.assistants.items()}
     for one in recipe.all_teachers.values():
-        own_classes(space, one)
+        ensembles.own_classes(space, one)
     few = Batches(
         dataset.train.take(slice(0, 2)),
         space.prepared.training,
@@ -186,8 +190,6 @@ def check(space: Workspace) -> None:
     lesson.check(space, objective.truth_terms)
     if recipe.student.init is not None and recipe.student.init.of == "trained":
         _take_over(space, build(space, recipe.student, seed=recipe.seed), modules.get("teacher"))
-    if recipe.keeps_answers and "teacher" in modules and space.prepared.vocabulary is not None:
-        _check_shapes(ModuleTeacher(modules["teacher"]), objective, few)
     teacher, by = _untrained_teacher(space, modules), "the teachers" if recipe.teachers else "the teacher"
     for name, pupil in {**assistants, "student": student}.items():
         if teacher is not None or not objective.teacher_terms:
@@ -201,7 +203,11 @@ def check(space: Workspace) -> None:
                     device=torch.device("cpu"),
                     seed=recipe.seed,
                 )
-        teacher, by = ModuleTeacher(pupil), name
+        teacher, by = _untrained(space, name, pupil), name
+    if space.prepared.vocabulary is not None:
+        for name, module in {**modules, **assistants}.items():
+            if name in recipe.kept:
+                _check_shapes(space, name, module, few)
 
 
 def _untrained_teacher(space: Workspace, modules: Mapping[str, nn.Module]) -> Teacher | None:
@@ -209,19 +215,26 @@ def _untrained_teacher(space: Workspace, modules: Mapping[str, nn.Module]) -> Te
 
     modules  the teachers that are modules, by name
     """
-    from edgekd.distill.teachers import ModuleTeacher, TeacherToKeep, UnknownTeacher
+    from edgekd.distill.teachers import UnknownTeacher
 
-    recipe, outputs = space.recipe, space.prepared.dataset.num_outputs
-    if recipe.teachers:
-        unknown = UnknownTeacher(num_outputs=outputs)
-        names = recipe.all_teachers
-        return _together(space, [ModuleTeacher(modules[name]) if name in modules else unknown for name in names])
-    if "teacher" not in modules:
-        return None
-    teacher = ModuleTeacher(modules["teacher"])
-    if not recipe.keeps_answers:
+    recipe = space.recipe
+    teachers = {name: _untrained(space, name, module) for name, module in modules.items()}
+    if not recipe.teachers:
+        return teachers.get("teacher")
+    unknown = UnknownTeacher(num_outputs=space.prepared.dataset.num_outputs)
+    in_order = [teachers.get(name, unknown) for name in recipe.all_teachers]
+    return ensembles.together(space, in_order, recipe.distill_terms)
+
+
+def _untrained(space: Workspace, name: str, module: nn.Module) -> Teacher:
+    """A teacher, an assistant or a student before it has learned, as somebody would learn from it."""
+    from edgekd.distill.teachers import ModuleTeacher, TeacherToKeep
+
+    teacher = ModuleTeacher(module)
+    if name not in space.recipe.kept:
         return teacher
-    return TeacherToKeep(teacher, caching.store_of(space, "train"), num_outputs=outputs)
+    store = caching.store_of(space, "train", name)
+    return TeacherToKeep(teacher, store, num_outputs=ensembles.width_of(space, name))
 
 
 @contextmanager
@@ -234,41 +247,45 @@ def _saying_who(name: str, by: str) -> Iterator[None]:
         raise kind(f"{name}, taught by {by}: {error}") from error
 
 
-def _check_shapes(teacher: Any, objective: Objective, few: Batches) -> None:
+def _check_shapes(space: Workspace, name: str, module: nn.Module, few: Batches) -> None:
     """Raise `RecipeError` where kept answers would be as long as their text, each of another length."""
-    from edgekd.distill.teachers import tapped
+    from edgekd.distill.teachers import ModuleTeacher, tapped
 
-    batch = next(few.epoch(0))
-    taps = caching.features(objective.teacher_taps)
+    batch, teacher = next(few.epoch(0)), ModuleTeacher(module)
+    taps = caching.taps_of(space, name)
     with tapped(teacher, taps, batch):
         named = teacher(batch)
     long = [tap for tap in taps if tap in named and named[tap].ndim > 2]
     if long:
         raise RecipeError(
-            f"distill.cache keeps answers of one shape, but '{long[0]}' of the teacher is as long as each text; set "
+            f"distill.cache keeps answers of one shape, but '{long[0]}' of the {name} is as long as each text; set "
             "distill.cache = false"
         )
 
 
 def student_objective(space: Workspace, wanted: Sequence[TermSection] | None = None) -> Objective:
     """The recipe's terms, or those of them that are `wanted`."""
-    from edgekd.distill.objective import Objective, Term
+    from edgekd.distill.objective import Objective
 
-    terms = [
-        Term(
-            term.name,
-            term.loss,
-            weight=_number(term.weight),
-            student_tap=term.student_tap,
-            teacher_tap=term.teacher_tap,
-            adapter=term.adapter,
-            options={name: _number(value) for name, value in term.options.items()},
-            adapter_options=term.adapter_options,
-            compares_samples=term.compares_samples,
-        )
-        for term in (space.recipe.distill_terms if wanted is None else wanted)
-    ]
+    terms = [term_of(term) for term in (space.recipe.distill_terms if wanted is None else wanted)]
     return Objective(terms, search_path=space.search_path)
+
+
+def term_of(term: TermSection) -> Term:
+    """A term as the objective wants it."""
+    from edgekd.distill.objective import Term
+
+    return Term(
+        term.name,
+        term.loss,
+        weight=_number(term.weight),
+        student_tap=term.student_tap,
+        teacher_tap=term.teacher_tap,
+        adapter=term.adapter,
+        options={name: _number(value) for name, value in term.options.items()},
+        adapter_options=term.adapter_options,
+        compares_samples=term.compares_samples,
+    )
 
 
 def mixing(space: Workspace) -> Mixing:
@@ -308,66 +325,38 @@ def load_trained(space: Workspace, name: str) -> nn.Module:
     return module.eval()
 
 
-def load_teacher(space: Workspace) -> Teacher:
-    """The recipe's teacher behind its one interface: a trained module, an ONNX file, answers in a file.
+def load_teacher(space: Workspace, name: str = "teacher") -> Teacher:
+    """A teacher, or an assistant, behind its one interface: a trained module, an ONNX file, answers in a file.
 
     Of a teacher behind a URL, the answers for validation: all others come from the cache (edgekd.stages.caching).
     """
     from edgekd.distill.teachers import ModuleTeacher, OnnxTeacher
 
-    if space.recipe.teacher.logits is not None:
-        return caching.file_teacher(space)
-    if space.recipe.teacher.url is not None:
-        return caching.remembered(space, "val")
-    if space.recipe.teacher.onnx is not None:
-        return OnnxTeacher(space.path / "teacher" / "teacher.onnx", threads=space.threads, task=space.recipe.task)
-    return ModuleTeacher(load_trained(space, "teacher"))
+    section = space.recipe.all_teachers.get(name)
+    if section is None or section.model is not None:
+        return ModuleTeacher(load_trained(space, name))
+    if section.logits is not None:
+        return caching.file_teacher(space, name)
+    if section.url is not None:
+        return caching.remembered(space, "val", name=name)
+    return OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads, task=space.recipe.task)
 
 
-def load_teachers(space: Workspace) -> Teacher:
-    """All teachers as one: each counts by its weight, and for its own labels where it names some."""
-    from edgekd.distill.teachers import ModuleTeacher, OnnxTeacher
-
-    if not space.recipe.teachers:
-        return load_teacher(space)
-    teachers: list[Teacher] = [load_teacher(space)]
-    for name, section in list(space.recipe.all_teachers.items())[1:]:
-        if section.onnx is not None:
-            teachers.append(
-                OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads, task=space.recipe.task)
-            )
-        else:
-            teachers.append(ModuleTeacher(load_trained(space, name)))
-    return _together(space, teachers)
-
-
-def _together(space: Workspace, teachers: Sequence[Teacher]) -> Teacher:
-    """All teachers of the recipe, in its order, as one."""
-    from edgekd.distill.teachers import EnsembleTeacher
-
-    sections = space.recipe.all_teachers.values()
-    classes = [own_classes(space, section) for section in sections] if any(s.labels for s in sections) else None
-    return EnsembleTeacher(teachers, [section.weight for section in sections], classes=classes)
-
-
-def own_classes(space: Workspace, section: TeacherSection) -> list[int]:
-    """The numbers of the labels that a teacher knows. Raises `RecipeError` for a label that the data does not have."""
-    names = list(space.prepared.dataset.labels)
-    for label in section.labels:
-        if label not in names:
-            raise RecipeError(f"a teacher's labels: the data has no label '{label}'. {nearest(label, names)}")
-    return [names.index(label) for label in section.labels]
-
-
-def teacher_for_student(space: Workspace) -> Teacher:
-    """The teacher in the units that the student learns in."""
+def teacher_for_student(space: Workspace, name: str = "student") -> Teacher:
+    """Whom the model of the training stage `name` learns from, in the units that it learns in."""
     from edgekd.device.postprocess import Denormalize
     from edgekd.distill.teachers import StandardizedTeacher
 
-    keeps = space.recipe.keeps_answers
-    teacher: Teacher = caching.remembered(space, "train", space.world) if keeps else load_teachers(space)
+    recipe = space.recipe
+    teachers = [
+        caching.remembered(space, "train", space.world, one) if one in recipe.kept else load_teacher(space, one)
+        for one in recipe.taught_by(name)
+    ]
+    teacher = teachers[0]
+    if len(teachers) > 1:
+        teacher = ensembles.together(space, teachers, _terms(space, name))
     post = space.prepared.post
-    if space.teacher_post == post:
+    if space.teacher_post == post or recipe.taught_by(name)[0] in recipe.assistants:
         return teacher
     return StandardizedTeacher(teacher, [step for step in post if isinstance(step, Denormalize)])
 
@@ -392,24 +381,25 @@ def _taken_or_trained(space: Workspace, name: str, section: TeacherSection) -> t
         with explain_os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(section.onnx, folder / "teacher.onnx")
-        _check_stated(space, Path(section.onnx), space.prepared.steps)
+        _check_stated(space, Path(section.onnx), space.prepared.steps, section)
         _check_ids(space, f"the teacher {Path(section.onnx).name}", Path(section.onnx))
         return {"trained": False, "source": "onnx", **_scored(space, name)}, "taken from its ONNX file"
     if section.model is None:
-        return _take_answers(space)
+        return _take_answers(space, name)
     if section.weights is not None:
         from edgekd.distill.models import load_weights, save_weights
         from edgekd.distill.models.finished import reorder
         from edgekd.distill.models.hub import HuggingFace
 
         module = build(space, section, seed=space.recipe.seed)
-        places = _places(space, section, Path(section.weights))
-        load_weights(module, Path(section.weights))
-        _check_stated(space, Path(section.weights), space.prepared.arithmetic)
+        weights = weights_file(section.weights, space.search_path)
+        places = _places(space, section, weights)
+        load_weights(module, weights)
+        _check_stated(space, weights, space.prepared.arithmetic, section)
         if places is not None and isinstance(module, HuggingFace):
             reorder(module, places)
-        data = space.prepared.dataset
-        metadata = meaning(data.labels, space.prepared.arithmetic, data.tokens)
+        labels = _labels_of(space, section)
+        metadata = meaning(labels, space.prepared.arithmetic, space.prepared.dataset.tokens)
         save_weights(module, folder / "weights.safetensors", metadata=metadata)
         save_teacher_json(space, space.path / name / "model.json", section)
         scored = _scored(space, name)
@@ -454,15 +444,22 @@ def _places(space: Workspace, section: TeacherSection, weights: Path) -> list[in
     if family != "hf" or space.recipe.task not in LABELLED or "names" in acquaintance.stated(weights):
         return None
     reference = str(locate(name, space.search_path) or name)
+    labels, data = _labels_of(space, section), space.prepared.dataset.labels
+    whose = "the data has" if labels == data else "the recipe gives it"
+    classes = classes_of(reference, section.args)
+    return acquaintance.places_of(classes, labels, where=f"the teacher {section.model}", whose=whose)
+
+
+def _labels_of(space: Workspace, section: TeacherSection) -> tuple[str, ...]:
+    """What the outputs of a teacher that is a module mean: the labels of the data, or its own."""
     labels = space.prepared.dataset.labels
-    return acquaintance.places_of(classes_of(reference, section.args), labels, where=f"the teacher {section.model}")
+    return labels if ensembles.num_outputs(space, section) == len(labels) else section.labels
 
 
-def _check_stated(space: Workspace, path: Path, steps: Sequence[Step]) -> None:
-    data = space.prepared.dataset
-    acquaintance.check_stated(
-        acquaintance.stated(path), data.labels, steps, tokens=data.tokens, where=f"the teacher {path.name}"
-    )
+def _check_stated(space: Workspace, path: Path, steps: Sequence[Step], section: TeacherSection) -> None:
+    data, said, where = space.prepared.dataset, acquaintance.stated(path), f"the teacher {path.name}"
+    acquaintance.check_stated(said, data.labels, steps, tokens=data.tokens, where=where)
+    acquaintance.check_own(said, section.labels, data.labels, where=where)
 
 
 def _check_ids(space: Workspace, where: str, path: Path | None = None) -> None:
@@ -493,17 +490,17 @@ def _table_rows(path: Path) -> int | None:
     return table_rows(model, names[0]) if names else None
 
 
-def _take_answers(space: Workspace) -> tuple[dict[str, Any], str]:
+def _take_answers(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
     """A teacher of which only answers are known: they are scored on validation."""
-    section = space.recipe.teacher
+    section = space.recipe.all_teachers[name]
     if section.logits is not None and any(space.recipe.data.augment.values()):
         space.listener.warn(
-            "data.augment changes the samples, but teacher.logits answers to them as they are: each augmented sample "
+            f"data.augment changes the samples, but {name}.logits answers to them as they are: each augmented sample "
             "gets the answer to the original"
         )
     if section.url is not None:
         _check_ids(space, f"the teacher {shown_url(section.url)}")
-    scored = _scored(space, "teacher")
+    scored = _scored(space, name)
     if section.logits is not None:
         where = section.logits
         facts = {"source": "logits", "sha256": sha256_file(where)}
@@ -540,16 +537,17 @@ def _trained(space: Workspace, name: str) -> tuple[dict[str, Any], str]:
 
 def _lesson(space: Workspace, name: str) -> tuple[tuple[Teacher, ...], Objective]:
     """Whom the training stage `name` learns from, and what."""
-    from edgekd.distill.teachers import ModuleTeacher
-
-    teachers, assistants = space.recipe.all_teachers, list(space.recipe.assistants)
+    teachers = space.recipe.all_teachers
     if name in teachers:
         return (), _alone(space, teachers[name].train.label_smoothing)
     if name == "student_alone":
         return (), _alone(space, lesson.alone_smoothing(space.recipe))
-    before = assistants[: assistants.index(name)] if name in assistants else assistants
-    teacher: Teacher = ModuleTeacher(load_trained(space, before[-1])) if before else teacher_for_student(space)
-    return (teacher,), student_objective(space, aware.terms(space) if name in TRAINED else None)
+    return (teacher_for_student(space, name),), student_objective(space, _terms(space, name))
+
+
+def _terms(space: Workspace, name: str) -> Sequence[TermSection]:
+    """What the model of the training stage `name` learns from its teacher."""
+    return aware.terms(space) if name in TRAINED else space.recipe.distill_terms
 
 
 def _alone(space: Workspace, label_smoothing: float) -> Objective:
@@ -669,7 +667,7 @@ def _beginning(space: Workspace, name: str, section: Any) -> nn.Module:
         teacher = load_trained(space, "teacher") if space.recipe.teacher.model is not None else None
         _take_over(space, module, teacher)
     if name in CUT and section.weights is not None:
-        load_weights(module, Path(section.weights))
+        load_weights(module, weights_file(section.weights, space.search_path))
     return module
 
 
@@ -754,41 +752,37 @@ def _scored(space: Workspace, name: str) -> dict[str, Any]:
     """The score on validation of a teacher that was not trained here. Raises `ModelError` when it cannot teach."""
     from edgekd.device.metrics import METRIC, contributions, score
     from edgekd.distill.engine import evaluate
-    from edgekd.distill.teachers import OnnxTeacher
 
-    prepared, task = space.prepared, space.recipe.task
-    is_black_box = space.recipe.all_teachers[name].model is None
-    if name != "teacher" and is_black_box:
-        model: Any = OnnxTeacher(space.path / name / "teacher.onnx", threads=space.threads, task=space.recipe.task)
-    else:
-        model = load_teacher(space) if is_black_box else load_trained(space, name)
-    outputs = evaluate(model, prepared.dataset.val, prepared.training, task=task, masking=space.masking)
+    prepared, task, val = space.prepared, space.recipe.task, space.prepared.dataset.val
+    section = space.recipe.all_teachers[name]
+    model: Any = load_teacher(space, name) if section.model is None else load_trained(space, name)
+    outputs = evaluate(model, val, prepared.training, task=task, masking=space.masking)
     if task == "masked_lm":
-        value = score(task, contributions(task, outputs, prepared.dataset.val.y))
-        return _untrained(value, *size_of(space, model))
-    if outputs.shape[1:] != (prepared.dataset.num_outputs,):
-        raise ModelError(
-            f"the teacher gives {list(outputs.shape)} for {len(outputs)} samples, but the data has "
-            f"{prepared.dataset.num_outputs} labels; is this the right teacher for the data?"
-        )
+        value = score(task, contributions(task, outputs, val.y))
+        return _not_trained(value, *size_of(space, model))
+    labels, own = prepared.dataset.labels, ensembles.is_specialist(space, name, outputs)
+    if own:
+        labels = section.labels
+        outputs, val = ensembles.of_own_classes(space, name, outputs, val)
     if task != "regression" and is_probabilities(outputs, task):
         raise ModelError(
-            "the teacher gives probabilities, expected logits: scores before the softmax or sigmoid, which the losses "
-            "apply themselves; take its last layer off"
+            f"{ensembles.called(name)} gives probabilities, expected logits: scores before the softmax or sigmoid, "
+            "which the losses apply themselves; take its last layer off"
         )
     if task == "classification":
-        acquaintance.check_order(outputs, prepared.dataset.val.y, prepared.dataset.labels, where="the teacher")
-    value = score(task, prepared.judge(outputs, prepared.dataset.val, space.teacher_post))
+        acquaintance.check_order(outputs, val.y, labels, where=ensembles.called(name), own=own)
+    value = score(task, prepared.judge(outputs, val, space.teacher_post))
     if task == "regression" and value < 0:
         raise ModelError(
             f"the teacher's {METRIC[task]} on validation is {value:.3g}: worse than always answering with the mean, "
             "so nothing can be learned from it. Expected targets in the units of the data (postprocess.steps says it "
             "where the graph gives others), and the preprocessing that it was trained with"
         )
-    return _untrained(value, *((None, None) if is_black_box else size_of(space, model)))
+    size = (None, None) if section.model is None else size_of(space, model)
+    return {**_not_trained(value, *size), **({ensembles.OUTPUTS: len(labels)} if own else {})}
 
 
-def _untrained(value: float, parameters: int | None, macs: int | None) -> dict[str, Any]:
+def _not_trained(value: float, parameters: int | None, macs: int | None) -> dict[str, Any]:
     """The result of a training stage that trained nothing."""
     return {
         "best": value,
@@ -827,7 +821,7 @@ def save_teacher_json(
         path,
         reference=section.model or "",
         args=section.args,
-        num_outputs=space.prepared.dataset.num_outputs,
+        num_outputs=ensembles.num_outputs(space, section),
         input_shape=space.prepared.input_shape,
         weights=weights,
         search_path=space.search_path,

@@ -6,7 +6,6 @@ CACHE/vectors/KEY.npz     train, val, test (N, D) float32; matrix (W, D) where t
 from __future__ import annotations
 
 import functools
-import importlib.util
 import io
 import json
 from collections.abc import Mapping
@@ -21,6 +20,7 @@ from edgekd.data.npz import read_npz
 from edgekd.device.machine import versions
 from edgekd.errors import ModelError
 from edgekd.files import canonical_json, sha256_bytes, sha256_file, write_bytes
+from edgekd.hub import fetched
 from edgekd.recipe import Recipe
 from edgekd.references import locate
 from edgekd.spec import Array, Dataset, Split, Step, Vocabulary, steps_to_json
@@ -53,13 +53,8 @@ def _commit(reference: str) -> str | None:
 
     None where there is no such model. Asked once in a process.
     """
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return None
-    hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
-    try:
-        return Path(hub.hf_hub_download(reference, "config.json")).parent.name
-    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, ValueError):
-        return None  # whoever loads the model says so
+    found = fetched(reference, "config.json")  # without one, whoever loads the model says so
+    return None if found is None else found.parent.name
 
 
 def pooling_of(recipe: Recipe, search_path: Path) -> Literal["mean", "first"]:
@@ -98,21 +93,10 @@ def _pooling_file(reference: str, search_path: Path) -> Path | None:
     place = locate(reference, search_path)
     if place is not None:
         return place / POOLING if (place / POOLING).is_file() else None
-    if importlib.util.find_spec("huggingface_hub") is None:
-        return None
-    hub, errors = (importlib.import_module(name) for name in ("huggingface_hub", "huggingface_hub.errors"))
     try:
-        kept = hub.try_to_load_from_cache(reference, POOLING)
-        if kept is not None:  # or the mark of a file that is not there
-            return Path(kept) if isinstance(kept, str) else None
-        return Path(hub.hf_hub_download(reference, POOLING))
-    except errors.LocalEntryNotFoundError as error:
-        raise ModelError(
-            f"how {reference} pools stands in its {POOLING}, which is not on this machine, and the hub cannot be asked "
-            'for it; try again with a network, or say it: embedding.pooling = "mean" or "first"'
-        ) from error
-    except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, ValueError):
-        return None  # of no id of the hub whoever loads the model says so
+        return fetched(reference, POOLING)
+    except ModelError as error:
+        raise ModelError(f'{error}, or say how it pools: embedding.pooling = "mean" or "first"') from error
 
 
 def with_vectors(

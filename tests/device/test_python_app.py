@@ -18,7 +18,7 @@ from device_models import write_bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odd_images import STEP_LISTS, images, picture
-from text_bundle import UNEVEN, make_text_bundle
+from text_bundle import TEXTS, UNEVEN, make_text_bundle
 
 import edgekd
 from edgekd import assets
@@ -139,6 +139,17 @@ def test_texts_together_are_texts_alone(for_texts, kind):
     assert [answer.top for answer in together] == [answer.top for answer in alone]
     for one, other in zip(together, alone):
         np.testing.assert_array_equal(one.outputs["logits"], other.outputs["logits"])
+
+
+def test_a_vector_is_no_list_of_classes(tmp_path):
+    place = make_text_bundle(tmp_path, vectors=True)
+    with Student(place) as student, edgekd.load(place) as predictor:
+        assert student.self_test() == []
+        answers = student.predict_batch(list(TEXTS), top_k=3)
+        for mine, wanted in zip(answers, predictor.predict_batch(TEXTS), strict=True):
+            assert (mine.label, mine.index, mine.top, mine.uncertainty) == (None, None, (), None)
+            assert mine.score == pytest.approx(wanted.score)
+            np.testing.assert_array_equal(mine.outputs["logits"], wanted.outputs["logits"])
 
 
 def test_bad_inputs_end_in_one_sentence(place, tmp_path):

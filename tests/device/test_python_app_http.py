@@ -9,12 +9,16 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from device_models import write_bundle
 from PIL import Image
+from text_bundle import make_text_bundle
 
 import edgekd
 from edgekd import assets
@@ -29,22 +33,29 @@ def png(seed: int) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    """(address, bundle) of a running server on a free port."""
-    folder = tmp_path_factory.mktemp("server")
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """The address of a server of folder/student.edgekd on a free port."""
     for name in ("student.py", "server.py"):
         shutil.copy(assets.folder("export", "apps") / "python" / name, folder)
-    write_bundle(folder / "student.edgekd")
     command = [sys.executable, "server.py", "--port", "0"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
             said = process.stdout.readline()
             assert said.startswith("listening on http://127.0.0.1:"), said
-            yield said.split()[-1], folder / "student.edgekd"
+            yield said.split()[-1]
         finally:
             process.terminate()
             process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """(address, bundle) of a running server."""
+    folder = tmp_path_factory.mktemp("server")
+    write_bundle(folder / "student.edgekd")
+    with serving(folder) as address:
+        yield address, folder / "student.edgekd"
 
 
 def ask(address: str, body: bytes | None = None) -> tuple[int, dict]:
@@ -86,3 +97,14 @@ def test_bad_requests_do_not_stop_it(server):
     assert ask(f"{address}/predict?top_k=x", png(0))[0] == 422
     assert ask(f"{address}/health")[1]["labels"] == ["cat", "dog", "owl"]
     assert ask(f"{address}/predict", png(0))[0] == 200
+
+
+def test_a_vector_comes_whole_and_without_labels(tmp_path):
+    bundle = make_text_bundle(tmp_path, vectors=True)
+    with edgekd.load(bundle) as predictor, serving(tmp_path) as address:
+        wanted = predictor.predict("book a table")
+        status, said = ask(f"{address}/predict", b"book a table")
+        assert (status, said["label"], said["top"], said["uncertainty"]) == (200, None, [], None)
+        assert said["score"] == pytest.approx(wanted.score)
+        assert said["outputs"] == {"logits": wanted.outputs["logits"].tolist()}
+        assert ask(f"{address}/health")[1]["labels"] == []

@@ -124,8 +124,33 @@ def accumulated_comparing(world: World) -> dict[str, Any]:
 
 
 def normalized(world: World) -> dict[str, Any]:
-    """With batch norm: each process has statistics of its own rows, and all end with the same."""
-    return trained(world, student=mlp(seed=1, extra=nn.BatchNorm1d(12)))
+    """With batch norm: each process has statistics of its own rows, and all end with the same.
+
+    The last batch holds two rows, which both processes get: from one nothing could be learned.
+    """
+    return trained(world, student=mlp(seed=1, extra=nn.BatchNorm1d(12)), batch_size=31)
+
+
+class Still(nn.BatchNorm1d):
+    """Batch norm that leaves everything as it is: what one process computes with it is what several do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def still() -> nn.Module:
+    return mlp(seed=1, extra=Still(12, affine=False, track_running_stats=False))
+
+
+def uneven(world: World) -> dict[str, Any]:
+    """A last batch that both processes get whole: of terms that compare samples, and of memories with draws."""
+    memory = Term("crd", "contrastive", student_tap="1", teacher_tap="1", adapter_options={"width": 8, "negatives": 16})
+    return trained(world, CE, Term("rkd", "rkd", weight=0.1), memory, student=still(), batch_size=31, lr=0.01)
+
+
+def uneven_accumulated(world: World) -> dict[str, Any]:
+    """Its two rows are too few for two micro-batches as well."""
+    return trained(world, CE, Term("rkd", "rkd", weight=0.1), student=still(), batch_size=31, accumulate=2)
 
 
 def dropped_out(world: World) -> dict[str, Any]:
@@ -208,6 +233,12 @@ def read_adapted(world: World) -> dict[str, Any]:
     return of_texts(world, CE, compared, batch_size=31)
 
 
+def uneven_texts(world: World) -> dict[str, Any]:
+    """Micro-batches of one text, which both processes get; tokens count as in all others."""
+    hidden = Term("hidden", "hidden_mse", student_tap="hidden", teacher_tap="hidden")
+    return of_texts(world, CE, hidden, batch_size=23, accumulate=3)
+
+
 class Guesser(nn.Module):
     """Masked texts (N, 2, L) to the logits (M, V) of what is asked for, and hidden states (N, L, D)."""
 
@@ -233,6 +264,11 @@ def masked(world: World, *, more: tuple[Term, ...] = (), **changed: Any) -> dict
         world, CE, KD, hidden, *more, steps=(Trim(0),), augment=None, data=data, masking=masking,
         student=Guesser(seed=1, width=6), teacher=Guesser(seed=2, width=6), **changed,
     )  # fmt: skip
+
+
+def uneven_masked(world: World) -> dict[str, Any]:
+    """The same of masked texts."""
+    return masked(world, batch_size=23, accumulate=3)
 
 
 class Killed(Exception):
@@ -353,6 +389,10 @@ CASES: dict[str, Callable[[World], Mapping[str, Any]]] = {
         accumulated,
         accumulated_comparing,
         normalized,
+        uneven,
+        uneven_accumulated,
+        uneven_texts,
+        uneven_masked,
         dropped_out,
         averaged,
         resumed,

@@ -19,7 +19,7 @@ from edgekd.distill.adapters.peers import AverageTeacher
 from edgekd.distill.distribution import World
 from edgekd.distill.engine import distill
 from edgekd.distill.losses import ADAPTER_OF, DEFAULT_WEIGHTS, LOSSES
-from edgekd.distill.models import build_model
+from edgekd.distill.models import MODELS, TEXT_MODELS, build_model
 from edgekd.distill.models.vision import import_torchvision
 from edgekd.distill.objective import Objective, Term
 from edgekd.distill.optimization import OPTIMIZERS
@@ -209,6 +209,35 @@ def test_peers_of_text_models_draw_all_of_their_weights(name: str) -> None:
         if own.numel() > 1000:
             assert float(peer[key].detach().std()) == pytest.approx(float(own.detach().std()), rel=0.1), key
     assert not peer["embedding.weight"][3].any()
+
+
+@pytest.mark.parametrize("name", sorted(MODELS.keys() - TEXT_MODELS))
+def test_peers_of_other_models_are_drawn_as_the_student_is(name: str) -> None:
+    """Not as torch draws their layers by itself: the parameters have the spread of the student's."""
+    torch.manual_seed(0)
+    student = build_model(name, num_outputs=10, input_shape=(64, 3) if name.startswith("tcn") else (3, 8, 8))
+    peer = dict(a_peer_of(student).named_parameters())
+    for key, own in student.named_parameters():
+        assert not torch.equal(peer[key], own) or own.unique().numel() == 1, key
+        if own.unique().numel() > 100:
+            spread = float(peer[key].detach().std() / own.detach().std())
+            assert spread == pytest.approx(1, abs=5 / math.sqrt(2 * own.numel())), key
+
+
+def test_peers_draw_the_attention_of_torch_anew() -> None:
+    student = nn.TransformerEncoderLayer(8, 2, 16)
+    peer = a_peer_of(student)
+    assert not torch.equal(peer.get_parameter("self_attn.in_proj_weight"), student.self_attn.in_proj_weight)
+
+
+def test_a_part_that_holds_others_says_last_how_they_are_drawn() -> None:
+    class Zeros(nn.Sequential):
+        def reset_parameters(self) -> None:
+            nn.init.zeros_(self[0].weight)
+
+    peer = a_peer_of(Zeros(nn.Linear(4, 3)))
+    assert not peer.get_parameter("0.weight").any()
+    assert peer.get_parameter("0.bias").any()
 
 
 def test_peers_of_transformers_draw_as_their_library_does() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.distill.answers import dense_logits, read_answers, with_logits
+from edgekd.distill.answers import classes_of, dense_logits, read_answers, with_logits
 from edgekd.errors import DataError
 from edgekd.spec import Task
 
@@ -35,6 +35,25 @@ def test_logits_stay() -> None:
     assert read(logits=LOGITS)["logits"].dtype == np.float32
     assert np.array_equal(read("regression", logits=LOGITS)["logits"], LOGITS.astype(np.float32))
     assert read(logits=LOGITS, classes=NAMES)["logits"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("kind", ["logits", "probabilities"])
+def test_the_width_says_whose_classes_the_columns_are(kind: str) -> None:
+    own = ("dog", "ant")
+    assert classes_of({kind: P}, NAMES, own, where="it") == NAMES
+    assert classes_of({kind: P[:, :2]}, NAMES, own, where="it") == own
+    assert classes_of({kind: P[:, :2]}, NAMES, (), where="it") == NAMES, "which then refuses it"
+    with pytest.raises(DataError) as caught:
+        classes_of({kind: P[:, :3]}, NAMES, own, where="it")
+    assert str(caught.value) == (
+        "it gives 3 numbers for each sample, expected 4, one for each label of the data, or 2, one for each of its "
+        "own: 'dog', 'ant'"
+    )
+
+
+def test_a_top_k_and_labels_are_of_all_classes() -> None:
+    for raw in ({"labels": np.array([1])}, {"topk_indices": P[:, :2], "topk_probabilities": P[:, :2]}):
+        assert classes_of(raw, NAMES, ("dog", "ant"), where="it") == NAMES
 
 
 def test_probabilities_become_logits_of_the_same_softmax() -> None:

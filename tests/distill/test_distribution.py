@@ -55,9 +55,10 @@ def compare(found: dict[str, Any], expected: dict[str, Any], *names: str, within
 
 
 SAME = ("per_sample", "comparing", "adapted", "read", "read_adapted", "masked", "accumulated", "averaged")
+UNEVEN = ("uneven", "uneven_accumulated", "uneven_texts", "uneven_masked")
 
 
-@pytest.mark.parametrize("case", SAME)
+@pytest.mark.parametrize("case", [*SAME, *UNEVEN])
 def test_two_processes_give_the_weights_of_one(case: str, together: Results, alone: dict[str, Any]) -> None:
     first, second = together[case]
     compare(first, alone[case])
@@ -193,30 +194,37 @@ def test_a_term_of_the_users_own_says_itself_that_it_compares_samples() -> None:
 
 def test_too_few_samples_for_the_processes_is_refused_before_the_first_step() -> None:
     train = Batches(DATA.train, batch_size=20)  # the last batch holds 15
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     cpu = torch.device("cpu")
 
-    def check(division: Division, student: nn.Module = flat, num_val: int = 37, **options: Any) -> None:
-        check_division(
-            division, train, student, num_val=num_val, device=cpu, **{"sync_batch_norm": False, **options}
-        )  # fmt: skip
+    def check(division: Division, num_val: int = 37, **options: Any) -> None:
+        check_division(division, train, num_val=num_val, device=cpu, **{"sync_batch_norm": False, **options})
 
-    check(Division(World(0, 15)))
-    with pytest.raises(UsageError, match="the smallest batch holds 15 samples, too few for 16 processes; expected at"):
-        check(Division(World(0, 16)))
-    with pytest.raises(UsageError, match=r"15 samples, too few for 4 processes with 4 micro-batches each"):
-        check(Division(World(0, 4), 4))
+    check(Division(World(0, 20)))
+    with pytest.raises(UsageError, match="a batch holds 20 samples, too few for 21 processes; expected at least 21"):
+        check(Division(World(0, 21)))
+    with pytest.raises(UsageError, match=r"20 samples, too few for 7 processes with 3 micro-batches each"):
+        check(Division(World(0, 7), 3))
     with pytest.raises(UsageError, match="validation has 4 samples, too few for 5 processes"):
         check(Division(World(0, 5)), num_val=4)
     with pytest.raises(UsageError, match="found accumulate = 0, expected a whole number from 1"):
         check(Division(ALONE, 0))
-    norm = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(36), nn.Linear(36, 3))
-    check(Division(World(0, 7)), norm)
-    with pytest.raises(UsageError, match="cannot learn from 1 sample, but the smallest batch holds 15 for 8 parts"):
-        check(Division(World(0, 8)), norm)
+    check(Division(World(0, 10), least=2))
+    with pytest.raises(UsageError, match=r"which cannot learn from 1 sample\); expected at least 22"):
+        check(Division(World(0, 11), least=2))
     with pytest.raises(UsageError, match="sync_batch_norm works on GPUs only, but the student is trained on cpu"):
-        check(Division(World(0, 2)), norm, sync_batch_norm=True)
-    check(Division(ALONE), norm, sync_batch_norm=True)
+        check(Division(World(0, 2), least=2), sync_batch_norm=True)
+    check(Division(ALONE, least=2), sync_batch_norm=True)
+
+
+@pytest.mark.parametrize(
+    ("total", "world", "accumulate"), [(12, 2, 3), (11, 1, 3), (6, 1, 3), (5, 2, 1), (4, 2, 1), (3, 1, 1), (1, 1, 1)]
+)
+def test_a_batch_too_small_for_all_is_dealt_out_to_fewer(total: int, world: int, accumulate: int) -> None:
+    division = Division(World(1, 2), 3, least=2).of(total)
+    assert (division.world.size, division.accumulate) == (world, accumulate)
+    portions = division.portions(total)
+    assert [sum(portion.sizes) for portion in portions] == [len(range(k, total, accumulate)) for k in range(accumulate)]
+    assert all(size >= min(2, total) for portion in portions for size in portion.sizes)
 
 
 def test_synchronized_batch_norm_is_the_users_own_again_afterwards() -> None:

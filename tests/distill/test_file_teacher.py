@@ -85,6 +85,22 @@ def test_what_is_wrong_is_named(tmp_path: Path, suffix: str, arrays: dict[str, A
     assert str(caught.value).startswith(str(path))
 
 
+@pytest.mark.parametrize("suffix", [".npz", ".parquet"])
+def test_a_specialists_columns_are_its_own_classes(tmp_path: Path, suffix: str) -> None:
+    own = ("cat", "ant")
+    path = write(tmp_path, suffix, ids=IDS, logits=LOGITS[:, :2], classes=own)
+    teacher = LogitsFile(path, labels=NAMES, own=own)
+    assert torch.equal(teacher(batch_of(900, 5))["logits"], torch.from_numpy(LOGITS[[2, 0], :2]))
+    whole = write(tmp_path, suffix, ids=IDS, logits=LOGITS, classes=NAMES)
+    assert torch.equal(LogitsFile(whole, labels=NAMES, own=own)(batch_of(5))["logits"], torch.from_numpy(LOGITS[:1]))
+    path = write(tmp_path, suffix, ids=IDS, logits=LOGITS[:, :2], classes=("ant", "cat"))
+    with pytest.raises(DataError, match="has the classes in another order: output 0 is 'ant' there and 'cat' in"):
+        LogitsFile(path, labels=NAMES, own=own)
+    path = write(tmp_path, suffix, ids=IDS, logits=LOGITS[:, :1])
+    with pytest.raises(DataError, match=r"answers\..* gives 1 numbers for each sample, expected 3, .*, or 2, one for"):
+        LogitsFile(path, labels=NAMES, own=own)
+
+
 def test_samples_without_an_answer_are_named(tmp_path: Path) -> None:
     teacher = LogitsFile(write(tmp_path, ".npz", ids=IDS, logits=LOGITS), labels=NAMES)
     with pytest.raises(DataError, match=r"no answers for 2 of 3 samples, with the ids 6, 901; add them to the file"):

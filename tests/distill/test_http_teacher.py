@@ -138,6 +138,30 @@ def test_every_kind_of_answer() -> None:
 # What it does when the server does not
 
 
+def test_a_specialists_columns_are_its_own_classes() -> None:
+    own = ("cat", "ant")
+    columns = [2, 0]
+    answers: list[Mapping[str, Any]] = [{"logits": linear(batch_of()["x"].numpy())[:, columns].tolist()}]
+    answers.append({**answers[0], "classes": own})
+    answers.append({"logits": linear(batch_of()["x"].numpy()).tolist()})
+    answers.append({"logits": [[1.0]] * 5})
+    with serving(lambda x, ids: answers[len(server.bodies) - 1]) as server:
+        OPEN.append(Endpoint(server.url, RequestOptions()))
+        teacher = HttpTeacher(OPEN[-1], labels=NAMES, own=own)
+        for _ in range(2):
+            given = teacher(batch_of())["logits"].numpy()
+            np.testing.assert_allclose(given, linear(batch_of()["x"].numpy())[:, columns], rtol=1e-6)
+        with pytest.raises(
+            StageFailed, match=r"gives logits \[5, 3\] of float64, expected numbers \[5, 2\]; answers so"
+        ):
+            teacher(batch_of())
+        other = HttpTeacher(OPEN[-1], labels=NAMES, own=own)
+        with pytest.raises(
+            StageFailed, match=r"gives 1 numbers for each sample, expected 3, .* or 2, one for each of its"
+        ):
+            other(batch_of())
+
+
 def test_it_asks_again_and_waits_longer_each_time() -> None:
     world = World()
     failures = [reply({}, 500), reply({}, 503), (200, {}, None), reply(b"", 502)]

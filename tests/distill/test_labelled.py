@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edgekd.data.registry import load_dataset
 from edgekd.distill.batches import Batches
@@ -18,6 +19,7 @@ from edgekd.distill.losses.adversarial import mutual, mutual_learning
 from edgekd.distill.losses.logits import kd
 from edgekd.distill.mixing import Mixing
 from edgekd.distill.objective import Objective, Term
+from edgekd.distill.teachers import ModuleTeacher
 from edgekd.errors import DataError, UsageError
 from edgekd.spec import Dataset, Split, parse_steps
 
@@ -76,6 +78,7 @@ def test_hidden_labels_are_not_in_the_batch(digits: Dataset) -> None:
         assert ((batch["y"] == -1).numpy() == ~seen).all()
         assert (batch["y"].numpy()[seen] == digits.train.y[batch["index"].numpy()[seen]]).all()
         assert ((batch["labelled"] > 0).numpy() == seen).all()
+        assert (batch["labelled_rows"].numpy() == np.flatnonzero(seen)).all()
 
 
 def test_a_mixed_sample_has_a_label_if_both_parts_have_one(digits: Dataset) -> None:
@@ -87,7 +90,20 @@ def test_a_mixed_sample_has_a_label_if_both_parts_have_one(digits: Dataset) -> N
         for own, other, y in zip(batch["id"].tolist(), batch["partner"].tolist(), batch["y"]):
             assert bool(y.isnan().any()) != (known[own] and known[other])
             kinds.add((known[own], known[other]))
+        assert torch.equal(batch["labelled_rows"], batch["labelled"].nonzero()[:, 0])
     assert len(kinds) == 4
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_nothing_is_asked_of_the_device(digits: Dataset, share: float) -> None:
+    """Tensors without values, as those on a GPU that has not computed them yet: a shape must not depend on values."""
+    labelled = shares(len(digits.train), share)
+    batch = next(Batches(digits.train, STEPS, batch_size=16, extras={"labelled": labelled}).epoch(0))
+    with FakeTensorMode() as mode:
+        fake = {name: mode.from_tensor(value) for name, value in batch.items()}
+        logits = torch.randn(16, 10, requires_grad=True)
+        HARD({"logits": logits}, {}, fake, 0.0)[0].backward()
+    assert logits.grad is not None
 
 
 @pytest.mark.parametrize("batch_size", [7, 32])
@@ -147,6 +163,20 @@ def test_it_goes_on_to_the_same_bytes_and_other_labels_are_another_training(digi
     assert torch.equal(run(tmp_path / "killed", extras), whole)
     with pytest.raises(UsageError, match="extras"):
         run(tmp_path / "killed", {"labelled": ~extras["labelled"]})
+
+
+def test_a_batch_without_labels_says_nothing_of_terms_on_labels(digits: Dataset) -> None:
+    extras = {"labelled": np.arange(len(digits.train)) == 0}  # in one batch of ten, seldom the one in the middle
+    terms = Objective([Term("ce", "cross_entropy"), Term("kd", "kd")])
+    options: dict[str, Any] = {"steps": STEPS, "epochs": 1, "batch_size": len(digits.train) // 10, "threads": 1}
+    measured = []
+    for seed in range(4):
+        result = distill(linear(), [ModuleTeacher(linear(1))], digits, terms, seed=seed, extras=extras, **options)
+        assert not result.warnings
+        measured.append(result.history[0]["gradients"])
+    norms = [found["ce"] for found in measured if found is not None]
+    assert norms, "sometimes the label comes after the middle"
+    assert all(norms)
 
 
 def test_no_label_at_all_leaves_nothing_to_learn(digits: Dataset) -> None:

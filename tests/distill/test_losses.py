@@ -433,6 +433,104 @@ def test_one_teacher_is_its_own_ensemble_and_takes_no_gradient() -> None:
     assert float(kd(pt(S), mean_probabilities([teacher], temperature=4.0))) == pytest.approx(np_kd(S, T, 4.0))
 
 
+# Which classes each of three teachers knows: all, and two specialists that share one class; and what they count for
+# each sample, among them samples that one of them, or no teacher of all classes, judges.
+KNOWN = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 1, 1, 1, 0]], bool)
+COUNTS = np.array(
+    [[1.0, 1.0, 1.0], [0.5, 3.0, 0.2], [1.0, 0.0, 2.0], [0.0, 1.0, 2.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]
+)
+THREE = 3.0 * np.random.default_rng(5).normal(size=(3, len(COUNTS), 5))
+
+
+def merged(mean, logits: np.ndarray = THREE, **options) -> np.ndarray:
+    return mean([pt(z) for z in logits], weights=pt(COUNTS), known_KC=torch.from_numpy(KNOWN), **options).numpy()
+
+
+def spoken_of(counts: np.ndarray) -> np.ndarray:
+    """The classes that a teacher with a weight knows."""
+    return (counts[:, None] * KNOWN).sum(axis=0) > 0
+
+
+def test_specialists_are_averaged_where_all_agree_best() -> None:
+    """By an independent way: the least squares over the mean and over a level for each teacher, row by row."""
+    got = merged(mean_logits)
+    for z_KC, counts, row in zip(THREE.transpose(1, 0, 2), COUNTS, got):
+        equations, told = [], []
+        for k, c in zip(*np.nonzero(KNOWN * (counts[:, None] > 0))):
+            equation = np.zeros(8)
+            equation[c], equation[5 + k] = 1.0, -1.0
+            equations.append(np.sqrt(counts[k]) * equation)
+            told.append(np.sqrt(counts[k]) * z_KC[k, c])
+        best = np.linalg.lstsq(np.array(equations), np.array(told), rcond=None)[0][:5]
+        spoken = spoken_of(counts)
+        np.testing.assert_allclose(np.ptp((row - best)[spoken]), 0.0, atol=1e-9)
+        assert (row[~spoken] == -1e4).all(), "nobody knows these: ruled out"
+
+
+def test_the_level_of_a_mean_is_that_of_the_teachers_of_all_classes() -> None:
+    """Losses that compare logits themselves see it; with teachers of all classes alone nothing is levelled."""
+    got = merged(mean_logits)
+    np.testing.assert_allclose(got[5], THREE[0, 5], rtol=1e-12)
+    np.testing.assert_allclose(got[2, [0, 4]], THREE[0, 2, [0, 4]], rtol=1e-12)
+    whole = torch.ones(3, 5, dtype=torch.bool)
+    plain = mean_logits([pt(z) for z in THREE], weights=pt(COUNTS))
+    assert torch.equal(mean_logits([pt(z) for z in THREE], weights=pt(COUNTS), known_KC=whole), plain)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_probabilities_of_specialists_are_what_a_gibbs_sampler_ends_in(temperature: float) -> None:
+    """By an independent way: its chain over the classes, gone through many times."""
+    got = np_softmax(merged(mean_probabilities, temperature=temperature) / temperature)
+    for z_KC, counts, row in zip(THREE.transpose(1, 0, 2), COUNTS / COUNTS.sum(axis=1, keepdims=True), got):
+        chain = np.zeros((5, 5))
+        for k, known in enumerate(KNOWN):
+            p = np.where(known, np_softmax(np.where(known, z_KC[k], -np.inf) / temperature), 0.0)
+            chain += counts[k] * np.where(known[:, None], p, np.eye(5))
+        spoken = spoken_of(counts)
+        q = spoken / spoken.sum()
+        for _ in range(5000):
+            q = q @ chain
+        np.testing.assert_allclose(row, q, atol=1e-9)
+
+
+def test_beside_a_teacher_of_all_classes_a_specialist_divides_what_that_one_gives_its_classes() -> None:
+    own = [1, 2, 3]
+    p, own_p = np_softmax(THREE[0, 2] / 2), np_softmax(THREE[2, 2, own] / 2)
+    expected = p.copy()
+    expected[own] = (1 * p[own] + 2 * own_p * p[own].sum()) / 3
+    np.testing.assert_allclose(np_softmax(merged(mean_probabilities, temperature=2.0)[2] / 2), expected, rtol=1e-10)
+    z, own_z = THREE[0, 2], THREE[2, 2, own]
+    expected = z.copy()
+    expected[own] = (1 * z[own] + 2 * (own_z - own_z.mean() + z[own].mean())) / 3
+    np.testing.assert_allclose(merged(mean_logits)[2], expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("mean", [mean_logits, mean_probabilities])
+def test_a_specialist_of_the_same_opinion_changes_nothing_and_its_level_means_nothing(mean) -> None:
+    same = np.stack([THREE[0], THREE[0] + 7.0, np.where(KNOWN[2], THREE[0], 100.0)])
+    heard = COUNTS[:, 0] > 0
+    np.testing.assert_allclose(np_softmax(merged(mean, same)[heard]), np_softmax(THREE[0, heard]), rtol=1e-9)
+    shifted = THREE + np.array([0.0, 50.0, -3.0])[:, None, None]
+    np.testing.assert_allclose(np_softmax(merged(mean, shifted)), np_softmax(merged(mean)), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("mean", [mean_logits, mean_probabilities])
+def test_alone_a_specialist_rules_the_other_classes_out(mean) -> None:
+    row = merged(mean)[4]
+    assert row[[0, 4]].tolist() == [-1e4, -1e4], "and no infinity, which some losses cannot take"
+    np.testing.assert_allclose(
+        np_softmax(row), np.append(0.0, np.append(np_softmax(THREE[2, 4, 1:4]), 0.0)), atol=1e-12
+    )
+    student = pt(S[:1, :1] * np.ones((1, 5)) + np.arange(5.0)).requires_grad_()
+    loss = kd(student, pt(row[None]), temperature=4.0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(student.grad).all()
+    narrow = mean([pt(z, torch.float32) for z in THREE], weights=pt(COUNTS), known_KC=torch.from_numpy(KNOWN))
+    assert narrow.dtype == torch.float32
+    np.testing.assert_allclose(narrow.numpy(), merged(mean), rtol=1e-5, atol=1e-5)
+
+
 # ---- errors ----
 
 

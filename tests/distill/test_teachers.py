@@ -185,6 +185,52 @@ def test_each_for_its_own_classes_also_of_mixed_samples() -> None:
     assert ensemble(batch)["logits"].tolist() == [[0.0, 4.0], [1.5, 1.0], [1.0, 2.0]]
 
 
+def test_a_specialist_is_told_by_its_width_and_speaks_of_its_own_classes() -> None:
+    """Its i-th output is the i-th of its classes, whatever their order in the data."""
+    teachers = [Constant(0.0, 4.0, 2.0), Constant(5.0, 1.0)]
+    ensemble = EnsembleTeacher(teachers, [1.0, 1.0], classes=[[], [2, 0]], num_outputs=3)
+    batch = {**batch_of(torch.zeros(4, 1)), "y": torch.tensor([0, 1, 2, -1])}
+    given = ensemble(batch)
+    assert given["1/logits"].tolist() == [[5.0, 1.0]] * 4, "as it said it"
+    # Brought to the mean of the other's: 3 and -1 for the classes 2 and 0.
+    both = [(0.0 - 1.0) / 2, 4.0, (2.0 + 3.0) / 2]
+    assert given["logits"].tolist() == [both, [0.0, 4.0, 2.0], both, [0.0, 4.0, 2.0]], "hidden labels: who knows all"
+    mixed = EnsembleTeacher(teachers, classes=[[], [2, 0]], num_outputs=3, temperature=2.0)(batch)["logits"]
+    p, own = torch.softmax(torch.tensor([0.0, 2.0, 1.0]), 0), torch.softmax(torch.tensor([2.5, 0.5]), 0)
+    mass = p[0] + p[2]
+    expected = [(p[0] + mass * own[1]) / 2, p[1], (p[2] + mass * own[0]) / 2]
+    assert torch.softmax(mixed[0] / 2, 0).tolist() == pytest.approx([float(value) for value in expected])
+    assert torch.softmax(mixed[1] / 2, 0).tolist() == pytest.approx(p.tolist())
+    shares = {**batch, "y": torch.tensor([[0.25, 0.75, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [torch.nan] * 3])}
+    got = ensemble(shares)["logits"]
+    assert got[0].tolist() == pytest.approx([(0.0 - 0.25) / 1.25, 4.0, (2.0 + 0.25 * 3.0) / 1.25]), "a quarter counts"
+    assert got[1:].tolist() == [[0.0, 4.0, 2.0], both, [0.0, 4.0, 2.0]]
+
+
+def test_what_no_teacher_names_is_judged_by_those_of_all_classes() -> None:
+    teachers = [Constant(0.0, 4.0, 2.0), Constant(5.0, 1.0)]
+    ensemble = EnsembleTeacher(teachers, classes=[[1], [2, 0]], num_outputs=3)
+    batch = {**batch_of(torch.zeros(3, 1)), "y": torch.tensor([1, 2, -1])}
+    assert ensemble(batch)["logits"].tolist() == [[0.0, 4.0, 2.0], [1.0, -1e4, 5.0], [0.0, 4.0, 2.0]]
+    equal = EnsembleTeacher([Constant(0.0, 4.0), Constant(2.0, 0.0)], classes=[[0], [1, 0]], num_outputs=2)
+    batch = {**batch_of(torch.zeros(1, 1)), "y": torch.tensor([1])}
+    assert equal(batch)["logits"].tolist() == [[2.0, 0.0]], "as many labels as the data: in the data's order"
+
+
+def test_a_width_that_is_neither_is_refused() -> None:
+    batch = {**batch_of(torch.zeros(2, 1)), "y": torch.tensor([0, 1])}
+    ensemble = EnsembleTeacher([Constant(1.0, 2.0, 3.0), Constant(1.0)], classes=[[], [2, 0]], num_outputs=3)
+    with pytest.raises(UsageError) as caught:
+        ensemble(batch)
+    assert str(caught.value) == (
+        "teacher 1 gives logits [2, 1], expected [2, 3], one for each class of the data, or [2, 2], one for each of "
+        "its own"
+    )
+    ensemble = EnsembleTeacher([Constant(1.0), Constant(1.0, 2.0)], classes=[[], [2, 0]], num_outputs=3)
+    with pytest.raises(UsageError, match=r"teacher 0 gives logits \[2, 1\], expected \[2, 3\], one .* data$"):
+        ensemble(batch)
+
+
 def test_an_ensemble_that_does_not_fit() -> None:
     with pytest.raises(UsageError, match="found no teachers"):
         EnsembleTeacher([])

@@ -17,7 +17,7 @@ from commands import ok, refused
 from edgekd.errors import ModelError
 from edgekd.graph.metadata import meaning
 from edgekd.spec import Normalize, Scale
-from edgekd.stages.acquaintance import check_ids, check_order, check_stated, places_of, stated
+from edgekd.stages.acquaintance import check_ids, check_order, check_own, check_stated, places_of, stated
 
 LABELS = ("cat", "dog", "emu")
 STEPS = (Scale(), Normalize(mean=(0.2860,), std=(0.3530,)))
@@ -125,6 +125,28 @@ def test_answers_in_another_order_are_found_and_named() -> None:
     assert "in another order for 8" in text
     assert "0 is 'emu', not 'cat', 1 is 'cat', not 'dog', 2 is 'dog', not 'emu'" in text
     assert json.loads(text.split("data.labels = ")[1]) == ["emu", "cat", "dog"]
+
+
+def test_a_specialist_is_told_to_follow_its_own_labels() -> None:
+    with pytest.raises(ModelError) as caught:
+        check_order(answers(Y, [1, 2, 0]), Y, LABELS, where="the teacher", own=True)
+    assert str(caught.value) == (
+        "the teacher does not follow its labels: right for 0% of the validation samples, in another order for 100%; by "
+        "that 0 is 'emu', not 'cat', 1 is 'cat', not 'dog', 2 is 'dog', not 'emu'. Expected labels = "
+        '["emu", "cat", "dog"]'
+    )
+
+
+@pytest.mark.parametrize("names", ["['dog', 'cat']", "['cat', 'emu']", "{0: 'dog', 1: 'cat'}"])
+def test_a_file_that_names_other_outputs_than_its_labels_is_refused(names: str) -> None:
+    with pytest.raises(ModelError, match=r"t.onnx has other outputs than its labels say: its file names \[.*, the rec"):
+        check_own({"names": names}, ("cat", "dog"), LABELS, where="t.onnx")
+
+
+@pytest.mark.parametrize("names", ["", "['cat', 'dog']", "['Katze', 'Hund']", f"{list(LABELS)}", "['cat', 'fox']"])
+def test_a_file_that_says_nothing_against_its_labels_passes(names: str) -> None:
+    check_own({"names": names}, ("cat", "dog"), LABELS, where="t.onnx")
+    check_own({"names": names}, (), LABELS, where="t.onnx")
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,9 @@ def peers(
 @torch.no_grad()
 def _draw_anew(network: nn.Module) -> None:
     """Initial weights as the network's own code draws them, from torch's generator."""
-    for part in network.modules():
-        reset = getattr(part, "reset_parameters", None)
+    for part in reversed(list(network.modules())):  # what holds others has the last word on how these are drawn
+        # torch's own attention has the name with a line in front.
+        reset = getattr(part, "reset_parameters", None) or getattr(part, "_reset_parameters", None)
         if callable(reset):
             reset()
     for part in network.modules():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from edgekd.distill.models.rectified import Rectified, drawn
 from edgekd.errors import ModelError
 
 
@@ -63,8 +64,7 @@ def _dscnn(num_outputs: int, input_shape: Sequence[int], *, widths: Sequence[int
 def conv_bn_relu(before: int, after: int, *, kernel: int, stride: int, groups: int = 1) -> nn.Module:
     """Convolution without bias, batch norm, ReLU: exported and quantized as one operation."""
     convolution = nn.Conv2d(before, after, kernel, stride=stride, padding=kernel // 2, groups=groups, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU())
+    return Rectified(drawn(convolution), nn.BatchNorm2d(after), nn.ReLU())
 
 
 def image_channels(input_shape: Sequence[int]) -> int:

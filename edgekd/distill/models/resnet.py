@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from edgekd.distill.models.cnn import conv_bn_relu, image_channels
+from edgekd.distill.models.rectified import Rectified, drawn
 from edgekd.errors import ModelError
 
 
@@ -55,11 +56,8 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, before: int, after: int, *, stride: int) -> None:
         super().__init__()
-        second = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(second.weight, mode="fan_out", nonlinearity="relu")
-        self.residual = nn.Sequential(
-            conv_bn_relu(before, after, kernel=3, stride=stride), second, nn.BatchNorm2d(after)
-        )
+        second = drawn(nn.Conv2d(after, after, 3, padding=1, bias=False))
+        self.residual = Rectified(conv_bn_relu(before, after, kernel=3, stride=stride), second, nn.BatchNorm2d(after))
         self.shortcut: nn.Module = nn.Identity()
         if before != after or stride != 1:
             self.shortcut = nn.Sequential(nn.Conv2d(before, after, 1, stride=stride, bias=False), nn.BatchNorm2d(after))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from edgekd.distill.models.rectified import Rectified, drawn
 from edgekd.errors import ModelError
 
 
@@ -64,10 +65,9 @@ class SeriesNetwork(nn.Module):
         before = self.channels
         for index, after in enumerate(widths):
             convolution = nn.Conv1d(before, after, 5, stride=1 if index == 0 else 2, padding=2, bias=False)
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            layers += [convolution, nn.BatchNorm1d(after), nn.ReLU()]
+            layers += [drawn(convolution), nn.BatchNorm1d(after), nn.ReLU()]
             before = after
-        self.body = nn.Sequential(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Dropout(dropout))
+        self.body = Rectified(*layers, nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Dropout(dropout))
         self.head = nn.Linear(before, num_outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

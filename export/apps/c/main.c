@@ -65,6 +65,14 @@ static void print_answer(const float *output) {
     float scores[STUDENT_OUTPUTS], total = 0.0f;
     const float largest = output[student_best(output)];
     int o;
+    if (POST_VECTOR) {
+        printf("%d numbers:", STUDENT_OUTPUTS);
+        for (o = 0; o < STUDENT_OUTPUTS && o < 3; o++) {
+            printf(" %.4f", (double)output[o]);
+        }
+        printf("%s\n", STUDENT_OUTPUTS > 3 ? " ..." : "");
+        return;
+    }
     for (o = 0; o < STUDENT_OUTPUTS; o++) {
         if (POST_SOFTMAX) {
             scores[o] = expf((output[o] - largest) / POST_TEMPERATURE);

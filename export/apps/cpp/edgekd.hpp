@@ -2469,12 +2469,12 @@ inline std::unique_ptr<Backend> open_backend(const Graph &graph) {
 
 // What the model says about one sample.
 struct Answer {
-    std::string label;                 // the best one; empty where a multilabel model finds none present
-    std::optional<std::size_t> index;  // its place among the labels
-    float score = 0;
+    std::string label;  // the best one; empty where a multilabel model finds none present, and for an embedding
+    std::optional<std::size_t> index;                // its place among the labels
+    float score = 0;                                 // of the label; of an embedding the length of its vector
     std::vector<std::pair<std::string, float>> top;  // the top_k classes, the labels that are present, or all targets
     std::optional<double> uncertainty;               // for classes: entropy, 0 (sure of one class) to 1 (all alike)
-    Floats outputs;                                  // what the graph gave
+    Floats outputs;                                  // what the graph gave: the vector of an embedding
     double latency_ms = 0;                           // everything; in a batch, the share of the whole
     bool truncated = false;  // whether the text was longer than the model reads: its end was not looked at
 };
@@ -2848,9 +2848,13 @@ class Student {
 
     Answer answer_of(const Floats &scores, std::size_t top_k) const {
         const Manifest &manifest = bundle_.manifest();
+        Answer answer;
+        if (manifest.task == "embedding") {
+            answer.score = length(scores);
+            return answer;
+        }
         std::vector<std::size_t> order(scores.size());
         std::iota(order.begin(), order.end(), std::size_t(0));
-        Answer answer;
         if (manifest.task == "classification" || manifest.task == "multilabel") {
             std::stable_sort(order.begin(), order.end(),
                              [&](std::size_t a, std::size_t b) { return scores[a] > scores[b]; });
@@ -2876,6 +2880,14 @@ class Student {
             answer.score = answer.top.front().second;
         }
         return answer;
+    }
+
+    static float length(const Floats &vector) {
+        double squares = 0;
+        for (const float value : vector) {
+            squares += double(value) * double(value);
+        }
+        return float(std::sqrt(squares));
     }
 
     // The entropy of probabilities as a share of the largest possible; none where they are none.

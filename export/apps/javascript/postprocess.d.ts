@@ -10,7 +10,7 @@
  */
 export function applyPost(steps: PostStep[], outputs: Float32Array | Float64Array): Float32Array;
 /**
- * What the scores say: the best `topK` classes, the labels that are present, or all targets.
+ * What the scores say: the best `topK` classes, the labels that are present, or all targets; of a vector nothing.
  * @param {import("./manifest.js").Manifest} manifest
  * @param {Float32Array} scores
  * @param {number} topK
@@ -23,6 +23,12 @@ export function ranked({ task, labels, postprocess }: import("./manifest.js").Ma
  * @returns {number | null}
  */
 export function uncertainty(scores: Float32Array): number | null;
+/**
+ * A vector for people: how many numbers, and the first three.
+ * @param {Float32Array} vector
+ * @returns {string}
+ */
+export function shown(vector: Float32Array): string;
 export type PostStep = import("./steps.js").PostStep;
 export type Ranked = {
     label: string;

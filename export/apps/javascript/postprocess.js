@@ -31,15 +31,16 @@ export function applyPost(steps, outputs) {
 }
 
 /**
- * What the scores say: the best `topK` classes, the labels that are present, or all targets.
+ * What the scores say: the best `topK` classes, the labels that are present, or all targets; of a vector nothing.
  * @param {import("./manifest.js").Manifest} manifest
  * @param {Float32Array} scores
  * @param {number} topK
  * @returns {Ranked[]}
  */
 export function ranked({ task, labels, postprocess }, scores, topK) {
+  if (task === "embedding") return [];
   const all = labels.map((label, index) => ({ label, index, score: scores[index] }));
-  if (task === "regression" || task === "embedding") return all;
+  if (task === "regression") return all;
   all.sort((a, b) => b.score - a.score);
   if (task === "classification") return all.slice(0, topK);
   const threshold = postprocess.find((step) => step.op === "threshold")?.value ?? 0.5;
@@ -56,4 +57,14 @@ export function uncertainty(scores) {
   if (scores.length < 2 || scores.some((score) => score < 0) || Math.abs(sum - 1) > 1e-3) return null;
   const entropy = scores.reduce((total, score) => (score > 0 ? total - score * Math.log(score) : total), 0);
   return Math.max(0, entropy / Math.log(scores.length));
+}
+
+/**
+ * A vector for people: how many numbers, and the first three.
+ * @param {Float32Array} vector
+ * @returns {string}
+ */
+export function shown(vector) {
+  const first = Array.from(vector.subarray(0, 3), (value) => value.toFixed(4)).join(" ");
+  return `${vector.length} numbers: ${first}${vector.length > 3 ? " ..." : ""}`;
 }

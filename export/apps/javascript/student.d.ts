@@ -130,10 +130,13 @@ export type Options = {
 };
 export type Answer = {
     /**
-     * the best one; null where a multilabel model finds none present
+     * the best one; null where a multilabel model finds none present, and for an embedding
      */
     label: string | null;
     index: number | null;
+    /**
+     * of the label; of an embedding the length of its vector
+     */
     score: number;
     /**
      * the topK classes, the labels that are present, or all targets
@@ -144,7 +147,8 @@ export type Answer = {
      */
     uncertainty: number | null;
     /**
-     * what the graph gave for this sample, by name
+     * what the graph gave for this sample, by name: the
+     * vector of an embedding
      */
     outputs: Record<string, {
         shape: number[];

@@ -22,12 +22,13 @@ import { Tokenizer } from "./tokenizer.js";
  * @property {number} [threads] default: 1
  *
  * @typedef {object} Answer
- * @property {string | null} label the best one; null where a multilabel model finds none present
+ * @property {string | null} label the best one; null where a multilabel model finds none present, and for an embedding
  * @property {number | null} index
- * @property {number} score
+ * @property {number} score of the label; of an embedding the length of its vector
  * @property {import("./postprocess.js").Ranked[]} top the topK classes, the labels that are present, or all targets
  * @property {number | null} uncertainty of probabilities: 0 (sure of one class) to 1 (all alike)
- * @property {Record<string, {shape: number[], data: any}>} outputs what the graph gave for this sample, by name
+ * @property {Record<string, {shape: number[], data: any}>} outputs what the graph gave for this sample, by name: the
+ *   vector of an embedding
  * @property {number} latencyMs preprocessing, inference and postprocessing; in a batch, its share of the whole
  * @property {boolean} truncated whether the text was longer than the model reads: its end was not looked at
  *
@@ -275,14 +276,15 @@ export class Student {
     if (!scores.every(Number.isFinite)) {
       throw new StudentError("the answer is NaN or infinite; look for NaN or infinite values in the input");
     }
+    const { task } = this.manifest;
     const top = ranked(this.manifest, scores, topK);
     const best = top[0];
     return {
       label: best?.label ?? null,
       index: best?.index ?? null,
-      score: best?.score ?? Math.max(...scores),
+      score: best?.score ?? (task === "embedding" ? Math.hypot(...scores) : Math.max(...scores)),
       top,
-      uncertainty: this.manifest.task === "classification" ? uncertainty(scores) : null,
+      uncertainty: task === "classification" ? uncertainty(scores) : null,
       outputs,
     };
   }

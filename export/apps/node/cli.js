@@ -7,6 +7,7 @@ import { parseArgs } from "node:util";
 import { OWN_BUNDLE, StudentError, openStudent } from "./index.js";
 import { readNpy } from "./student/archive.js";
 import { told } from "./student/errors.js";
+import { shown } from "./student/postprocess.js";
 
 const USAGE = "usage: node cli.js IMAGE-OR-TEXT... [--top-k N] [--bundle PATH] [--variant NAME] [--threads N] | --self-test";
 
@@ -27,8 +28,8 @@ async function main(args) {
       const answer = await student.predict(readsTexts ? name : await load(name), { topK: Number(values["top-k"]) });
       const top = answer.top.map(({ label, score }) => `${label} ${score.toPrecision(4)}`).join("  ");
       const { task, outputs } = student.manifest;
-      const said = task === "embedding" ? vector(answer.outputs[outputs[0]?.name ?? ""]?.data) : top;
-      console.log(`${readsTexts ? shown(name) : name}: ${said}`);
+      const said = task === "embedding" ? shown(answer.outputs[outputs[0]?.name ?? ""]?.data) : top;
+      console.log(`${readsTexts ? onOneLine(name) : name}: ${said}`);
       if (answer.truncated) console.error("note: this text is longer than the model reads: its end was not looked at");
     }
     return 0;
@@ -72,15 +73,9 @@ function lines(bytes) {
 }
 
 /** A text on one line, and not all of a long one. @param {string} text */
-function shown(text) {
+function onOneLine(text) {
   const line = text.replace(/\s+/g, " ");
   return line.length <= 60 ? line : `${line.slice(0, 57)}...`;
-}
-
-/** How many numbers a vector has, and the first three. @param {Float32Array} data */
-function vector(data) {
-  const first = Array.from(data.subarray(0, 3), (value) => value.toFixed(4)).join(" ");
-  return `${data.length} numbers: ${first}${data.length > 3 ? " ..." : ""}`;
 }
 
 /** @param {string} name of an image, or of a .npy array */

@@ -1,4 +1,4 @@
-"""The student behind HTTP: POST an image to /predict. Needs fastapi and uvicorn.
+"""The student behind HTTP: POST an image or a text to /predict. Needs fastapi and uvicorn.
 
 python server.py --port 8000
 curl --data-binary @photo.jpg 'http://127.0.0.1:8000/predict?top_k=3'
@@ -23,6 +23,7 @@ MAX_BYTES = 20_000_000
 def create_app(bundle: Path) -> FastAPI:
     """The application; one student answers all requests, from the threads of the event loop."""
     student = Student(bundle)
+    embeds = student.manifest["task"] == "embedding"  # its labels name nothing, and its vector is the answer
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -34,7 +35,8 @@ def create_app(bundle: Path) -> FastAPI:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        return {"id": student.manifest.get("id"), "variant": student.variant, "labels": student.labels}
+        labels = [] if embeds else student.labels
+        return {"id": student.manifest.get("id"), "variant": student.variant, "labels": labels}
 
     @app.post("/predict")
     async def predict(request: Request, top_k: int = 1) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def create_app(bundle: Path) -> FastAPI:
             "score": answer.score,
             "top": top,
             "uncertainty": answer.uncertainty,
+            **({"outputs": {student.output: answer.outputs[student.output].tolist()}} if embeds else {}),
             "latency_ms": round(answer.latency_ms, 3),
         }
 

@@ -57,10 +57,11 @@ class StudentError(ValueError):
 class Answer:
     """What the model says about one sample.
 
-    label, index, score   the best label; None where a multilabel model finds none present
+    label, index, score   the best label; None where a multilabel model finds none present, and for an embedding, whose
+                          score is the length of its vector
     top                   (label, score) pairs: the top_k classes, the labels that are present, or all targets
     uncertainty           for classes: the entropy of their probabilities, 0 (sure of one) to 1 (all alike); else None
-    outputs               what the graph gave for this sample, by name
+    outputs               what the graph gave for this sample, by name: the vector of an embedding
     latency_ms            preprocessing, inference and postprocessing; in a batch, its share of the whole
     truncated             whether the text was longer than the model reads: its end was not looked at
     """
@@ -238,8 +239,10 @@ class Student:
         self.close()
 
     def _answer(self, scores_D: np.ndarray, top_k: int, outputs: dict[str, np.ndarray], latency_ms: float) -> Answer:
-        order = [int(index) for index in np.argsort(-scores_D, kind="stable")]
         uncertainty, task = None, self.manifest["task"]
+        if task == "embedding":
+            return Answer(None, None, float(np.linalg.norm(scores_D)), (), None, outputs, latency_ms)
+        order = [int(index) for index in np.argsort(-scores_D, kind="stable")]
         if task == "classification":
             order = order[:top_k]
             uncertainty = entropy(scores_D)

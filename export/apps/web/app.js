@@ -1,8 +1,10 @@
 // The page: what is drawn, dropped, seen by the camera or written, and what the student says about it.
 import { camera, decodedInverted, drawing, inverted } from "./sources.js";
+import { shown } from "./student/postprocess.js";
 import { StudentError, openStudent } from "./web.js";
 
 /** @typedef {import("./student/student.js").Student} Student */
+/** @typedef {{name: string, vector: Float32Array}} Named */
 
 const SMALL_GRAPH = 1_000_000; // bytes; a smaller one computes faster than threads wake up
 const query = new URLSearchParams(location.search);
@@ -28,12 +30,17 @@ const parts = {
   file: element("file", HTMLInputElement),
   dark: element("dark", HTMLInputElement),
   text: element("text", HTMLTextAreaElement),
+  keep: element("keep", HTMLButtonElement),
 };
 
 /** @type {Student} */
 let student;
 /** @type {Blob | null} */
 let picture = null;
+/** The vector that is shown, of an embedding. @type {Named | null} */
+let current = null;
+/** @type {Named[]} */
+let kept = [];
 let [mode, busy, again] = ["draw", false, false];
 const drawn = drawing(parts.canvas, look);
 const eye = camera(parts.video);
@@ -57,10 +64,12 @@ async function look() {
   busy = true;
   try {
     const answers = [];
-    for (const x of await samples()) answers.push(await student.predict(x, { topK: 3 }));
+    const seen = await samples();
+    if (embeds()) seen.splice(1); // the length of a vector does not tell which framing is right
+    for (const x of seen) answers.push(await student.predict(x, { topK: 3 }));
     const surest = answers.sort((a, b) => b.score - a.score)[0];
     if (surest === undefined) empty();
-    else show(surest);
+    else show(surest, seen[0]);
   } catch (error) {
     tell(error);
   }
@@ -71,26 +80,66 @@ async function look() {
   }
 }
 
-/** @param {import("./student/student.js").Answer} answer */
-function show({ label, top, latencyMs, truncated }) {
-  parts.label.textContent = label ?? "–";
-  parts.top.replaceChildren(
-    ...top.map(({ label: name, score }) => {
-      const row = document.createElement("li");
-      const bar = Object.assign(document.createElement("meter"), { min: 0, max: 1, value: score });
-      const [text, share] = [name, percent(score)].map((content) =>
-        Object.assign(document.createElement("span"), { textContent: content }),
-      );
-      row.append(text, bar, share);
-      return row;
-    }),
-  );
+/** Whether the answer is a vector. */
+function embeds() {
+  return student.manifest.task === "embedding";
+}
+
+/** @param {import("./student/student.js").Answer} answer @param {unknown} sample what it is about */
+function show({ label, top, score, outputs, latencyMs, truncated }, sample) {
+  if (embeds()) {
+    const name = typeof sample === "string" ? sample.trim() : `${mode} ${kept.length + 1}`;
+    current = { name, vector: outputs[student.manifest.outputs[0]?.name ?? ""]?.data };
+    compare(current);
+  } else {
+    parts.label.textContent = label ?? "–";
+    parts.top.replaceChildren(...top.map(({ label: name, score: value }) => row(name, value, percent(value))));
+  }
   const cut = truncated ? `only the first ${student.maxTokens} tokens were read · ` : "";
-  parts.time.textContent = `${cut}${latencyMs < 10 ? latencyMs.toFixed(1) : Math.round(latencyMs)} ms`;
+  const length = embeds() ? `length ${score.toFixed(3)} · ` : "";
+  parts.time.textContent = `${cut}${length}${latencyMs < 10 ? latencyMs.toFixed(1) : Math.round(latencyMs)} ms`;
   if (performance.getEntriesByName("first-answer").length === 0) performance.mark("first-answer");
 }
 
+/** A line with a bar from 0 to 1. @param {string} name @param {number} value @param {string} said */
+function row(name, value, said) {
+  const line = document.createElement("li");
+  const bar = Object.assign(document.createElement("meter"), { min: 0, max: 1, value });
+  const [text, share] = [name, said].map((content) =>
+    Object.assign(document.createElement("span"), { textContent: content }),
+  );
+  line.append(text, bar, share);
+  return line;
+}
+
+/** How a vector begins, and what was kept that is nearest to it. @param {Named} now */
+function compare({ vector }) {
+  parts.label.textContent = shown(vector);
+  const near = kept.map((one) => ({ name: one.name, nearness: cosine(one.vector, vector) }));
+  near.sort((a, b) => b.nearness - a.nearness);
+  parts.top.replaceChildren(
+    ...near.slice(0, 3).map(({ name, nearness }) => row(name, nearness, `cosine ${nearness.toFixed(3)}`)),
+  );
+  parts.keep.disabled = false;
+}
+
+/** Of the angle between two vectors: 1 where they say the same. @param {Float32Array} one @param {Float32Array} other */
+function cosine(one, other) {
+  const product = one.reduce((sum, value, at) => sum + value * Number(other[at]), 0);
+  return product / (Math.hypot(...one) * Math.hypot(...other) || 1);
+}
+
+/** What is shown, once by each name. */
+function keep() {
+  if (current === null) return;
+  const { name } = current;
+  kept = [...kept.filter((one) => one.name !== name), current];
+  compare(current);
+}
+
 function empty() {
+  current = null;
+  parts.keep.disabled = true;
   parts.label.textContent = "–";
   parts.top.replaceChildren();
   parts.time.textContent = "";
@@ -178,8 +227,10 @@ async function start() {
   student = await openStudent("student.edgekd", { variant, threads });
   await student.warmUp();
   parts.title.textContent = document.title = student.manifest.name;
+  document.body.dataset.task = student.manifest.task;
+  parts.keep.hidden = !embeds();
   // Drawing is for what one writes: students of letters and digits.
-  const looks = student.labels.every((label) => [...label].length === 1) ? "draw" : "picture";
+  const looks = !embeds() && student.labels.every((label) => [...label].length === 1) ? "draw" : "picture";
   performance.mark("student-ready");
   await change(student.maxTokens === null ? looks : "text");
   document.body.dataset.ready = "true";
@@ -191,6 +242,7 @@ for (const name of ["draw", "picture", "camera"]) {
 }
 element("clear", HTMLButtonElement).addEventListener("click", () => (drawn.clear(), void look()));
 element("run-self-test", HTMLButtonElement).addEventListener("click", () => void selfTest().catch(tell));
+parts.keep.addEventListener("click", keep);
 parts.file.addEventListener("change", () => take(parts.file.files?.[0]));
 parts.dark.addEventListener("change", () => void look());
 parts.text.addEventListener("input", () => void look());

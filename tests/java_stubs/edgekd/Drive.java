@@ -41,6 +41,9 @@ public final class Drive {
                 case "texts":
                     texts(rest.get(0), rest.get(1), rest.get(2));
                     break;
+                case "vectors":
+                    vectors(rest.get(0), rest.get(1), rest.get(2));
+                    break;
                 case "together":
                     together(rest.get(0), rest.get(1), rest.get(2));
                     break;
@@ -121,6 +124,16 @@ public final class Drive {
                 System.out.println(Arrays.toString(together.get(i).topScores) + "\t"
                         + Arrays.toString(asIds.get(i).topScores) + "\t"
                         + Arrays.toString(student.predict(texts.get(i), 3).topScores));
+            }
+        }
+    }
+
+    /** Of each text in a JSON file the answer as a line of classes, the score, and the vector. */
+    private static void vectors(String bundle, String variant, String file) throws IOException {
+        try (Student student = open(bundle, variant, 1)) {
+            for (Answer answer : student.predictTexts(strings(file), 3)) {
+                print(answer);
+                System.out.println(answer.score + "\t" + Arrays.toString(answer.outputs));
             }
         }
     }

@@ -356,9 +356,13 @@ public final class Student implements AutoCloseable {
     }
 
     private Answer answer(float[] scores, float[] outputs, int topK, double latencyMs, boolean truncated) {
-        List<Integer> order = IntStream.range(0, scores.length).boxed().collect(Collectors.toList());
         double uncertainty = Double.NaN;
-        if (!manifest.task.equals("regression") && !manifest.task.equals("embedding")) {
+        if (manifest.task.equals("embedding")) {
+            return new Answer(null, -1, length(scores), Collections.emptyList(), new float[0], uncertainty, outputs,
+                    latencyMs, truncated);
+        }
+        List<Integer> order = IntStream.range(0, scores.length).boxed().collect(Collectors.toList());
+        if (!manifest.task.equals("regression")) {
             order.sort((a, b) -> Float.compare(scores[b] + 0f, scores[a] + 0f)); // + 0: a zero has no sign
         }
         if (manifest.task.equals("classification")) {
@@ -384,6 +388,14 @@ public final class Student implements AutoCloseable {
         boolean none = order.isEmpty();
         return new Answer(none ? null : labels.get(0), none ? -1 : order.get(0), none ? largest : top[0], labels, top,
                 uncertainty, outputs, latencyMs, truncated);
+    }
+
+    private static float length(float[] vector) {
+        double squares = 0;
+        for (float value : vector) {
+            squares += (double) value * value;
+        }
+        return (float) Math.sqrt(squares);
     }
 
     /** The entropy of probabilities as a share of the largest possible; NaN where they are none. */
