@@ -3,6 +3,7 @@
     python benchmarks/fashion_quality.py --work quality --out fashion_quality.json            # an hour on 2 cores
     python benchmarks/fashion_quality.py --work full --budget full --methods kd dist ...      # the best of them
     python benchmarks/fashion_quality.py --work wrong --labels wrong --methods alone kd soft  # robustness
+    python benchmarks/fashion_quality.py --work patient --epochs 40 --views 10 --methods alone "soft, mixed"
 
 Teacher, student alone and every method have the same images, epochs, batch size and schedule, and no augmentation or,
 with `--augment`, the same one; the teacher's answers are computed once for each view, and remembered. Each method, the

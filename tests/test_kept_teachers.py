@@ -119,8 +119,8 @@ def test_a_chain_of_assistants_is_asked_once_as_well(tmp_path: Path) -> None:
 
 def test_features_of_one_of_several_are_kept_with_its_answers(tmp_path: Path) -> None:
     """And an adapter reads the weights of the one that it looks at, which is only remembered."""
-    feature = "{loss='logit_mse', name='feature', student_tap='2', teacher_tap='1/2', adapter='auto'}"
-    margin = "{loss='overhaul_partial_l2', student_tap='2.1', teacher_tap='0/2.1'}"
+    feature = "{loss='logit_mse', name='feature', student_tap='2', teacher_tap='0/2', adapter='auto'}"
+    margin = "{loss='overhaul_partial_l2', student_tap='2.1', teacher_tap='1/2.1'}"
     recipe, terms = write(tmp_path, SECOND), f"--set=distill.terms=[{{loss='kd'}}, {feature}, {margin}]"
     live = distilled(recipe, tmp_path / "live", terms)["student"]
     told = distilled(recipe, tmp_path / "run", terms, KEPT, "--cache", tmp_path / "answers")["student"]

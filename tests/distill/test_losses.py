@@ -507,7 +507,7 @@ def test_beside_a_teacher_of_all_classes_a_specialist_divides_what_that_one_give
 
 @pytest.mark.parametrize("mean", [mean_logits, mean_probabilities])
 def test_a_specialist_of_the_same_opinion_changes_nothing_and_its_level_means_nothing(mean) -> None:
-    same = np.stack([THREE[0], THREE[0] + 7.0, np.where(KNOWN[2], THREE[0], 100.0)])
+    same = np.stack([THREE[0], THREE[0] + 7.0, np.where(KNOWN[2], THREE[0], np.nan)])
     heard = COUNTS[:, 0] > 0
     np.testing.assert_allclose(np_softmax(merged(mean, same)[heard]), np_softmax(THREE[0, heard]), rtol=1e-9)
     shifted = THREE + np.array([0.0, 50.0, -3.0])[:, None, None]
